@@ -1,0 +1,38 @@
+# `make repro` runs the whole benchmark; `make test` every fast test. Both set up .venv when it is
+# missing or the pins changed.
+
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export HF_HUB_OFFLINE ?= 1
+export WANDB_MODE ?= offline
+export PYTHONUNBUFFERED = 1
+
+STAMP := .venv/.installed-$(shell cat requirements.txt constraints.txt pyproject.toml | cksum | cut -d' ' -f1)
+
+.PHONY: .venv repro test test-slow lint
+
+.venv: $(STAMP)
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "segquant needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv --clear .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+repro: $(STAMP)
+	dvc repro
+	@segquant report
+
+test: $(STAMP)
+	ruff check src stages tests
+	ruff format --check src stages tests
+	pytest
+
+test-slow: $(STAMP)
+	pytest -m slow
+
+lint: $(STAMP)
+	ruff check --fix src stages tests
+	ruff format src stages tests

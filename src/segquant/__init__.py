@@ -1,0 +1,25 @@
+"""segquant: what each precision costs, and what it buys, for a SegFormer model on a segmentation data set."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from typing import Any
+
+__version__ = "0.1.0"
+
+# What third parties say at import that nobody can act on: CUDA extensions that a CPU build lacks (torchao),
+# enums that torchao registers (pytree), a missing torchvision (transformers).
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+for _name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
+
+# Loaded on first use, by name: importing segquant costs nothing, and no stage depends on what it does not run.
+_LAZY = {"load_quantized": "segquant.quant.artifacts"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'segquant' has no attribute {name!r}")

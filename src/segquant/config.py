@@ -1,0 +1,196 @@
+"""params.yaml as frozen, validated dataclasses. Nothing else reads that file."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from segquant.errors import ConfigError
+
+WEIGHTS = ("float32", "bfloat16", "float8", "int8", "int4", "int3", "int2")
+
+
+def _choice(*names: str, **kw: Any) -> Any:
+    return field(metadata={"choices": names}, **kw)
+
+
+def _at_least(low: float, **kw: Any) -> Any:
+    return field(metadata={"low": low}, **kw)
+
+
+@dataclass(frozen=True)
+class Model:
+    source: str
+
+
+@dataclass(frozen=True)
+class Data:
+    source: str
+    train_split: str = "train"
+    validation_split: str = "validation"
+    limit: int | None = _at_least(1, default=None)
+    label_map: str | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A quantization method: what is done to the weights and to the activations of its layers."""
+
+    weights: str = _choice(*WEIGHTS)
+    group_size: int | None = _at_least(2, default=None)
+    algorithm: str = _choice("affine", "hqq", default="affine")
+    activations: str | None = _choice("int8", "float8", default=None)
+
+
+@dataclass(frozen=True)
+class Quant:
+    method: str
+    methods: dict[str, Recipe]
+
+    def __post_init__(self) -> None:
+        if self.method not in self.methods:
+            raise ConfigError(f"quant.method '{self.method}' is unknown: choose one of {', '.join(self.methods)}")
+
+
+@dataclass(frozen=True)
+class Eval:
+    batch_size: int = _at_least(1, default=8)
+    device: str = _choice("auto", "cpu", "cuda", default="auto")
+    pictures: int = _at_least(0, default=6)
+
+
+@dataclass(frozen=True)
+class Speed:
+    input_size: tuple[int, int] = (512, 512)
+    batch_size: int = _at_least(1, default=1)
+    runs: int = _at_least(2, default=10)
+    warmup: int = _at_least(0, default=2)
+
+
+@dataclass(frozen=True)
+class Phase:
+    steps: int = _at_least(1)
+    crop: int = _at_least(32)
+    batch_size: int = _at_least(1)
+
+
+@dataclass(frozen=True)
+class Train:
+    phases: tuple[Phase, ...]
+    seed: int = _at_least(0, default=0)
+    images: int | None = _at_least(1, default=None)
+    scale: float = _at_least(1.0, default=1.4)
+    balance: float = _at_least(0.0, default=0.5)
+    lr: float = _at_least(0.0, default=1e-3)
+    weight_decay: float = _at_least(0.0, default=0.01)
+    warmup: int = _at_least(0, default=200)
+    power: float = _at_least(0.0, default=1.0)
+    clip: float = _at_least(0.0, default=1.0)
+    amp: str = _choice("bfloat16", "float32", default="bfloat16")
+    workers: int = _at_least(0, default=1)
+    checkpoint_every: int = _at_least(1, default=100)
+    validation_images: int = _at_least(1, default=256)
+
+    @property
+    def steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+
+@dataclass(frozen=True)
+class Wandb:
+    mode: str = _choice("offline", "online", "disabled", default="offline")
+    project: str = "segquant"
+
+
+@dataclass(frozen=True)
+class Params:
+    model: Model
+    data: Data
+    protocol: str
+    quant: Quant
+    eval: Eval
+    speed: Speed
+    train: Train
+    wandb: Wandb
+
+
+def load(path: str | Path | None = None) -> Params:
+    """Read and check a params file, by default ./params.yaml or else this repository's.
+
+    Raises ConfigError in one line that lists what is allowed.
+    """
+    if path is None:
+        own = Path(__file__).resolve().parents[2] / "params.yaml"
+        path = own if not Path("params.yaml").exists() and own.exists() else "params.yaml"
+    try:
+        tree = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist: run this from the repository's root") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    return build(Params, tree)
+
+
+def build(kind: type, tree: Any, where: str = "") -> Any:
+    """Make the dataclass `kind` from a mapping, checking names, types, choices and lower bounds."""
+    name = where or "params.yaml"
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{name} must be a mapping of {_names(kind)}, not {tree!r}")
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    for key in tree:
+        if key not in known:
+            raise ConfigError(f"{name} has an unknown key '{key}': allowed are {_names(kind)}")
+    values = {}
+    for key, spec in known.items():
+        at = f"{where}.{key}" if where else key
+        if key in tree:
+            values[key] = _value(hints[key], tree[key], at, spec.metadata)
+        elif spec.default is dataclasses.MISSING:
+            raise ConfigError(f"{name} lacks the key '{key}'")
+    return kind(**values)
+
+
+def _names(kind: type) -> str:
+    return ", ".join(f.name for f in dataclasses.fields(kind))
+
+
+def _value(hint: Any, value: Any, at: str, metadata: Any) -> Any:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        hint = next(a for a in typing.get_args(hint) if a is not type(None))
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, at)
+    if typing.get_origin(hint) is dict:
+        if not isinstance(value, dict) or not value:
+            raise ConfigError(f"{at} must be a mapping with at least one entry, not {value!r}")
+        return {str(k): _value(typing.get_args(hint)[1], v, f"{at}.{k}", {}) for k, v in value.items()}
+    if typing.get_origin(hint) is tuple:
+        parts = typing.get_args(hint)
+        if not isinstance(value, list) or not value:
+            raise ConfigError(f"{at} must be a list, not {value!r}")
+        if parts[1] is Ellipsis:
+            parts = parts[:1] * len(value)
+        if len(value) != len(parts):
+            raise ConfigError(f"{at} must be a list of {len(parts)} values, not {value!r}")
+        return tuple(_value(p, v, f"{at}[{i}]", metadata) for i, (p, v) in enumerate(zip(parts, value)))
+    return _scalar(hint, value, at, metadata)
+
+
+def _scalar(hint: type, value: Any, at: str, metadata: Any) -> Any:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        raise ConfigError(f"{at} must be of type {hint.__name__}, not {value!r}")
+    if "choices" in metadata and value not in metadata["choices"]:
+        raise ConfigError(f"{at} '{value}' is unknown: choose one of {', '.join(metadata['choices'])}")
+    if "low" in metadata and not value >= metadata["low"]:
+        raise ConfigError(f"{at} must be at least {metadata['low']}, not {value}")
+    return value

@@ -1,0 +1,31 @@
+"""What every command and stage shares: logging, and a user's mistake as one line with exit code 2."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+
+from segquant.errors import SegquantError
+
+
+def setup_logging(verbose: bool = False) -> None:
+    """Log to stderr: INFO, or DEBUG when verbose; third parties from WARNING."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("segquant").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main`; exit 2 with one line for a SegquantError, 130 when interrupted."""
+    setup_logging("--verbose" in sys.argv)
+    try:
+        main()
+    except SegquantError as error:
+        sys.exit(_fail(f"error: {' '.join(str(error).split())}", 2))
+    except KeyboardInterrupt:
+        sys.exit(_fail("interrupted", 130))
+
+
+def _fail(line: str, code: int) -> int:
+    print(line, file=sys.stderr)
+    return code

@@ -1,0 +1,67 @@
+import copy
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from segquant import config
+from segquant.errors import ConfigError
+
+
+@pytest.fixture
+def tree():
+    return yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def test_the_committed_params_are_valid():
+    params = config.load(ROOT / "params.yaml")
+    assert params.quant.methods["int4"].group_size == 32
+    assert params.speed.input_size == (512, 512)
+    assert params.train.phases[0].crop == 128
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("quant", "method"), "nope", "quant.method 'nope' is unknown: choose one of float32, bfloat16, float8"),
+        (("quant", "methods", "int4", "weights"), "int5", "quant.methods.int4.weights 'int5' is unknown: choose one of"),
+        (("quant", "methods", "int4", "grup_size"), 8, "quant.methods.int4 has an unknown key 'grup_size': allowed are"),
+        (("eval", "batch_size"), "8", "eval.batch_size must be of type int, not '8'"),
+        (("eval", "batch_size"), True, "eval.batch_size must be of type int, not True"),
+        (("eval", "batch_size"), 0, "eval.batch_size must be at least 1, not 0"),
+        (("speed", "input_size"), [512], "speed.input_size must be a list of 2 values"),
+        (("train", "phases"), [], "train.phases must be a list, not []"),
+        (("train", "phases", 0, "crop"), 8, "train.phases[0].crop must be at least 32, not 8"),
+        (("train", "lr"), float("nan"), "train.lr must be at least 0.0, not nan"),
+        (("quant", "methods"), {}, "quant.methods must be a mapping with at least one entry"),
+        (("modle",), {}, "params.yaml has an unknown key 'modle': allowed are model, data"),
+        (("wandb", "mode"), "on", "wandb.mode 'on' is unknown: choose one of offline, online, disabled"),
+    ],
+)  # fmt: skip
+def test_a_bad_parameter_is_one_line_that_names_it(tree, path, value, message):
+    tree = copy.deepcopy(tree)
+    node = tree
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    with pytest.raises(ConfigError) as error:
+        config.build(config.Params, tree)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_key_and_a_broken_file(tree, tmp_path):
+    del tree["model"]["source"]
+    with pytest.raises(ConfigError, match="model lacks the key 'source'"):
+        config.build(config.Params, tree)
+    with pytest.raises(ConfigError, match="does not exist"):
+        config.load(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: [1\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        config.load(tmp_path / "params.yaml")
+
+
+def test_the_dataclasses_are_frozen():
+    params = config.load(ROOT / "params.yaml")
+    with pytest.raises(AttributeError):
+        params.eval.batch_size = 3

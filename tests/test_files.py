@@ -1,0 +1,44 @@
+import pytest
+
+from segquant.errors import SegquantError
+from segquant.files import read_json, replacing, write_json
+
+
+def test_a_file_that_fails_half_way_leaves_what_was_there(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), replacing(path) as part:
+        part.write_text("half")
+        raise RuntimeError
+    assert read_json(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    for content in ("one", "two"):
+        with replacing(tmp_path / "d") as part:
+            part.mkdir()
+            (part / content).write_text(content)
+    assert [p.name for p in (tmp_path / "d").iterdir()] == ["two"]
+    with pytest.raises(RuntimeError), replacing(tmp_path / "d") as part:
+        part.mkdir()
+        raise RuntimeError
+    assert [p.name for p in (tmp_path / "d").iterdir()] == ["two"]
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
+def test_nan_never_reaches_a_json_file(tmp_path):
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "a.json", {"a": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unwritable_and_unreadable_places_are_one_line(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(SegquantError, match="cannot write"):
+        write_json(tmp_path / "file" / "a.json", {})
+    with pytest.raises(SegquantError, match="does not exist"):
+        read_json(tmp_path / "none.json")
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(SegquantError, match="is not readable JSON"):
+        read_json(tmp_path / "bad.json")
