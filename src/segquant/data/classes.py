@@ -1,0 +1,33 @@
+"""ADE20K class names (Scene Parse 150, first synonym, zero-based ids) and colours for class maps."""
+
+from __future__ import annotations
+
+# The order of objectInfo150.txt of the SceneParsing benchmark (Zhou et al., 2017), less its "other" (0).
+_ADE20K = """
+wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person,
+earth, door, table, mountain, plant, curtain, chair, car, water, painting, sofa, shelf, house, sea,
+mirror, rug, field, armchair, seat, fence, desk, rock, wardrobe, lamp, bathtub, railing, cushion,
+base, box, column, signboard, chest of drawers, counter, sand, sink, skyscraper, fireplace,
+refrigerator, grandstand, path, stairs, runway, case, pool table, pillow, screen door, stairway,
+river, bridge, bookcase, blind, coffee table, toilet, flower, book, hill, bench, countertop, stove,
+palm, kitchen island, computer, swivel chair, boat, bar, arcade machine, hovel, bus, towel, light,
+truck, tower, chandelier, awning, streetlight, booth, television receiver, airplane, dirt track,
+apparel, pole, land, bannister, escalator, ottoman, bottle, buffet, poster, stage, van, ship,
+fountain, conveyer belt, canopy, washer, plaything, swimming pool, stool, barrel, basket, waterfall,
+tent, bag, minibike, cradle, oven, ball, food, step, tank, trade name, microwave, pot, animal,
+bicycle, lake, dishwasher, screen, blanket, sculpture, hood, sconce, vase, traffic light, tray,
+ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower, radiator, glass, clock, flag
+"""
+ADE20K = tuple(name.strip() for name in _ADE20K.split(","))
+ADE20K_IDS = {name: i for i, name in enumerate(ADE20K)}
+
+# The eleven classes of the CamVid subset as SegNet published it; 11 is unlabelled.
+CAMVID = (
+    "Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist",
+)  # fmt: skip
+
+# Cityscapes train ids (Cordts et al., 2016).
+CITYSCAPES = (
+    "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",
+    "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+)  # fmt: skip

@@ -1,0 +1,123 @@
+"""Labelled images as Parquet shards, and the manifest that says what they hold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segquant.data.images import IGNORE, decode_annotation
+from segquant.errors import DataError
+from segquant.files import read_json, replacing, sha256, write_json
+from segquant.progress import progress
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("image", pa.binary()),
+        ("annotation", pa.binary()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+    ]
+)
+SHARD_BYTES = 64_000_000
+
+
+def write_shards(sources: dict[str, Any], folder: str | Path, shard_bytes: int = SHARD_BYTES) -> dict[str, Any]:
+    """Write `{split: source}` as `SPLIT-NNNNN-of-NNNNN.parquet` with `manifest.json`; give back the manifest.
+
+    Images keep their original bytes. Memory holds one shard at a time. The folder exists whole or
+    not at all. Raises DataError from a broken source.
+    """
+    with replacing(folder) as part:
+        part.mkdir()
+        splits = {split: _write_split(source, split, part, shard_bytes) for split, source in sources.items()}
+        first = next(iter(sources.values()))
+        manifest = make_manifest(first.classes, splits)
+        write_json(part / "manifest.json", manifest)
+    return manifest
+
+
+def make_manifest(classes: Sequence[str], splits: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of some splits, with a fingerprint over all that it says."""
+    manifest = {"classes": list(classes), "ignore": IGNORE, "splits": splits}
+    return {**manifest, "fingerprint": hashlib.sha256(json.dumps(manifest).encode()).hexdigest()}
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    return read_json(Path(folder) / "manifest.json")
+
+
+def read_rows(folder: str | Path, split: str, limit: int | None = None) -> Iterator[dict]:
+    """The rows of a split in order, one shard in memory at a time. Raises DataError for a missing or broken shard."""
+    entry = read_manifest(folder)["splits"].get(split)
+    if entry is None:
+        raise DataError(f"{folder} has no split '{split}': choose one of {', '.join(read_manifest(folder)['splits'])}")
+    count = 0
+    for shard in entry["shards"]:
+        path = Path(folder) / shard["file"]
+        try:
+            table = pq.read_table(path)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(
+                f"shard {path} cannot be read ({str(error).splitlines()[0]}): run prepare_shards again"
+            ) from error
+        for row in table.to_pylist():
+            if limit is not None and count >= limit:
+                return
+            count += 1
+            yield row
+
+
+def _write_split(source: Any, split: str, folder: Path, shard_bytes: int) -> dict[str, Any]:
+    counts = LabelCounts()
+    parts: list[tuple[Path, int]] = []
+    rows: list[dict] = []
+    size = 0
+
+    def flush() -> None:
+        nonlocal rows, size
+        if rows:
+            path = folder / f"{split}-part-{len(parts):05d}.parquet"
+            # The bytes are compressed images already.
+            pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path, compression="none", row_group_size=64)
+            parts.append((path, len(rows)))
+        rows, size = [], 0
+
+    with progress(total=len(source), desc=f"shards {split}", unit="image") as bar:
+        for i in range(len(source)):
+            row = source[i]
+            counts.add(row)
+            rows.append(row)
+            size += len(row["image"]) + len(row["annotation"])
+            if size >= shard_bytes:
+                flush()
+            bar.update()
+    flush()
+    shards = []
+    for i, (path, count) in enumerate(parts):
+        final = path.with_name(f"{split}-{i:05d}-of-{len(parts):05d}.parquet")
+        path.rename(final)
+        shards.append({"file": final.name, "rows": count, "bytes": final.stat().st_size, "sha256": sha256(final)})
+    return {**counts.summary(), "shards": shards}
+
+
+class LabelCounts:
+    """Images and labelled pixels of a split, for its manifest."""
+
+    def __init__(self) -> None:
+        self.images, self.pixels = 0, np.zeros(256, np.int64)
+
+    def add(self, row: dict) -> None:
+        self.images += 1
+        self.pixels += np.bincount(decode_annotation(row["annotation"]).ravel(), minlength=256)
+
+    def summary(self) -> dict[str, Any]:
+        present = {str(c): int(self.pixels[c]) for c in np.nonzero(self.pixels)[0] if c != IGNORE}
+        return {"images": self.images, "class_pixels": present, "ignored_pixels": int(self.pixels[IGNORE])}

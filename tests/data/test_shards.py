@@ -1,0 +1,118 @@
+import datasets
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from segquant.data import shards
+from segquant.data.images import decode_annotation
+from segquant.data.label_map import load_label_map
+from segquant.data.sources import open_source, rows
+from segquant.errors import DataError
+from segquant.files import sha256
+
+
+@pytest.fixture
+def folder(tmp_path):
+    sources = {"train": open_source("scenes", "train", 3), "validation": open_source("scenes", "validation", 7)}
+    shards.write_shards(sources, tmp_path / "shards", shard_bytes=60_000)
+    return tmp_path / "shards"
+
+
+def test_rows_come_back_as_they_went_in(folder):
+    source = open_source("scenes", "validation", 7)
+    assert list(shards.read_rows(folder, "validation")) == list(rows(source))
+    assert len(list(shards.read_rows(folder, "validation", limit=2))) == 2
+
+
+def test_the_manifest_counts_what_is_there(folder):
+    manifest = shards.read_manifest(folder)
+    split = manifest["splits"]["validation"]
+    assert split["images"] == 7 == sum(s["rows"] for s in split["shards"])
+    assert len(split["shards"]) > 1
+    for shard in split["shards"]:
+        assert shard["file"].startswith("validation-0") and f"-of-{len(split['shards']):05d}" in shard["file"]
+        assert shard["sha256"] == sha256(folder / shard["file"])
+        assert shard["bytes"] == (folder / shard["file"]).stat().st_size
+    labels = [decode_annotation(r["annotation"]).ravel() for r in shards.read_rows(folder, "validation")]
+    counts = np.bincount(np.concatenate(labels), minlength=256)
+    assert split["class_pixels"] == {str(i): int(n) for i, n in enumerate(counts) if n and i != 255}
+    assert split["ignored_pixels"] == counts[255]
+
+
+def test_writing_twice_gives_the_same_bytes(folder, tmp_path):
+    sources = {"train": open_source("scenes", "train", 3), "validation": open_source("scenes", "validation", 7)}
+    shards.write_shards(sources, tmp_path / "again", shard_bytes=60_000)
+    names = sorted(p.name for p in folder.iterdir())
+    assert names == sorted(p.name for p in (tmp_path / "again").iterdir())
+    for name in names:
+        assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_hugging_faces_datasets_reads_them(folder, tmp_path):
+    files = sorted(str(p) for p in folder.glob("validation-*.parquet"))
+    loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    assert loaded.column_names == ["id", "image", "annotation", "width", "height"]
+    assert loaded["id"] == [r["id"] for r in shards.read_rows(folder, "validation")]
+
+
+def test_a_source_that_breaks_leaves_nothing(tmp_path):
+    class Broken:
+        classes = ("a",)
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            if index == 2:
+                raise DataError("x.png is broken")
+            return open_source("scenes", "train", 3)[index]
+
+    with pytest.raises(DataError, match="x.png"):
+        shards.write_shards({"train": Broken()}, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_and_broken_shards_are_named(folder):
+    with pytest.raises(DataError, match="has no split 'test': choose one of train, validation"):
+        list(shards.read_rows(folder, "test"))
+    first = sorted(folder.glob("validation-*.parquet"))[0]
+    first.write_bytes(first.read_bytes()[:100])
+    with pytest.raises(DataError, match=f"shard .*{first.name} cannot be read"):
+        list(shards.read_rows(folder, "validation"))
+    first.unlink()
+    with pytest.raises(DataError, match=f"shard .*{first.name} cannot be read"):
+        list(shards.read_rows(folder, "validation"))
+
+
+MAP = ROOT / "data/label_maps/cityscapes_to_camvid.yaml"
+
+
+def test_the_committed_label_map():
+    table = load_label_map(MAP, 19, ["c"] * 11)
+    assert table.tolist() == [3, 4, 1, 1, 7, 2, 6, 6, 5, 5, 0, 9, 10, 8, 8, 8, 8, 10, 10]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "does not exist"),
+        ("map: {0: 0}", "lacks model class 1"),
+        ("map: {0: 0, 1: 0, 2: 1}", "names an unknown model class 2"),
+        ("map: {0: 0, 1: 9}", "maps to an unknown data set class 9"),
+        ("- 1", "is not a YAML file with"),
+        ("map: {a: b}", "is not a YAML file with"),
+    ],
+)
+def test_a_bad_label_map_is_one_line(tmp_path, text, message):
+    path = tmp_path / "map.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(DataError) as error:
+        load_label_map(path, 2, ["a", "b"])
+    assert message in str(error.value)
+
+
+def test_differing_classes_need_a_map():
+    assert load_label_map(None, 2, ["a", "b"]) is None
+    with pytest.raises(DataError, match="the model has 19 classes but the data set has 11: give data.label_map"):
+        load_label_map(None, 19, ["c"] * 11)
