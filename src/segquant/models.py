@@ -1,0 +1,85 @@
+"""Load and save a float baseline: a folder with config.json and model.safetensors."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForSemanticSegmentation,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessorPil,
+)
+from transformers.utils import logging as transformers_logging
+
+from segquant.errors import ModelError
+
+log = logging.getLogger(__name__)
+transformers_logging.disable_progress_bar()  # loading and saving a folder takes a moment
+
+
+def new_segformer_b0(names: Sequence[str]) -> nn.Module:
+    """A SegFormer-B0 with random weights, configured as nvidia/segformer-b0-finetuned-ade-512-512."""
+    config = SegformerConfig(
+        depths=[2, 2, 2, 2],
+        hidden_sizes=[32, 64, 160, 256],
+        num_attention_heads=[1, 2, 5, 8],
+        decoder_hidden_size=256,
+        id2label=dict(enumerate(names)),
+        label2id={name: i for i, name in enumerate(names)},
+    )
+    return SegformerForSemanticSegmentation(config)
+
+
+def load(source: str | Path) -> nn.Module:
+    """Load a float baseline as float32 in eval mode, without gradients, logging time and memory.
+
+    Raises ModelError when the folder is missing, broken, or not a segmentation model.
+    """
+    folder = Path(source)
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise ModelError(f"model '{source}' has no {name}: give a folder with config.json and model.safetensors")
+    start, before = time.perf_counter(), psutil.Process().memory_info().rss
+    try:
+        model, report = AutoModelForSemanticSegmentation.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    except Exception as error:  # transformers and safetensors raise many types
+        raise ModelError(f"model '{source}' cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    problems = {k: sorted(map(str, v))[:3] for k, v in report.items() if v and k in ("missing_keys", "mismatched_keys")}
+    if problems:
+        raise ModelError(f"model '{source}' does not fit its config.json: {problems}")
+    count = sum(p.numel() for p in model.parameters())
+    grown = psutil.Process().memory_info().rss - before
+    log.info(
+        "loaded %s: %s, %s parameters, %.2f s, %+.1f MB", source, type(model).__name__, f"{count:,}",
+        time.perf_counter() - start, grown / 1e6,
+    )  # fmt: skip
+    # Gradients off also because matmul takes another path, with other last bits, where a weight requires them.
+    return model.eval().requires_grad_(False)
+
+
+def save(model: nn.Module, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+    """Save config.json, preprocessor_config.json and model.safetensors, floats as `dtype`."""
+    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    model.save_pretrained(folder, state_dict={k: v.contiguous() for k, v in state.items()})
+    save_preprocessor(folder)
+
+
+def save_preprocessor(folder: str | Path) -> None:
+    """preprocessor_config.json: 512x512, ImageNet mean and standard deviation, labels as stored."""
+    SegformerImageProcessorPil(do_reduce_labels=False).save_pretrained(folder)
+
+
+def device(choice: str = "auto") -> torch.device:
+    """`auto` is CUDA where there is one. Raises ModelError for `cuda` without one."""
+    if choice == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device 'cuda' was asked for, but torch sees no CUDA device: use 'auto' or 'cpu'")
+    return torch.device("cuda" if choice != "cpu" and torch.cuda.is_available() else "cpu")

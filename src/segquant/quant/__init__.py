@@ -1,0 +1,1 @@
+"""Methods, bit packing and artifacts."""
