@@ -1,0 +1,1 @@
+"""Metric, prediction, the evaluation loop and speed."""

@@ -1,0 +1,61 @@
+"""Mean IoU, mean accuracy and overall accuracy from one confusion matrix over the whole data set.
+
+The semantics are those of Hugging Face's `mean_iou`: pixels are ignored by their label, a class that
+neither occurs nor is predicted has no IoU (NaN) and is left out of the mean, and sums run over the
+data set, not over images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from segquant.data.images import IGNORE
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Fractions in [0, 1]; the per-class arrays (C,) hold NaN where a class is absent."""
+
+    mean_iou: float
+    mean_accuracy: float
+    overall_accuracy: float
+    iou: np.ndarray
+    accuracy: np.ndarray
+    pixels: np.ndarray  # labelled pixels of each class
+
+
+def new_confusion(num_classes: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """int64 (C, C): rows are labels, columns predictions."""
+    return torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+
+
+def update(confusion: torch.Tensor, prediction: torch.Tensor, label: torch.Tensor) -> None:
+    """Count one image in place; `prediction` and `label` are integers of one shape, label 255 is ignored.
+
+    Every prediction must be a class of the matrix; a label map has to give each model class one.
+    """
+    n = confusion.shape[0]
+    valid = label != IGNORE
+    pairs = label[valid].long() * n + prediction[valid].long()
+    confusion += torch.bincount(pairs, minlength=n * n).reshape(n, n)
+
+
+def compute(confusion: torch.Tensor) -> Scores:
+    """Scores of a confusion matrix."""
+    matrix = confusion.cpu().numpy().astype(np.float64)
+    hit, labelled, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        iou = hit / (labelled + predicted - hit)
+        accuracy = hit / labelled
+        overall = hit.sum() / labelled.sum()
+    return Scores(
+        mean_iou=float(np.nanmean(iou)) if not np.isnan(iou).all() else float("nan"),
+        mean_accuracy=float(np.nanmean(accuracy)) if not np.isnan(accuracy).all() else float("nan"),
+        overall_accuracy=float(overall),
+        iou=iou,
+        accuracy=accuracy,
+        pixels=labelled.astype(np.int64),
+    )

@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import SegformerImageProcessorPil
+
+from segquant.data.images import decode_annotation, decode_image
+from segquant.data.sources import open_source, rows
+from segquant.errors import DataError
+from segquant.evaluation.loop import evaluate
+from segquant.evaluation.predict import class_map, predict
+from segquant.evaluation.reference import read_reference, write_reference
+
+
+@pytest.fixture
+def source():
+    return open_source("scenes", "validation", 5)
+
+
+def _plain(model, source, size):
+    """Hugging Face's own way, one image at a time."""
+    processor = SegformerImageProcessorPil(do_reduce_labels=False, size={"height": size, "width": size})
+    maps = []
+    for row in rows(source):
+        inputs = processor(decode_image(row["image"], "x"), return_tensors="pt")
+        with torch.no_grad():
+            logits = model(**inputs).logits
+        up = F.interpolate(logits, (row["height"], row["width"]), mode="bilinear", align_corners=False)
+        maps.append(up.argmax(1)[0].numpy())
+    return maps
+
+
+def test_predictions_are_those_of_the_plain_way(tiny, source):
+    wanted = _plain(tiny, source, 64)
+    for batch_size in (1, 2, 8):
+        got = [prediction for _, prediction in predict(tiny, rows(source), "fixed-64x64-v1", batch_size)]
+        for a, b in zip(got, wanted, strict=True):
+            assert a.dtype == np.uint8
+            assert (a == b).mean() > 0.9999  # batches may round the last bit otherwise
+
+
+def test_images_of_several_sizes_go_through_in_order(tiny, source):
+    got = [row["id"] for row, _ in predict(tiny, rows(source), "aligned-512-v1", 4)]
+    assert got == [row["id"] for row in rows(source)]
+
+
+def test_class_map_is_interpolate_and_argmax():
+    logits = torch.randn(7, 5, 6)
+    wanted = F.interpolate(logits[None], (33, 41), mode="bilinear", align_corners=False)[0].argmax(0)
+    assert torch.equal(class_map(logits, 33, 41).long(), wanted)
+
+
+def test_a_model_agrees_with_itself_and_scores_as_its_predictions_do(tiny, source, tmp_path):
+    path = tmp_path / "reference.parquet"
+    write_reference(tiny, rows(source), len(source), path, "fixed-64x64-v1", 4)
+    result = evaluate(
+        tiny, rows(source), len(source), num_classes=150, protocol="fixed-64x64-v1", batch_size=4,
+        reference=read_reference(path), pictures=2,
+    )  # fmt: skip
+    assert result.agreement == 1.0
+    assert result.n_images == 5
+    assert len(result.pictures) == 2
+    right = counted = 0
+    for (_, prediction), row in zip(read_reference(path), rows(source), strict=True):
+        label = decode_annotation(row["annotation"])
+        right += int(((prediction == label) & (label != 255)).sum())
+        counted += int((label != 255).sum())
+    assert result.scores.overall_accuracy == pytest.approx(right / counted, abs=1e-12)
+
+
+def test_agreement_counts_pixels(tiny, source):
+    maps = [(row["id"], prediction.copy()) for row, prediction in predict(tiny, rows(source), "fixed-64x64-v1", 4)]
+    total = sum(m.size for _, m in maps)
+    maps[0][1][0, :10] += 1
+    result = evaluate(tiny, rows(source), 5, num_classes=150, protocol="fixed-64x64-v1", batch_size=4, reference=maps)
+    assert result.agreement == 1 - 10 / total
+
+
+def test_the_label_map_gives_the_data_sets_classes(tiny, source):
+    everything_is_sky = np.full(150, 2, np.uint8)
+    result = evaluate(
+        tiny, rows(source), 5, num_classes=150, protocol="fixed-64x64-v1", label_map=everything_is_sky, pictures=1
+    )
+    assert result.scores.accuracy[2] == 1.0
+    assert result.scores.mean_accuracy < 0.2
+    assert np.unique(next(iter(result.pictures.values()))).tolist() == [2]
+
+
+def test_a_reference_of_other_images_is_refused(tiny, source):
+    maps = [("other", np.zeros((3, 3), np.uint8))]
+    with pytest.raises(DataError, match="the reference has other where the shards have scene_validation_00000000"):
+        evaluate(tiny, rows(source), 5, num_classes=150, protocol="fixed-64x64-v1", reference=maps)
+    with pytest.raises(DataError, match="no images"):
+        evaluate(tiny, [], 0, num_classes=150, protocol="fixed-64x64-v1")

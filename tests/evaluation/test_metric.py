@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segquant.evaluation.hf_metric import MeanIoU
+from segquant.evaluation.metric import compute, new_confusion, update
+
+
+def independent(predictions, labels, classes, ignore=255):
+    """The definitions, class by class and set by set, with none of the code under test."""
+    iou, accuracy, right, counted = [], [], 0, 0
+    pairs = [(p[l != ignore], l[l != ignore]) for p, l in zip(predictions, labels)]
+    for c in range(classes):
+        inter = sum(int(np.logical_and(p == c, l == c).sum()) for p, l in pairs)
+        union = sum(int(np.logical_or(p == c, l == c).sum()) for p, l in pairs)
+        area = sum(int((l == c).sum()) for _, l in pairs)
+        iou.append(inter / union if union else np.nan)
+        accuracy.append(inter / area if area else np.nan)
+        right, counted = right + inter, counted + area
+    return np.array(iou), np.array(accuracy), right / counted
+
+
+def _case(seed, images, classes):
+    rng = np.random.default_rng(seed)
+    shapes = [tuple(rng.integers(1, 12, 2)) for _ in range(images)]
+    labels = [rng.choice([*range(classes), 255], s).astype(np.uint8) for s in shapes]
+    labels[0].flat[0] = 0  # one labelled pixel at least
+    return [rng.integers(0, classes, s).astype(np.uint8) for s in shapes], labels
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 9))
+@settings(deadline=None)
+def test_it_is_what_the_definitions_give(seed, images, classes):
+    predictions, labels = _case(seed, images, classes)
+    confusion = new_confusion(classes)
+    for p, l in zip(predictions, labels):
+        update(confusion, torch.from_numpy(p), torch.from_numpy(l))
+    scores = compute(confusion)
+    iou, accuracy, overall = independent(predictions, labels, classes)
+    np.testing.assert_allclose(scores.iou, iou, rtol=1e-12)
+    np.testing.assert_allclose(scores.accuracy, accuracy, rtol=1e-12)
+    assert scores.mean_iou == pytest.approx(np.nanmean(iou), abs=1e-12)
+    assert scores.mean_accuracy == pytest.approx(np.nanmean(accuracy), abs=1e-12)
+    assert scores.overall_accuracy == pytest.approx(overall, abs=1e-12)
+
+
+def test_absent_classes_are_left_out_and_predicted_ones_count_zero():
+    confusion = new_confusion(4)
+    label = torch.tensor([[0, 0, 1, 255]], dtype=torch.uint8)
+    update(confusion, torch.tensor([[0, 2, 1, 3]], dtype=torch.uint8), label)
+    scores = compute(confusion)
+    np.testing.assert_array_equal(scores.iou, [0.5, 1.0, 0.0, np.nan])  # 3 was predicted on an ignored pixel only
+    assert scores.mean_iou == 0.5
+    np.testing.assert_array_equal(scores.accuracy, [0.5, 1.0, np.nan, np.nan])
+    assert scores.overall_accuracy == pytest.approx(2 / 3)
+
+
+def test_the_evaluate_metric_has_hugging_faces_keys_and_values():
+    predictions, labels = _case(3, 4, 6)
+    got = MeanIoU().compute(
+        predictions=[p.tolist() for p in predictions], references=[l.tolist() for l in labels], num_labels=6, ignore_index=255
+    )  # fmt: skip
+    iou, accuracy, overall = independent(predictions, labels, 6)
+    assert set(got) == {"mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou", "per_category_accuracy"}
+    np.testing.assert_allclose(got["per_category_iou"], iou, rtol=1e-12)
+    np.testing.assert_allclose(got["per_category_accuracy"], accuracy, rtol=1e-12)
+    assert got["overall_accuracy"] == pytest.approx(overall, abs=1e-12)
+
+
+def test_reduce_labels_reads_raw_ade20k_annotations():
+    raw = np.array([[0, 1, 2], [150, 1, 0]])
+    got = MeanIoU().compute(
+        predictions=[[[7, 0, 1], [149, 1, 9]]], references=[raw.tolist()], num_labels=150, ignore_index=255, reduce_labels=True
+    )  # fmt: skip
+    assert got["overall_accuracy"] == 0.75
+    assert got["per_category_iou"][149] == 1.0

@@ -1,0 +1,62 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from segquant.config import Recipe, Speed
+from segquant.evaluation import speed
+from segquant.evaluation.speed import measure
+from segquant.quant.build import build
+
+CPU = torch.device("cpu")
+SPEED = Speed(input_size=(64, 96), batch_size=2, runs=5, warmup=1)
+
+
+@pytest.fixture
+def artifacts(tiny_folder, tmp_path):
+    for name, recipe in {"float32": Recipe("float32"), "int8": Recipe("int8")}.items():
+        build(tiny_folder, recipe, tmp_path / name, CPU)
+    return tmp_path
+
+
+def test_what_is_measured(artifacts):
+    result = measure(artifacts / "int8", artifacts / "float32", SPEED, CPU)
+    latency = result["latency_ms"]
+    assert 0 < latency["p50"] <= latency["p90"] and latency["n"] == 5
+    assert result["images_per_second"] == pytest.approx(2000 / latency["p50"])
+    ratio = result["relative_to_float32"]
+    assert ratio["min"] <= ratio["median"] <= ratio["max"]
+    assert (result["engine"], result["batch_size"], result["input_size"], result["device"]) == (
+        "eager",
+        2,
+        [64, 96],
+        "cpu",
+    )
+    assert result["load_seconds"] > 0
+
+
+def test_the_ratio_is_taken_pair_by_pair_and_above_one_is_faster(artifacts, monkeypatch):
+    """A machine that gets slower half-way changes both of a pair, and so no ratio."""
+    clock = iter([9, 9, *(t for slow in (1, 1, 10, 10, 10) for t in (2 * slow, 3 * slow))])
+    monkeypatch.setattr(speed, "_timed", lambda model, inputs: next(clock))
+    result = measure(artifacts / "int8", artifacts / "float32", SPEED, CPU)
+    assert result["relative_to_float32"] == {"median": 1.5, "min": 1.5, "max": 1.5}
+    assert result["latency_ms"] == {"p50": 20_000, "p90": 20_000, "n": 5}
+
+
+def test_the_fresh_process_counts_the_artifacts_memory_only(artifacts, tmp_path):
+    """The peak is of loading and running, not of importing torch (some 300 MB)."""
+    command = [
+        sys.executable, "-m", "segquant.evaluation.speed", "--artifact", artifacts / "int8", "--float32", artifacts / "float32",
+        "--speed", json.dumps({"input_size": [64, 96], "runs": 2, "warmup": 1}), "--output", tmp_path / "speed.json",
+    ]  # fmt: skip
+    subprocess.run([str(c) for c in command], check=True, capture_output=True)
+    peak = json.loads((tmp_path / "speed.json").read_text())["peak_memory_bytes"]
+    assert 500_000 < peak < 200_000_000
+
+
+def test_an_unavailable_artifact_is_reported(tiny_folder, tmp_path):
+    build(tiny_folder, Recipe("float8", activations="float8"), tmp_path / "a", CPU)
+    assert "8.9" in measure(tmp_path / "a", tmp_path / "a", SPEED, CPU)["unavailable"]
