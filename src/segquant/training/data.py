@@ -1,0 +1,68 @@
+"""Random, reproducible training crops of a labelled source."""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance
+from torch.utils.data import Dataset
+
+from segquant.data.images import decode_annotation, decode_image
+from segquant.data.protocols import normalize
+
+
+class Crops(Dataset):
+    """Samples of an endless shuffled stream over `source`: images squashed to the crop's size times a
+    random scale, cropped, flipped and re-lit.
+
+    `[i]` is a pure function of (seed, first + i), so that a resumed run sees what an unbroken one would
+    have seen. Gives float32 (3, crop, crop) and int64 labels (crop, crop), 255 = ignore. Rows are kept
+    in memory, encoded, once they were read.
+    """
+
+    def __init__(self, source, crop: int, scale: float, seed: int, first: int, length: int):
+        self.source, self.crop, self.scale, self.seed = source, crop, scale, seed
+        self.first, self.length = first, length
+        self._order = lru_cache(2)(lambda epoch: np.random.default_rng([seed, epoch]).permutation(len(source)))
+        self._row = cache(source.__getitem__)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        index += self.first
+        epoch, position = divmod(index, len(self.source))
+        row = self._row(int(self._order(epoch)[position]))
+        rng = np.random.default_rng([self.seed, 1, index])
+        image, labels = decode_image(row["image"], row["id"]), Image.fromarray(decode_annotation(row["annotation"]))
+
+        size = round(self.crop * rng.uniform(1.0, self.scale))
+        left, top = rng.integers(0, size - self.crop + 1, 2)
+        box = (int(left), int(top), int(left) + self.crop, int(top) + self.crop)
+        image = image.resize((size, size), Image.Resampling.BILINEAR).crop(box)
+        labels = labels.resize((size, size), Image.Resampling.NEAREST).crop(box)
+        if rng.random() < 0.5:
+            image, labels = (i.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for i in (image, labels))
+        for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+            image = enhance(image).enhance(rng.uniform(0.75, 1.25))
+        return normalize(image), torch.from_numpy(np.array(labels)).long()
+
+
+def class_weights(source, num_classes: int, balance: float, images: int = 400) -> torch.Tensor:
+    """Loss weights float32 (num_classes,): (median class share / class share) ** balance, within [0.2, 5].
+
+    Median frequency balancing (Eigen and Fergus, 2015) with an exponent; 0 weighs all alike. Shares are
+    counted on the first `images` of the source; a class absent there weighs 1.
+    """
+    counts = np.zeros(256)
+    for i in range(min(images, len(source))):
+        counts += np.bincount(decode_annotation(source[i]["annotation"]).ravel(), minlength=256)
+    counts = counts[:num_classes]
+    weights = np.ones(num_classes)
+    seen = counts > 0
+    weights[seen] = np.clip((np.median(counts[seen]) / counts[seen]) ** balance, 0.2, 5)
+    return torch.tensor(weights, dtype=torch.float32)
