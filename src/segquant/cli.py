@@ -1,0 +1,107 @@
+"""The segquant command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import segquant
+from segquant import config
+from segquant.entry import run as entry
+from segquant.errors import ConfigError
+from segquant.files import read_json
+
+
+def cli() -> None:
+    """Entry point: exits 0, or 2 with one line for a user's mistake."""
+    parser = argparse.ArgumentParser(prog="segquant", description=segquant.__doc__)
+    parser.add_argument("--version", action="version", version=segquant.__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--params", type=Path, help="configuration file (default: ./params.yaml, else the repository's)"
+    )
+    common.add_argument("--verbose", action="store_true", help="log more")
+    common.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+    run = commands.add_parser("run", parents=[common], help="benchmark a model on a labelled folder, without DVC")
+    run.set_defaults(call=_run)
+    run.add_argument("--model", required=True, help="folder with config.json and model.safetensors")
+    run.add_argument("--data", required=True, help="'scenes', or a folder laid out as ADE20K, Cityscapes or CamVid")
+    run.add_argument("--split", required=True, help="which split to score on, such as val")
+    run.add_argument("--methods", help="comma list of names under quant.methods (default: all)")
+    run.add_argument("--output", required=True, type=Path, help="folder for artifacts, manifest.json, results.json")
+    run.add_argument("--label-map", help="YAML file from the model's class ids to the data set's")
+    run.add_argument("--protocol", help="aligned-512-v1 or fixed-HxW-v1 (default: params.yaml's)")
+    run.add_argument("--limit", type=int, help="score on the first N images only")
+
+    methods = commands.add_parser("methods", parents=[common], help="list every method and whether it runs here")
+    methods.set_defaults(call=_methods)
+
+    report = commands.add_parser("report", parents=[common], help="print the table of the last dvc repro")
+    report.set_defaults(call=_report)
+    report.add_argument("--metrics", type=Path, default=Path("metrics"))
+
+    arguments = parser.parse_args()
+    entry(lambda: arguments.call(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from segquant.hardware import probe
+    from segquant.report import tables
+    from segquant.runs import Request, run
+
+    if arguments.limit is not None and arguments.limit < 1:
+        raise ConfigError(f"--limit must be at least 1, not {arguments.limit}")
+    request = Request(
+        model=arguments.model,
+        data=arguments.data,
+        split=arguments.split,
+        methods=[m.strip() for m in arguments.methods.split(",")] if arguments.methods else None,
+        output=arguments.output,
+        label_map=arguments.label_map,
+        protocol=arguments.protocol,
+        limit=arguments.limit,
+    )
+    results = run(request, config.load(arguments.params))
+    if arguments.json:
+        print(json.dumps(results, indent=2))
+    else:
+        tables.show(results, probe())
+        print(f"Results: {arguments.output / 'results.json'}")
+
+
+def _methods(arguments: argparse.Namespace) -> None:
+    from segquant import models
+    from segquant.quant.methods import describe, unavailable
+
+    params = config.load(arguments.params)
+    device = models.device(params.eval.device)
+    listing: dict[str, Any] = {
+        name: {"description": describe(recipe), "unavailable": unavailable(recipe, device)}
+        for name, recipe in params.quant.methods.items()
+    }
+    if arguments.json:
+        print(json.dumps(listing, indent=2))
+        return
+    for name, entry_ in listing.items():
+        print(
+            f"{name:15} {entry_['description']}"
+            + (f" [unavailable: {entry_['unavailable']}]" if entry_["unavailable"] else "")
+        )
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from segquant.report import tables
+
+    results = tables.collect(arguments.metrics, config.load(arguments.params).quant.methods)
+    if not results:
+        raise ConfigError(f"{arguments.metrics} holds no results: run `dvc repro` first")
+    if arguments.json:
+        print(json.dumps(results, indent=2))
+        return
+    tables.show(results, read_json(arguments.metrics / "hardware.json"))
+    page = arguments.metrics / "report" / "index.html"
+    print(f"Report: {page}")

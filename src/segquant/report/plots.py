@@ -1,0 +1,36 @@
+"""Accuracy against size and latency, as SVG text."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+matplotlib.rcParams.update({"svg.hashsalt": "segquant", "svg.fonttype": "none", "font.family": "sans-serif"})
+import matplotlib.pyplot as plt  # noqa: E402
+
+
+def scatter(results: dict[str, dict[str, Any]], x_label: str, x_of) -> str:
+    """mIoU in percent over `x_of(result)`, one named point a method; None leaves a method out."""
+    figure, axes = plt.subplots(figsize=(6.2, 3.8), layout="constrained")
+    points = [(x_of(r), 100 * r["mean_iou"], name) for name, r in results.items() if x_of(r) is not None]
+    for i, (x, y, name) in enumerate(sorted(points)):
+        axes.scatter(x, y, s=46, zorder=3, color=f"C{i % 10}")
+        axes.annotate(name, (x, y), xytext=(6, 6 if i % 2 else -12), textcoords="offset points", fontsize=9)
+    axes.set(xlabel=x_label, ylabel="mean IoU, %")
+    axes.margins(0.16)
+    axes.grid(alpha=0.3)
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    plt.close(figure)
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def size(results: dict[str, dict[str, Any]]) -> str:
+    return scatter(results, "model.safetensors, MB", lambda r: r["size_bytes"] / 1e6)
+
+
+def latency(results: dict[str, dict[str, Any]]) -> str:
+    return scatter(results, "latency, ms (median)", lambda r: r["speed"]["latency_ms"]["p50"] if "speed" in r else None)

@@ -1,0 +1,126 @@
+"""The results as rows: on a terminal, as plain text, as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from segquant.files import read_json
+
+BASELINE = "float32"
+
+
+def collect(metrics: str | Path, methods: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """{method: its accuracy keys, and `speed` where it was measured} from the metrics folder."""
+    results = {}
+    for method in methods:
+        path = Path(metrics) / "predictions" / method / "metrics.json"
+        if path.is_file():
+            results[method] = read_json(path)
+            speed = Path(metrics) / "speed" / f"{method}.json"
+            if speed.is_file():
+                results[method]["speed"] = read_json(speed)
+    return results
+
+
+def measured(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {k: v for k, v in results.items() if "unavailable" not in v}
+
+
+def loss(results: dict[str, dict[str, Any]], method: str) -> float | None:
+    """Points of mIoU (0 to 100) that `method` lies below float32; None without a float32."""
+    if BASELINE not in measured(results):
+        return None
+    return 100 * (results[BASELINE]["mean_iou"] - results[method]["mean_iou"])
+
+
+def _speed(get: Callable[[dict], Any]) -> Callable:
+    return lambda results, name: get(results[name]["speed"]) if "speed" in results[name] else None
+
+
+def _key(key: str, factor: float = 1.0) -> Callable:
+    def get(results, name):
+        value = results[name][key]
+        return None if value is None else value * factor
+
+    return get
+
+
+# (name in results.csv, heading, decimals, value)
+COLUMNS: tuple[tuple[str, str, int, Callable], ...] = (
+    ("mean_iou", "mIoU %", 2, _key("mean_iou", 100)),
+    ("loss_points", "loss", 2, loss),
+    ("mean_accuracy", "mean acc %", 2, _key("mean_accuracy", 100)),
+    ("overall_accuracy", "pixel acc %", 2, _key("overall_accuracy", 100)),
+    ("agreement", "agree %", 2, _key("agreement", 100)),
+    ("size_mb", "MB", 2, _key("size_bytes", 1e-6)),
+    ("compression", "x smaller", 2, _key("compression")),
+    ("quantized_percent", "quantized %", 1, _key("quantized_fraction", 100)),
+    ("latency_ms", "p50 ms", 0, _speed(lambda s: s["latency_ms"]["p50"])),
+    ("latency_p90_ms", "p90 ms", 0, _speed(lambda s: s["latency_ms"]["p90"])),
+    ("speedup", "x float32", 2, _speed(lambda s: s["relative_to_float32"]["median"])),
+    ("speedup_min", "min", 2, _speed(lambda s: s["relative_to_float32"]["min"])),
+    ("speedup_max", "max", 2, _speed(lambda s: s["relative_to_float32"]["max"])),
+    ("memory_mb", "memory MB", 0, _speed(lambda s: s["peak_memory_bytes"] / 1e6)),
+    ("load_seconds", "load s", 2, _speed(lambda s: s["load_seconds"])),
+)
+
+
+def cells(results: dict[str, dict[str, Any]], method: str) -> list[str]:
+    """The row of one measured method as text, in the order of COLUMNS."""
+    values = [get(results, method) for *_, get in COLUMNS]
+    return ["" if v is None else f"{v:.{d}f}" for v, (_, _, d, _) in zip(values, COLUMNS)]
+
+
+def footnotes(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | None = None) -> list[str]:
+    """Protocol, images, hardware; what was not measured and why."""
+    done = measured(results)
+    notes = []
+    if done:
+        one = next(iter(done.values()))
+        notes.append(f"{one['protocol']}, {one['n_images']} images; loss in points of mIoU against float32.")
+        speed = next((r["speed"] for r in done.values() if "speed" in r), None)
+        if speed:
+            where = (
+                speed["device"]
+                if not hardware
+                else hardware["gpu"] or f"{hardware['processor']}, {hardware['cores']} cores"
+            )
+            height, width = speed["input_size"]
+            pairs = speed["latency_ms"]["n"]
+            notes.append(
+                f"Speed: {speed['engine']}, batch {speed['batch_size']}, {height}x{width}, on {where}; {pairs} pairs "
+                "with float32 in one process (x float32: median, min, max; above 1 is faster)."
+            )
+    notes += [f"{name} is unavailable: {r['unavailable']}." for name, r in results.items() if "unavailable" in r]
+    return notes
+
+
+def show(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | None = None) -> None:
+    """Print the table to stdout, with colours and lines on a terminal only."""
+    console = Console(width=None if Console().is_terminal else 200)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("method")
+    for _, heading, _, _ in COLUMNS:
+        table.add_column(heading, justify="right")
+    for method in measured(results):
+        table.add_row(method, *cells(results, method))
+    console.print(table)
+    for note in footnotes(results, hardware):
+        console.print(note, style="dim", highlight=False, soft_wrap=True)
+
+
+def to_csv(results: dict[str, dict[str, Any]]) -> str:
+    """results.csv: a line for each measured method, units in the column names' own terms."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["method", *(name for name, *_ in COLUMNS)])
+    for method in measured(results):
+        writer.writerow([method, *cells(results, method)])
+    return text.getvalue()

@@ -1,0 +1,106 @@
+"""`segquant run`: the benchmark on one model and one data set, without DVC."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from segquant import models
+from segquant.config import Params, Recipe
+from segquant.data.label_map import load_label_map
+from segquant.data.protocols import check
+from segquant.data.shards import LabelCounts, make_manifest
+from segquant.data.sources import open_source, rows
+from segquant.errors import ConfigError, SegquantError
+from segquant.evaluation.reference import write_reference
+from segquant.evaluation.score import score
+from segquant.files import read_json, write_json
+from segquant.quant.build import build
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `segquant run` was asked for; None takes the value of params.yaml."""
+
+    model: str
+    data: str
+    split: str
+    methods: list[str] | None
+    output: Path
+    label_map: str | None = None
+    protocol: str | None = None
+    limit: int | None = None
+
+
+def run(request: Request, params: Params) -> dict[str, dict[str, Any]]:
+    """Quantize, evaluate and time each method; write artifacts, manifest.json and results.json to the output.
+
+    Everything that can be wrong with the input is looked at before the first method is built.
+    Gives {method: accuracy keys and `speed`}.
+    """
+    recipes = choose(request.methods, params.quant.methods)
+    protocol, output = check(request.protocol or params.protocol), request.output
+    device = models.device(params.eval.device)
+    source = open_source(request.data, request.split, request.limit)
+    model = models.load(request.model)
+    load_label_map(request.label_map, model.config.num_labels, source.classes)
+    counts = LabelCounts()
+    for row in rows(source):
+        counts.add(row)
+    write_json(output / "manifest.json", make_manifest(source.classes, {request.split: counts.summary()}))
+
+    reference = output / "reference.parquet"
+    write_reference(model.to(device), rows(source), len(source), reference, protocol, params.eval.batch_size)
+    del model
+    float32 = output / "float32"
+    if "float32" not in recipes:  # speed is told against it
+        build(request.model, Recipe("float32"), float32, device)
+    results = {}
+    for method, recipe in recipes.items():
+        build(request.model, recipe, output / method, device)
+        results[method], _ = score(
+            output / method,
+            rows(source),
+            len(source),
+            list(source.classes),
+            protocol=protocol,
+            reference=reference,
+            label_map=request.label_map,
+            device=device,
+            batch_size=params.eval.batch_size,
+            pictures=0,
+            name=method,
+        )
+    for method, result in results.items():
+        if "unavailable" not in result:
+            result["speed"] = _speed(output / method, float32, params)
+    write_json(output / "results.json", results)
+    return results
+
+
+def choose(names: list[str] | None, known: dict[str, Recipe]) -> dict[str, Recipe]:
+    """The recipes of the named methods, all of them for None. Raises ConfigError for an unknown name."""
+    for name in names or ():
+        if name not in known:
+            raise ConfigError(f"method '{name}' is unknown: choose from {', '.join(known)}")
+    return {name: known[name] for name in names or known}
+
+
+def _speed(artifact: Path, float32: Path, params: Params) -> dict[str, Any]:
+    """Measured in a process of its own, so that memory is the artifact's alone."""
+    target = artifact.parent / "speed" / f"{artifact.name}.json"
+    command = [
+        sys.executable, "-m", "segquant.evaluation.speed", "--artifact", artifact, "--float32", float32,
+        "--speed", json.dumps(asdict(params.speed)), "--device", params.eval.device, "--output", target,
+    ]  # fmt: skip
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SegquantError(f"measuring the speed of {artifact.name} failed: {done.stderr.strip().splitlines()[-1]}")
+    return read_json(target)

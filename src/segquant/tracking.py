@@ -1,0 +1,76 @@
+"""Weights & Biases: one run for each evaluation. The only module that imports wandb."""
+
+from __future__ import annotations
+
+import logging
+import netrc
+import os
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from segquant.config import Recipe, Wandb
+from segquant.errors import ConfigError
+
+log = logging.getLogger(__name__)
+MODES = ("offline", "online", "disabled")
+
+
+def check(wandb: Wandb) -> str:
+    """The mode that holds, WANDB_MODE over params. Raises ConfigError when it cannot work, before any work is done."""
+    mode = os.environ.get("WANDB_MODE") or wandb.mode
+    if mode not in MODES:
+        raise ConfigError(f"WANDB_MODE '{mode}' is unknown: choose one of {', '.join(MODES)}")
+    if mode == "online" and not _has_key():
+        raise ConfigError("wandb.mode is online but there is no key: set WANDB_API_KEY, or use wandb.mode=offline")
+    return mode
+
+
+def log_evaluation(
+    wandb: Wandb, name: str, recipe: Recipe, metrics: dict[str, Any], classes: list[dict[str, Any]]
+) -> None:
+    """Log one finished evaluation: config = the recipe, summary = the metrics, and the per-class table.
+
+    A failure of W&B is logged and goes no further: the evaluation is already on disk.
+    """
+    mode = check(wandb)
+    if mode == "disabled":
+        return
+    try:
+        import wandb as client
+
+        run = client.init(
+            mode=mode,
+            dir=".",
+            project=wandb.project,
+            name=name,
+            group=_group(),
+            job_type="evaluate",
+            config={"method": name, **asdict(recipe), "protocol": metrics["protocol"]},
+            settings=client.Settings(silent=True, console="off", x_disable_stats=True),
+        )
+        run.log({"classes": client.Table(columns=list(classes[0]), data=[list(c.values()) for c in classes])})
+        run.summary.update(metrics)
+        run.finish()
+        log.info("W&B run %s (%s)", run.id, mode)
+    except Exception as error:  # a tracker must not undo what it tracks
+        log.warning("W&B could not log this evaluation (%s); the metrics are written all the same", error)
+
+
+def _group() -> str:
+    """The DVC experiment's name, or the commit."""
+    if os.environ.get("DVC_EXP_NAME"):
+        return os.environ["DVC_EXP_NAME"]
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return head.stdout.strip() or "no-commit"
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    path = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    try:
+        return netrc.netrc(path).authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,22 @@
+"""Measure one artifact's speed, memory and load time, in this fresh process."""
+
+import argparse
+
+from segquant import config, models
+from segquant.entry import run
+from segquant.evaluation.speed import measure
+from segquant.files import write_json
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("artifact", "float32", "output"):
+        parser.add_argument(f"--{name}", required=True)
+    arguments = parser.parse_args()
+    params = config.load()
+    device = models.device(params.eval.device)
+    write_json(arguments.output, measure(arguments.artifact, arguments.float32, params.speed, device))
+
+
+if __name__ == "__main__":
+    run(main)

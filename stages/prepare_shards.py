@@ -1,0 +1,24 @@
+"""Write the data source's train and validation splits as Parquet shards with a manifest."""
+
+import argparse
+
+from segquant import config
+from segquant.data.shards import write_shards
+from segquant.data.sources import open_source
+from segquant.entry import run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", required=True)
+    arguments = parser.parse_args()
+    data = config.load().data
+    sources = {
+        "train": open_source(data.source, data.train_split, data.limit),
+        "validation": open_source(data.source, data.validation_split, data.limit),
+    }
+    write_shards(sources, arguments.output)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,24 @@
+"""Keep the float32 baseline's class maps of the validation images, which agreement is counted against."""
+
+import argparse
+
+from segquant import config, models
+from segquant.data.shards import read_manifest, read_rows
+from segquant.entry import run
+from segquant.evaluation.reference import write_reference
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shards", required=True)
+    parser.add_argument("--output", required=True)
+    arguments = parser.parse_args()
+    params = config.load()
+    model = models.load(params.model.source).to(models.device(params.eval.device))
+    total = read_manifest(arguments.shards)["splits"]["validation"]["images"]
+    rows = read_rows(arguments.shards, "validation")
+    write_reference(model, rows, total, arguments.output, params.protocol, params.eval.batch_size)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,30 @@
+"""Write results.csv and the HTML page, and print the table."""
+
+import argparse
+from itertools import islice
+from pathlib import Path
+
+from segquant import config
+from segquant.data.shards import read_manifest, read_rows
+from segquant.entry import run
+from segquant.files import read_json, write_text
+from segquant.report import page, tables
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("metrics", "shards", "csv", "page"):
+        parser.add_argument(f"--{name}", required=True)
+    a = parser.parse_args()
+    params = config.load()
+    results = tables.collect(a.metrics, params.quant.methods)
+    hardware = read_json(Path(a.metrics) / "hardware.json")
+    classes = read_manifest(a.shards)["classes"]
+    rows = islice(read_rows(a.shards, "validation"), params.eval.pictures)
+    write_text(a.csv, tables.to_csv(results))
+    page.write_page(a.page, results, rows, Path(a.metrics) / "predictions", classes, hardware)
+    tables.show(results, hardware)
+
+
+if __name__ == "__main__":
+    run(main)

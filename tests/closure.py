@@ -1,0 +1,52 @@
+"""Which files of src/segquant a stage script runs: the closure of its imports, read from the source."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "src"
+
+
+def closure(script: Path) -> set[str]:
+    """Paths, relative to the repository, of every segquant file that `script` imports, however deep,
+    and the HTML templates that lie beside them."""
+    seen: set[Path] = set()
+    pending = [script]
+    while pending:
+        for path in _imports(pending.pop()):
+            if path not in seen:
+                seen.add(path)
+                pending.append(path)
+    templates = {path for module in seen for path in module.parent.glob("*.html")}
+    return {str(path.relative_to(ROOT)) for path in seen | templates}
+
+
+def _imports(path: Path) -> set[Path]:
+    found: set[Path] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import, which this reader does not follow"
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            found |= _files(name)
+    return found
+
+
+def _files(name: str) -> set[Path]:
+    """The module's own file and the __init__.py of each package above it."""
+    parts = name.split(".")
+    if parts[0] != "segquant":
+        return set()
+    found = set()
+    for depth in range(1, len(parts) + 1):
+        base = SOURCE.joinpath(*parts[:depth])
+        for path in (base / "__init__.py", base.with_suffix(".py")):
+            if path.is_file():
+                found.add(path)
+    return found

@@ -1,0 +1,105 @@
+import csv
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segquant.data.classes import ADE20K
+from segquant.data.palette import palette
+from segquant.data.sources import open_source, rows
+from segquant.files import write_json
+from segquant.report import page, plots, tables
+
+SPEED = {
+    "latency_ms": {"p50": 210.0, "p90": 230.0, "n": 10}, "images_per_second": 4.7, "load_seconds": 0.1,
+    "relative_to_float32": {"median": 1.05, "min": 0.9, "max": 1.2}, "peak_memory_bytes": 300e6, "engine": "eager",
+    "batch_size": 1, "input_size": [512, 512], "device": "cpu", "threads": 2,
+}  # fmt: skip
+HARDWARE = {"processor": "Testium 9", "cores": 2, "gpu": None}
+
+
+def _metrics(miou, size):
+    return {
+        "mean_iou": miou, "mean_accuracy": 0.8, "overall_accuracy": 0.9, "agreement": 0.99, "n_images": 2,
+        "protocol": "fixed-64x64-v1", "size_bytes": size, "compression": 1e7 / size, "quantized_fraction": 0.65,
+        "bits_per_parameter": 8.0,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def metrics(tmp_path):
+    content = {
+        "float32": _metrics(0.70, 10_000_000),
+        "int2": _metrics(0.55, 2_000_000),
+        "float8_dynamic": {"unavailable": "no CUDA"},
+    }
+    for name, value in content.items():
+        write_json(tmp_path / "predictions" / name / "metrics.json", value)
+        if "unavailable" not in value:
+            write_json(tmp_path / "speed" / f"{name}.json", SPEED)
+    return tmp_path
+
+
+METHODS = ["float32", "int8", "float8_dynamic", "int2"]
+
+
+def test_the_table_tells_loss_in_points_and_what_was_not_measured(metrics, capsys):
+    results = tables.collect(metrics, METHODS)
+    assert list(results) == ["float32", "float8_dynamic", "int2"]
+    assert tables.loss(results, "int2") == pytest.approx(15.0)
+    tables.show(results, HARDWARE)
+    text = capsys.readouterr().out
+    line = next(x for x in text.splitlines() if x.startswith("int2"))
+    assert line.split()[1:3] == ["55.00", "15.00"]
+    assert "fixed-64x64-v1, 2 images" in text
+    assert "Testium 9, 2 cores" in text
+    assert "float8_dynamic is unavailable: no CUDA." in text
+
+
+def test_the_csv_is_readable_and_has_one_line_a_measured_method(metrics):
+    lines = list(csv.DictReader(io.StringIO(tables.to_csv(tables.collect(metrics, METHODS)))))
+    assert [x["method"] for x in lines] == ["float32", "int2"]
+    assert float(lines[1]["mean_iou"]) == 55.0
+    assert float(lines[1]["size_mb"]) == 2.0
+    assert float(lines[1]["speedup"]) == 1.05
+
+
+def test_without_float32_there_is_no_loss_and_no_crash(metrics):
+    results = tables.collect(metrics, ["int2"])
+    assert tables.loss(results, "int2") is None
+    assert tables.cells(results, "int2")[1] == ""
+
+
+def test_the_page_is_self_contained_and_shows_every_method(metrics, tmp_path):
+    source = open_source("scenes", "validation", 2)
+    for row in rows(source):
+        for method in ("float32", "int2"):
+            image = Image.fromarray(np.full((row["height"], row["width"]), 4, np.uint8))
+            image.save(metrics / "predictions" / method / f"{row['id']}.png")
+    path = tmp_path / "report" / "index.html"
+    results = tables.collect(metrics, METHODS)
+    page.write_page(path, results, rows(source), metrics / "predictions", list(ADE20K), HARDWARE)
+    html = path.read_text()
+    assert "http://" not in html.replace("http://www.w3.org", "")  # the names of XML namespaces
+    assert "https://" not in html and "<script" not in html
+    for text in ("float32", "int2", "55.00", "no CUDA", "Testium 9", "fixed-64x64-v1"):
+        assert text in html
+    assert html.count("data:image/png") == 2 * 3 and html.count("data:image/jpeg") == 2  # truth and two methods
+    assert html.count("<svg") == 2
+    before = path.read_bytes()
+    page.write_page(path, results, rows(source), metrics / "predictions", list(ADE20K), HARDWARE)
+    assert path.read_bytes() == before
+
+
+def test_plots_name_their_points_and_units(metrics):
+    svg = plots.size(tables.measured(tables.collect(metrics, METHODS)))
+    for text in ("float32", "int2", "MB", "mean IoU"):
+        assert text in svg
+
+
+def test_the_palette_is_ade20ks():
+    colors = palette()
+    assert colors.shape == (256, 3)
+    assert colors[0].tolist() == [120, 120, 120] and colors[2].tolist() == [6, 230, 230]
+    assert colors[149].tolist() == [92, 0, 255] and colors[255].tolist() == [0, 0, 0]

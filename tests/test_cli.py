@@ -1,0 +1,91 @@
+"""The command as a user runs it: in a process, with its output and exit code."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+
+def segquant(*arguments, cwd=ROOT):
+    command = [sys.executable, "-m", "segquant", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, "COLUMNS": "200"})
+
+
+def test_methods_lists_every_method_and_says_what_cannot_run():
+    done = segquant("methods", "--json")
+    listing = json.loads(done.stdout)
+    assert {"float32", "bfloat16", "float8", "float8_dynamic", "int8", "int8_dynamic", "int4", "int3", "int2"} <= set(
+        listing
+    )
+    assert listing["int8"]["unavailable"] is None
+    plain = segquant("methods").stdout
+    for name in listing:
+        assert name in plain
+
+
+def test_run_on_a_labelled_folder(tiny_folder, tmp_path):
+    """Pixels of a solid colour, labelled by halves: ids 0 and 10 of CamVid's eleven, one pixel unlabelled."""
+    for folder, image in (("val", Image.new("RGB", (60, 40), (90, 120, 40))), ("valannot", Image.new("L", (60, 40)))):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        if folder == "valannot":
+            image.paste(10, (30, 0, 60, 40))
+            image.putpixel((0, 0), 11)
+        image.save(tmp_path / "data" / folder / "a.png")
+    (tmp_path / "map.yaml").write_text("map: {" + ", ".join(f"{i}: {i % 11}" for i in range(150)) + "}")
+    done = segquant(
+        "run", "--model", tiny_folder, "--data", tmp_path / "data", "--split", "val", "--label-map", tmp_path / "map.yaml",
+        "--protocol", "fixed-64x96-v1", "--methods", "float32,int4,float8_dynamic", "--output", tmp_path / "out",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert list(results) == ["float32", "int4", "float8_dynamic"]
+    float32 = results["float32"]
+    assert float32["agreement"] == 1.0 and float32["n_images"] == 1 and float32["protocol"] == "fixed-64x96-v1"
+    assert {"p50", "p90", "n"} == set(float32["speed"]["latency_ms"])
+    assert "unavailable" in results["float8_dynamic"] or "mean_iou" in results["float8_dynamic"]
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["splits"]["val"]["class_pixels"] == {"0": 1199, "10": 1200}
+    assert manifest["splits"]["val"]["ignored_pixels"] == 1
+    assert (tmp_path / "out" / "int4" / "model.safetensors").is_file()
+    assert "fixed-64x96-v1, 1 images" in done.stdout
+    assert "\x1b" not in done.stdout + done.stderr  # no colours, no moving bars when piped
+    assert "\r" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--methods": "int8,nope"}, "method 'nope' is unknown: choose from float32, bfloat16"),
+        ({"--model": "nowhere"}, "model 'nowhere' has no config.json"),
+        ({"--data": "nowhere"}, "data source 'nowhere' is not a folder"),
+        ({"--split": "test"}, "scenes has no split 'test'"),
+        ({"--protocol": "fixed-1x1-v1"}, "protocol 'fixed-1x1-v1' is unknown"),
+        ({"--limit": "0"}, "--limit must be at least 1"),
+        ({"--label-map": "nowhere.yaml"}, "label map nowhere.yaml does not exist"),
+        ({"--params": "nowhere.yaml"}, "nowhere.yaml does not exist"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(change, message, tiny_folder, tmp_path):
+    options = {
+        "--model": tiny_folder,
+        "--data": "scenes",
+        "--split": "validation",
+        "--limit": "1",
+        "--output": tmp_path / "out",
+    }
+    done = segquant("run", *[x for pair in {**options, **change}.items() for x in pair])
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert message in last
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_report_without_results_says_what_to_do(tmp_path):
+    done = segquant("report", "--metrics", tmp_path)
+    assert done.returncode == 2
+    assert "holds no results: run `dvc repro` first" in done.stderr

@@ -1,0 +1,178 @@
+"""The real pipeline in a temporary clone: what is built, what is rebuilt, and what a mistake prints."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import ROOT
+
+METHODS = ("float32", "float8_dynamic", "int4", "int2")
+ENV = {**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
+
+
+def sh(folder, command, code=0):
+    done = subprocess.run(
+        command, shell=True, cwd=folder, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert code is None or done.returncode == code, f"$ {command}\n{done.stdout}"
+    return done.stdout
+
+
+def ran(output):
+    return set(re.findall(r"Running stage '(.*)'", output))
+
+
+def results(folder):
+    """Every file that has to be the same bytes after `dvc repro --force`."""
+    patterns = ("metrics/*.json", "metrics/classes/*", "models/quantized/*/*")
+    return {str(p.relative_to(folder)): p.read_bytes() for pattern in patterns for p in folder.glob(pattern)}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A clone of the working tree with fewer methods and images, after its first `dvc repro`."""
+    folder = tmp_path_factory.mktemp("clone") / "segquant"
+    listed = sh(ROOT, "git ls-files --cached --others --exclude-standard").splitlines()
+    for name in (n for n in listed if (ROOT / n).is_file()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    for stale in [*folder.glob("metrics/**/*.*"), folder / "dvc.lock"]:
+        stale.unlink(missing_ok=True)
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params["quant"]["methods"] = {k: params["quant"]["methods"][k] for k in METHODS}
+    params["data"]["limit"] = 4
+    params["protocol"] = "fixed-64x64-v1"
+    params["eval"]["pictures"] = 2
+    params["speed"] = {"input_size": [64, 64], "runs": 2, "warmup": 1}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    sh(folder, "git init -q -b main && git config user.email a@b.c && git config user.name T")
+    sh(folder, "git add -A && git commit -qm start")
+    output = sh(folder, "dvc repro")
+    assert {"prepare_shards", "reference", "select", "report"} <= ran(output)
+    sh(folder, "git add -A && git commit -qm results")
+    return folder
+
+
+def test_the_files_others_rely_on(clone):
+    float32 = json.loads((clone / "metrics/float32.json").read_text())
+    assert set(float32) == {
+        "mean_iou", "mean_accuracy", "overall_accuracy", "agreement", "n_images", "protocol", "size_bytes",
+        "compression", "quantized_fraction", "bits_per_parameter",
+    }  # fmt: skip
+    assert (
+        float32["n_images"] == 4
+        and float32["agreement"] == 1.0
+        and float32["compression"] == pytest.approx(1, abs=1e-3)
+    )
+    int4, int2 = (json.loads((clone / f"metrics/{m}.json").read_text()) for m in ("int4", "int2"))
+    assert int2["size_bytes"] < int4["size_bytes"] < float32["size_bytes"]
+    assert int2["agreement"] < int4["agreement"] < 1
+    assert int4["size_bytes"] == (clone / "models/quantized/int4/model.safetensors").stat().st_size
+    speed = json.loads((clone / "metrics/speed/int4.json").read_text())
+    assert {
+        "latency_ms",
+        "images_per_second",
+        "peak_memory_bytes",
+        "load_seconds",
+        "engine",
+        "batch_size",
+        "input_size",
+        "device",
+    } <= set(speed)
+    selected = json.loads((clone / "metrics/selected.json").read_text())
+    assert selected == {"method": "int4", **int4}
+    classes = (clone / "metrics/classes/int4.csv").read_text().splitlines()
+    assert classes[0] == "id,name,pixels,iou,accuracy" and len(classes) > 5
+    assert (clone / "metrics/results.csv").read_text().startswith("method,mean_iou,loss_points")
+    html = (clone / "metrics/report/index.html").read_text()
+    assert all(m in html for m in METHODS)
+
+
+def test_a_method_this_machine_cannot_run_is_reported_with_the_reason(clone):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine may run float8_dynamic")
+    metrics = json.loads((clone / "metrics/float8_dynamic.json").read_text())
+    assert "8.9" in metrics["unavailable"] and len(metrics) == 1
+    assert "float8_dynamic is unavailable" in sh(clone, "segquant report")
+
+
+def test_each_evaluation_is_one_wandb_run(clone):
+    offline = os.environ["WANDB_MODE"] == "offline"
+    assert offline and len(list((clone / "wandb").glob("offline-run-*"))) == 3  # not the unavailable one
+
+
+def test_a_second_repro_does_nothing(clone):
+    output = sh(clone, "dvc repro")
+    assert ran(output) == {"probe_hardware"}
+    assert sh(clone, "git status --porcelain") == ""
+
+
+def test_repro_by_force_gives_identical_bytes(clone):
+    before = results(clone)
+    sh(clone, "dvc repro --force")
+    assert results(clone) == before
+    assert len(before) > 20
+    sh(clone, "git checkout -q . && dvc checkout -q")
+
+
+def test_another_method_selected_rebuilds_nothing_else_and_shows_in_the_diff(clone):
+    output = sh(clone, "dvc exp run -n two -S quant.method=int2")
+    assert ran(output) <= {"probe_hardware", "select"}
+    assert json.loads((clone / "metrics/selected.json").read_text())["method"] == "int2"
+    diff = json.loads(sh(clone, "dvc metrics diff HEAD two --json"))
+    changed = diff["metrics/selected.json"]
+    assert changed["size_bytes"]["diff"] < 0
+    assert set(diff) == {"metrics/selected.json"}
+    sh(clone, "git checkout -q . && dvc checkout -q")
+
+
+def test_a_recipe_changed_rebuilds_its_own_lane_only(clone):
+    output = sh(clone, "dvc exp run -S quant.methods.int4.group_size=16")
+    assert ran(output) == {
+        "probe_hardware", "quantize@int4", "evaluate@int4", "benchmark@int4", "select", "report",
+    }  # fmt: skip
+    sh(clone, "git checkout -q . && dvc checkout -q")
+
+
+def test_a_new_method_is_yaml_and_no_code(clone):
+    output = sh(clone, "dvc exp run -S '+quant.methods.int2_g8={weights: int2, group_size: 8, algorithm: affine}'")
+    assert ran(output) == {
+        "probe_hardware", "quantize@int2_g8", "evaluate@int2_g8", "benchmark@int2_g8", "select", "report",
+    }  # fmt: skip
+    assert "int2_g8" in (clone / "metrics/results.csv").read_text()
+    sh(clone, "git checkout -q . && git clean -qfd metrics && dvc checkout -q")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            "quant.method=nope",
+            "error: quant.method 'nope' is unknown: choose one of float32, float8_dynamic, int4, int2",
+        ),
+        ("eval.batch_size=none", "error: eval.batch_size must be of type int, not 'none'"),
+        ("data.source=nowhere", "error: data source 'nowhere' is not a folder"),
+        ("+quant.methods.bad={weights: int4, group_size: 7}", "error: group_size 7 divides the inputs of no layer"),
+    ],
+)
+def test_a_bad_parameter_ends_in_one_line(clone, change, message):
+    output = sh(clone, f"dvc exp run -S '{change}'", code=None)
+    assert output.count(message) == 1
+    assert "Traceback" not in output
+    assert "exited with 2" in output
+    sh(clone, "git checkout -q . && dvc checkout -q")
+
+
+def test_online_tracking_without_a_key_stops_before_any_work(clone):
+    command = "env -u WANDB_MODE -u WANDB_API_KEY NETRC=/nonexistent dvc exp run -S wandb.mode=online"
+    output = sh(clone, command, code=None)
+    assert "error: wandb.mode is online but there is no key" in output
+    assert "evaluate float32" not in output and "loaded" not in output
+    sh(clone, "git checkout -q . && dvc checkout -q")

@@ -1,0 +1,59 @@
+"""The real model on real photographs, against 30 lines of plain PyTorch that share nothing with segquant."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+from transformers import SegformerForSemanticSegmentation
+
+from segquant import config
+from segquant.config import Recipe
+from segquant.data.label_map import load_label_map
+from segquant.data.sources import open_source, rows
+from segquant.evaluation.loop import evaluate
+from segquant.quant.artifacts import load_quantized
+from segquant.quant.build import build
+
+PROTOCOL = "fixed-384x512-v1"
+TO_CAMVID = [3, 4, 1, 1, 7, 2, 6, 6, 5, 5, 0, 9, 10, 8, 8, 8, 8, 10, 10]
+
+
+def plain_miou(real, limit):
+    model = SegformerForSemanticSegmentation.from_pretrained(real / "segformer-b0-cityscapes").eval()
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    intersection, union = np.zeros(11), np.zeros(11)
+    for path in sorted((real / "camvid" / "val").glob("*.png"))[:limit]:
+        image = Image.open(path).convert("RGB").resize((512, 384), Image.BILINEAR)
+        pixels = (torch.from_numpy(np.array(image)).float() / 255 - mean) / std
+        label = np.array(Image.open(real / "camvid" / "valannot" / path.name))
+        with torch.no_grad():
+            logits = model(pixels.permute(2, 0, 1)[None]).logits
+        up = torch.nn.functional.interpolate(logits, label.shape, mode="bilinear", align_corners=False)
+        prediction = np.array(TO_CAMVID)[up[0].argmax(0).numpy()]
+        for c in range(11):
+            p, t = (prediction == c) & (label != 11), label == c
+            intersection[c] += (p & t).sum()
+            union[c] += (p | t).sum()
+    with np.errstate(invalid="ignore"):
+        return float(np.nanmean(intersection / union))
+
+
+def our_miou(real, recipe, limit, folder):
+    build(real / "segformer-b0-cityscapes", recipe, folder, torch.device("cpu"))
+    source = open_source(str(real / "camvid"), "val", limit)
+    result = evaluate(
+        load_quantized(folder), rows(source), len(source), num_classes=11, protocol=PROTOCOL,
+        label_map=load_label_map(ROOT / "data/label_maps/cityscapes_to_camvid.yaml", 19, source.classes),
+    )  # fmt: skip
+    return result.scores.mean_iou
+
+
+@pytest.mark.parametrize("limit", [8, pytest.param(51, marks=pytest.mark.slow)])
+def test_float32_is_the_plain_figure_and_int8_is_near_it(real, limit, tmp_path):
+    wanted = plain_miou(real, limit)
+    float32 = our_miou(real, Recipe("float32"), limit, tmp_path / "float32")
+    int8 = our_miou(real, config.load(ROOT / "params.yaml").quant.methods["int8"], limit, tmp_path / "int8")
+    print(f"{limit} photographs: plain {wanted:.4f}, float32 {float32:.4f}, int8 {int8:.4f}")
+    assert abs(float32 - wanted) < 0.0005
+    assert abs(float32 - int8) < 0.003

@@ -1,0 +1,85 @@
+import logging
+
+import pytest
+
+from segquant import tracking
+from segquant.config import Recipe, Wandb
+from segquant.errors import ConfigError
+
+METRICS = {"mean_iou": 0.5, "protocol": "fixed-64x64-v1", "n_images": 3}
+CLASSES = [{"id": 0, "name": "wall", "pixels": 4, "iou": 0.5, "accuracy": None}]
+
+
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch, tmp_path):
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "DVC_EXP_NAME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_online_without_a_key_is_one_line_before_any_work():
+    with pytest.raises(ConfigError, match="set WANDB_API_KEY, or use wandb.mode=offline"):
+        tracking.check(Wandb(mode="online"))
+
+
+def test_the_environment_wins_over_params(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert tracking.check(Wandb(mode="online")) == "disabled"
+    monkeypatch.setenv("WANDB_MODE", "loud")
+    with pytest.raises(ConfigError, match="WANDB_MODE 'loud' is unknown: choose one of offline, online, disabled"):
+        tracking.check(Wandb())
+
+
+def test_a_key_in_the_environment_or_in_netrc_will_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    assert tracking.check(Wandb(mode="online")) == "online"
+    monkeypatch.delenv("WANDB_API_KEY")
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert tracking.check(Wandb(mode="online")) == "online"
+
+
+def test_an_offline_run_is_written_whole_and_without_a_key(monkeypatch, tmp_path):
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    secret = "s3cret" * 7
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_API_KEY", secret[:40])
+    monkeypatch.setenv("DVC_EXP_NAME", "brave-exp")
+    tracking.log_evaluation(Wandb(), "int8", Recipe("int8"), METRICS, CLASSES)
+    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    store = DataStore()
+    store.open_for_scan(str(file))
+    run, summary, config = None, {}, {}
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        if record.run.run_id:
+            run = record.run
+            config |= {u.key: u.value_json for u in record.run.config.update}
+        summary |= {u.key: u.value_json for u in record.summary.update}
+    assert (run.run_group, run.job_type, run.display_name) == ("brave-exp", "evaluate", "int8")
+    assert config["weights"] == '"int8"' and config["method"] == '"int8"'
+    assert float(summary["mean_iou"]) == 0.5 and int(summary["n_images"]) == 3
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or secret[:40].encode() not in path.read_bytes(), path
+
+
+def test_disabled_writes_nothing(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    tracking.log_evaluation(Wandb(mode="disabled"), "int8", Recipe("int8"), METRICS, CLASSES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_of_wandb_does_not_undo_the_evaluation(monkeypatch, tmp_path, caplog):
+    import wandb
+
+    def explode(**_):
+        raise RuntimeError("no disk")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(wandb, "init", explode)
+    with caplog.at_level(logging.WARNING):
+        tracking.log_evaluation(Wandb(), "int8", Recipe("int8"), METRICS, CLASSES)
+    assert "W&B could not log this evaluation (no disk)" in caplog.text
