@@ -15,7 +15,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True)
     a = parser.parse_args()
     params = config.load()
-    tracking.check(params.wandb)
+    (recipe,) = params.quant.choose([a.method]).values()
+    params.wandb.resolve()
     manifest = read_manifest(a.shards)
     total, names = manifest["splits"]["validation"]["images"], manifest["classes"]
     metrics, result = score(
@@ -25,7 +26,6 @@ def main() -> None:
     )  # fmt: skip
     write_scores(metrics, result, names, a.metrics, a.classes, a.pictures)
     if result:
-        recipe = params.quant.methods[a.method]
         tracking.log_evaluation(params.wandb, a.method, recipe, metrics, class_rows(result, names))
 
 

@@ -12,7 +12,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", required=True)
     arguments = parser.parse_args()
-    data = config.load().data
+    params = config.load()
+    params.wandb.resolve()
+    data = params.data
     sources = {
         "train": open_source(data.source, data.train_split, data.limit),
         "validation": open_source(data.source, data.validation_split, data.limit),

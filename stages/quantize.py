@@ -13,7 +13,8 @@ def main() -> None:
     parser.add_argument("--output", required=True)
     arguments = parser.parse_args()
     params = config.load()
-    recipe = params.quant.methods[arguments.method]
+    params.wandb.resolve()
+    (recipe,) = params.quant.choose([arguments.method]).values()
     reason = build(params.model.source, recipe, arguments.output, models.device(params.eval.device))
     if reason:
         print(f"{arguments.method} is unavailable: {reason}")

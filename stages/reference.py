@@ -14,6 +14,7 @@ def main() -> None:
     parser.add_argument("--output", required=True)
     arguments = parser.parse_args()
     params = config.load()
+    params.wandb.resolve()
     model = models.load(params.model.source).to(models.device(params.eval.device))
     total = read_manifest(arguments.shards)["splits"]["validation"]["images"]
     rows = read_rows(arguments.shards, "validation")

@@ -1,4 +1,5 @@
 import logging
+import struct
 
 import pytest
 
@@ -10,6 +11,28 @@ METRICS = {"mean_iou": 0.5, "protocol": "fixed-64x64-v1", "n_images": 3}
 CLASSES = [{"id": 0, "name": "wall", "pixels": 4, "iou": 0.5, "accuracy": None}]
 
 
+def records(file):
+    """The records of an offline run: W&B's own protobuf messages in a LevelDB log after seven bytes of header.
+
+    https://github.com/google/leveldb/blob/main/doc/log_format.md: blocks of 32 KiB; each piece has a
+    checksum (4 bytes), a length (2), a type (1: whole, 2: first, 3: middle, 4: last).
+    """
+    from wandb.proto import wandb_internal_pb2
+
+    data, position, message = file.read_bytes(), 7, b""
+    while position + 7 <= len(data):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        length, kind = struct.unpack_from("<HB", data, position + 4)
+        message += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):
+            yield wandb_internal_pb2.Record.FromString(message)
+            message = b""
+
+
 @pytest.fixture(autouse=True)
 def no_key(monkeypatch, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
@@ -19,42 +42,35 @@ def no_key(monkeypatch, tmp_path):
 
 def test_online_without_a_key_is_one_line_before_any_work():
     with pytest.raises(ConfigError, match="set WANDB_API_KEY, or use wandb.mode=offline"):
-        tracking.check(Wandb(mode="online"))
+        Wandb(mode="online").resolve()
 
 
 def test_the_environment_wins_over_params(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert tracking.check(Wandb(mode="online")) == "disabled"
+    assert Wandb(mode="online").resolve() == "disabled"
     monkeypatch.setenv("WANDB_MODE", "loud")
     with pytest.raises(ConfigError, match="WANDB_MODE 'loud' is unknown: choose one of offline, online, disabled"):
-        tracking.check(Wandb())
+        Wandb().resolve()
 
 
 def test_a_key_in_the_environment_or_in_netrc_will_do(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
-    assert tracking.check(Wandb(mode="online")) == "online"
+    assert Wandb(mode="online").resolve() == "online"
     monkeypatch.delenv("WANDB_API_KEY")
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert tracking.check(Wandb(mode="online")) == "online"
+    assert Wandb(mode="online").resolve() == "online"
 
 
 def test_an_offline_run_is_written_whole_and_without_a_key(monkeypatch, tmp_path):
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
-
     secret = "s3cret" * 7
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_API_KEY", secret[:40])
     monkeypatch.setenv("DVC_EXP_NAME", "brave-exp")
     tracking.log_evaluation(Wandb(), "int8", Recipe("int8"), METRICS, CLASSES)
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    store = DataStore()
-    store.open_for_scan(str(file))
     run, summary, config = None, {}, {}
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    for record in records(file):
         if record.run.run_id:
             run = record.run
             config |= {u.key: u.value_json for u in record.run.config.update}

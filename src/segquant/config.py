@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import netrc
+import os
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import yaml
 from segquant.errors import ConfigError
 
 WEIGHTS = ("float32", "bfloat16", "float8", "int8", "int4", "int3", "int2")
+WANDB_MODES = ("offline", "online", "disabled")
 
 
 def _choice(*names: str, **kw: Any) -> Any:
@@ -56,6 +60,13 @@ class Quant:
     def __post_init__(self) -> None:
         if self.method not in self.methods:
             raise ConfigError(f"quant.method '{self.method}' is unknown: choose one of {', '.join(self.methods)}")
+
+    def choose(self, names: Sequence[str] | None) -> dict[str, Recipe]:
+        """The recipes of the named methods, all of them for None. Raises ConfigError for an unknown name."""
+        for name in names or ():
+            if name not in self.methods:
+                raise ConfigError(f"method '{name}' is unknown: choose from {', '.join(self.methods)}")
+        return {name: self.methods[name] for name in names or self.methods}
 
 
 @dataclass(frozen=True)
@@ -104,8 +115,20 @@ class Train:
 
 @dataclass(frozen=True)
 class Wandb:
-    mode: str = _choice("offline", "online", "disabled", default="offline")
+    mode: str = _choice(*WANDB_MODES, default="offline")
     project: str = "segquant"
+
+    def resolve(self) -> str:
+        """The mode that holds, WANDB_MODE over params.yaml. Raises ConfigError when it cannot work.
+
+        Every stage before an evaluation asks too, so that a missing key stops the run before any work.
+        """
+        mode = os.environ.get("WANDB_MODE") or self.mode
+        if mode not in WANDB_MODES:
+            raise ConfigError(f"WANDB_MODE '{mode}' is unknown: choose one of {', '.join(WANDB_MODES)}")
+        if mode == "online" and not _has_wandb_key():
+            raise ConfigError("wandb.mode is online but there is no key: set WANDB_API_KEY, or use wandb.mode=offline")
+        return mode
 
 
 @dataclass(frozen=True)
@@ -118,6 +141,16 @@ class Params:
     speed: Speed
     train: Train
     wandb: Wandb
+
+
+def _has_wandb_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        known = netrc.netrc(os.environ.get("NETRC") or Path.home() / ".netrc")
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return known.authenticators("api.wandb.ai") is not None
 
 
 def load(path: str | Path | None = None) -> Params:

@@ -16,12 +16,14 @@ def setup_logging(verbose: bool = False) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main`; exit 2 with one line for a SegquantError, 130 when interrupted."""
+    """Call `main`; exit 2 with one line for a SegquantError or an OSError, 130 when interrupted."""
     setup_logging("--verbose" in sys.argv)
     try:
         main()
     except SegquantError as error:
         sys.exit(_fail(f"error: {' '.join(str(error).split())}", 2))
+    except OSError as error:  # a full disk, a folder that may not be written
+        sys.exit(_fail(f"error: {error.filename or 'input or output'}: {error.strerror or error}", 2))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", 130))
 

@@ -11,10 +11,12 @@ from tqdm import tqdm
 class _Lines(tqdm):
     """tqdm that writes whole lines, for logs and pipes."""
 
+    shown = -1
+
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        if self.n or msg:
-            text = msg or str(self)
-            self.fp.write(text.strip() + "\n")
+        if self.n > max(0, self.shown):
+            self.shown = self.n
+            self.fp.write(f"{msg or self}".strip() + "\n")
             self.fp.flush()
         return True
 

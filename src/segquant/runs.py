@@ -16,7 +16,7 @@ from segquant.data.label_map import load_label_map
 from segquant.data.protocols import check
 from segquant.data.shards import LabelCounts, make_manifest
 from segquant.data.sources import open_source, rows
-from segquant.errors import ConfigError, SegquantError
+from segquant.errors import SegquantError
 from segquant.evaluation.reference import write_reference
 from segquant.evaluation.score import score
 from segquant.files import read_json, write_json
@@ -45,7 +45,7 @@ def run(request: Request, params: Params) -> dict[str, dict[str, Any]]:
     Everything that can be wrong with the input is looked at before the first method is built.
     Gives {method: accuracy keys and `speed`}.
     """
-    recipes = choose(request.methods, params.quant.methods)
+    recipes = params.quant.choose(request.methods)
     protocol, output = check(request.protocol or params.protocol), request.output
     device = models.device(params.eval.device)
     source = open_source(request.data, request.split, request.limit)
@@ -83,14 +83,6 @@ def run(request: Request, params: Params) -> dict[str, dict[str, Any]]:
             result["speed"] = _speed(output / method, float32, params)
     write_json(output / "results.json", results)
     return results
-
-
-def choose(names: list[str] | None, known: dict[str, Recipe]) -> dict[str, Recipe]:
-    """The recipes of the named methods, all of them for None. Raises ConfigError for an unknown name."""
-    for name in names or ():
-        if name not in known:
-            raise ConfigError(f"method '{name}' is unknown: choose from {', '.join(known)}")
-    return {name: known[name] for name in names or known}
 
 
 def _speed(artifact: Path, float32: Path, params: Params) -> dict[str, Any]:

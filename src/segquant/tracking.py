@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import logging
-import netrc
 import os
 import subprocess
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from segquant.config import Recipe, Wandb
-from segquant.errors import ConfigError
 
 log = logging.getLogger(__name__)
-MODES = ("offline", "online", "disabled")
-
-
-def check(wandb: Wandb) -> str:
-    """The mode that holds, WANDB_MODE over params. Raises ConfigError when it cannot work, before any work is done."""
-    mode = os.environ.get("WANDB_MODE") or wandb.mode
-    if mode not in MODES:
-        raise ConfigError(f"WANDB_MODE '{mode}' is unknown: choose one of {', '.join(MODES)}")
-    if mode == "online" and not _has_key():
-        raise ConfigError("wandb.mode is online but there is no key: set WANDB_API_KEY, or use wandb.mode=offline")
-    return mode
 
 
 def log_evaluation(
@@ -34,7 +20,7 @@ def log_evaluation(
 
     A failure of W&B is logged and goes no further: the evaluation is already on disk.
     """
-    mode = check(wandb)
+    mode = wandb.resolve()
     if mode == "disabled":
         return
     try:
@@ -64,13 +50,3 @@ def _group() -> str:
         return os.environ["DVC_EXP_NAME"]
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return head.stdout.strip() or "no-commit"
-
-
-def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    path = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    try:
-        return netrc.netrc(path).authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

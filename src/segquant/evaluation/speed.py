@@ -18,6 +18,7 @@ from torch import nn
 
 from segquant import models
 from segquant.config import Speed, build
+from segquant.entry import run
 from segquant.errors import UnavailableError
 from segquant.evaluation.predict import forward
 from segquant.files import write_json
@@ -111,4 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
