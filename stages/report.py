@@ -1,4 +1,4 @@
-"""Write results.csv and the HTML page, and print the table."""
+"""Write results.csv and the HTML page; `segquant report` prints the table."""
 
 import argparse
 from itertools import islice
@@ -23,7 +23,6 @@ def main() -> None:
     rows = islice(read_rows(a.shards, "validation"), params.eval.pictures)
     write_text(a.csv, tables.to_csv(results))
     page.write_page(a.page, results, rows, Path(a.metrics) / "predictions", classes, hardware)
-    tables.show(results, hardware)
 
 
 if __name__ == "__main__":

@@ -51,21 +51,21 @@ def cli() -> None:
 def _run(arguments: argparse.Namespace) -> None:
     from segquant.hardware import probe
     from segquant.report import tables
-    from segquant.runs import Request, run
+    from segquant.runs import run
 
     if arguments.limit is not None and arguments.limit < 1:
         raise ConfigError(f"--limit must be at least 1, not {arguments.limit}")
-    request = Request(
+    results = run(
+        config.load(arguments.params),
         model=arguments.model,
         data=arguments.data,
         split=arguments.split,
-        methods=[m.strip() for m in arguments.methods.split(",")] if arguments.methods else None,
         output=arguments.output,
+        methods=[m.strip() for m in arguments.methods.split(",")] if arguments.methods else None,
         label_map=arguments.label_map,
         protocol=arguments.protocol,
         limit=arguments.limit,
     )
-    results = run(request, config.load(arguments.params))
     if arguments.json:
         print(json.dumps(results, indent=2))
     else:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,49 +21,45 @@ from segquant.evaluation.score import score
 from segquant.files import read_json, write_json
 from segquant.quant.build import build
 
-log = logging.getLogger(__name__)
 
+def run(
+    params: Params,
+    *,
+    model: str,
+    data: str,
+    split: str,
+    output: Path,
+    methods: list[str] | None = None,
+    label_map: str | None = None,
+    protocol: str | None = None,
+    limit: int | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Quantize, evaluate and time each method; write artifacts, manifest.json and results.json to `output`.
 
-@dataclass(frozen=True)
-class Request:
-    """What `segquant run` was asked for; None takes the value of params.yaml."""
-
-    model: str
-    data: str
-    split: str
-    methods: list[str] | None
-    output: Path
-    label_map: str | None = None
-    protocol: str | None = None
-    limit: int | None = None
-
-
-def run(request: Request, params: Params) -> dict[str, dict[str, Any]]:
-    """Quantize, evaluate and time each method; write artifacts, manifest.json and results.json to the output.
-
-    Everything that can be wrong with the input is looked at before the first method is built.
-    Gives {method: accuracy keys and `speed`}.
+    `methods` are names under quant.methods (None: all); `protocol` None is params.yaml's. Everything that
+    can be wrong with the input is looked at before the first method is built. Gives {method: accuracy
+    keys and `speed`}.
     """
-    recipes = params.quant.choose(request.methods)
-    protocol, output = check(request.protocol or params.protocol), request.output
+    recipes = params.quant.choose(methods)
+    protocol = check(protocol or params.protocol)
     device = models.device(params.eval.device)
-    source = open_source(request.data, request.split, request.limit)
-    model = models.load(request.model)
-    load_label_map(request.label_map, model.config.num_labels, source.classes)
+    source = open_source(data, split, limit)
+    baseline = models.load(model)
+    load_label_map(label_map, baseline.config.num_labels, source.classes)
     counts = LabelCounts()
     for row in rows(source):
         counts.add(row)
-    write_json(output / "manifest.json", make_manifest(source.classes, {request.split: counts.summary()}))
+    write_json(output / "manifest.json", make_manifest(source.classes, {split: counts.summary()}))
 
     reference = output / "reference.parquet"
-    write_reference(model.to(device), rows(source), len(source), reference, protocol, params.eval.batch_size)
-    del model
+    write_reference(baseline.to(device), rows(source), len(source), reference, protocol, params.eval.batch_size)
+    del baseline
     float32 = output / "float32"
     if "float32" not in recipes:  # speed is told against it
-        build(request.model, Recipe("float32"), float32, device)
+        build(model, Recipe("float32"), float32, device)
     results = {}
     for method, recipe in recipes.items():
-        build(request.model, recipe, output / method, device)
+        build(model, recipe, output / method, device)
         results[method], _ = score(
             output / method,
             rows(source),
@@ -72,7 +67,7 @@ def run(request: Request, params: Params) -> dict[str, dict[str, Any]]:
             list(source.classes),
             protocol=protocol,
             reference=reference,
-            label_map=request.label_map,
+            label_map=label_map,
             device=device,
             batch_size=params.eval.batch_size,
             pictures=0,
