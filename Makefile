@@ -3,8 +3,6 @@
 
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-export HF_HUB_OFFLINE ?= 1
-export WANDB_MODE ?= offline
 export PYTHONUNBUFFERED = 1
 
 STAMP := .venv/.installed-$(shell cat requirements.txt constraints.txt pyproject.toml | cksum | cut -d' ' -f1)

@@ -1,16 +1,19 @@
-"""Write what this machine is; the same bytes on the same machine."""
+"""Write what speed depends on (the machine) and what accuracy does (GPU, libraries)."""
 
 import argparse
 
 from segquant.entry import run
 from segquant.files import write_json
-from segquant.hardware import probe
+from segquant.hardware import environment, probe
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", required=True)
-    write_json(parser.parse_args().output, probe())
+    parser.add_argument("--hardware", required=True)
+    parser.add_argument("--environment", required=True)
+    arguments = parser.parse_args()
+    write_json(arguments.hardware, probe())
+    write_json(arguments.environment, environment())
 
 
 if __name__ == "__main__":

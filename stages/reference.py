@@ -15,10 +15,12 @@ def main() -> None:
     arguments = parser.parse_args()
     params = config.load()
     params.wandb.resolve()
-    model = models.load(params.model.source).to(models.device(params.eval.device))
     total = read_manifest(arguments.shards)["splits"]["validation"]["images"]
     rows = read_rows(arguments.shards, "validation")
-    write_reference(model, rows, total, arguments.output, params.protocol, params.eval.batch_size)
+    write_reference(
+        params.model.source, rows, total, arguments.output, protocol=params.protocol,
+        batch_size=params.eval.batch_size, device=models.device(params.eval.device),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Write results.csv and the HTML page; `segquant report` prints the table."""
 
 import argparse
-from itertools import islice
 from pathlib import Path
 
 from segquant import config
@@ -17,10 +16,10 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True)
     a = parser.parse_args()
     params = config.load()
-    results = tables.collect(a.metrics, params.quant.methods)
+    results = tables.collect(a.metrics, params.quant.methods, "predictions/{}/metrics.json")
     hardware = read_json(Path(a.metrics) / "hardware.json")
     classes = read_manifest(a.shards)["classes"]
-    rows = islice(read_rows(a.shards, "validation"), params.eval.pictures)
+    rows = read_rows(a.shards, "validation", params.eval.pictures)
     write_text(a.csv, tables.to_csv(results))
     page.write_page(a.page, results, rows, Path(a.metrics) / "predictions", classes, hardware)
 

@@ -6,7 +6,7 @@ from segquant import config
 from segquant.entry import run
 from segquant.training.baseline import make_baseline
 
-COMMAND = "dvc unfreeze models/dvc.yaml:train && dvc repro models/dvc.yaml:train"
+COMMAND = "dvc unfreeze models/dvc.yaml:train && dvc repro models/dvc.yaml:train && dvc freeze models/dvc.yaml:train"
 
 
 def main() -> None:

@@ -33,6 +33,12 @@ def test_the_committed_params_are_valid():
         (("train", "phases"), [], "train.phases must be a list, not []"),
         (("train", "phases", 0, "crop"), 8, "train.phases[0].crop must be at least 32, not 8"),
         (("train", "lr"), float("nan"), "train.lr must be at least 0.0, not nan"),
+        (("quant", "methods"), {"int8": {"weights": "int8"}}, "quant.methods lacks float32"),
+        (("quant", "methods", "selected"), {"weights": "int8"}, "quant.methods has 'selected': use letters"),
+        (("quant", "methods", "a/b"), {"weights": "int8"}, "quant.methods has 'a/b': use letters"),
+        (("speed", "input_size"), [0, 512], "speed.input_size[0] must be at least 32, not 0"),
+        (("protocol",), "fixed", "protocol 'fixed' is unknown: choose aligned-512-v1 or fixed-HxW-v1"),
+        (("data", "label_map"), "map.yaml", "data.label_map 'map.yaml' must lie in data/label_maps/"),
         (("quant", "methods"), {}, "quant.methods must be a mapping with at least one entry"),
         (("modle",), {}, "params.yaml has an unknown key 'modle': allowed are model, data"),
         (("wandb", "mode"), "on", "wandb.mode 'on' is unknown: choose one of offline, online, disabled"),
@@ -55,6 +61,9 @@ def test_a_missing_key_and_a_broken_file(tree, tmp_path):
     with pytest.raises(ConfigError, match="model lacks the key 'source'"):
         config.build(config.Params, tree)
     with pytest.raises(ConfigError, match="does not exist"):
+        config.load(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not valid YAML"):
         config.load(tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("a: [1\n")
     with pytest.raises(ConfigError, match="not valid YAML"):

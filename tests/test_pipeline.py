@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -54,6 +55,7 @@ def clone(tmp_path_factory):
     sh(folder, "git add -A && git commit -qm start")
     output = sh(folder, "dvc repro")
     assert {"prepare_shards", "reference", "select", "report"} <= ran(output)
+    assert len(list((folder / "wandb").glob("offline-run-*"))) == 3  # a run each evaluation, none for the unavailable
     sh(folder, "git add -A && git commit -qm results")
     return folder
 
@@ -103,13 +105,10 @@ def test_a_method_this_machine_cannot_run_is_reported_with_the_reason(clone):
     assert "float8_dynamic is unavailable" in sh(clone, "segquant report")
 
 
-def test_each_evaluation_is_one_wandb_run(clone):
-    offline = os.environ["WANDB_MODE"] == "offline"
-    assert offline and len(list((clone / "wandb").glob("offline-run-*"))) == 3  # not the unavailable one
-
-
 def test_a_second_repro_does_nothing(clone):
+    start = time.monotonic()
     output = sh(clone, "dvc repro")
+    assert time.monotonic() - start < 15  # 5 on a quiet machine
     assert ran(output) == {"probe_hardware"}
     assert sh(clone, "git status --porcelain") == ""
 
@@ -123,7 +122,9 @@ def test_repro_by_force_gives_identical_bytes(clone):
 
 
 def test_another_method_selected_rebuilds_nothing_else_and_shows_in_the_diff(clone):
+    start = time.monotonic()
     output = sh(clone, "dvc exp run -n two -S quant.method=int2")
+    assert time.monotonic() - start < 30  # 15 on a quiet machine
     assert ran(output) <= {"probe_hardware", "select"}
     assert json.loads((clone / "metrics/selected.json").read_text())["method"] == "int2"
     diff = json.loads(sh(clone, "dvc metrics diff HEAD two --json"))
@@ -147,7 +148,7 @@ def test_a_new_method_is_yaml_and_no_code(clone):
         "probe_hardware", "quantize@int2_g8", "evaluate@int2_g8", "benchmark@int2_g8", "select", "report",
     }  # fmt: skip
     assert "int2_g8" in (clone / "metrics/results.csv").read_text()
-    sh(clone, "git checkout -q . && git clean -qfd metrics && dvc checkout -q")
+    sh(clone, "git checkout -q . && git clean -qfdx metrics && dvc checkout -q")
 
 
 @pytest.mark.parametrize(
@@ -170,9 +171,23 @@ def test_a_bad_parameter_ends_in_one_line(clone, change, message):
     sh(clone, "git checkout -q . && dvc checkout -q")
 
 
-def test_online_tracking_without_a_key_stops_before_any_work(clone):
-    command = "env -u WANDB_MODE -u WANDB_API_KEY NETRC=/nonexistent dvc exp run -S wandb.mode=online"
-    output = sh(clone, command, code=None)
-    assert "error: wandb.mode is online but there is no key" in output
-    assert "evaluate float32" not in output and "loaded" not in output
-    sh(clone, "git checkout -q . && dvc checkout -q")
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "prepare_shards --output x/shards",
+        "reference --shards data/shards --output x/reference.parquet",
+        "quantize --method int4 --output x/int4",
+        "evaluate --method int4 --artifact models/quantized/int4 --shards data/shards --reference data/reference.parquet "
+        "--metrics x/int4.json --classes x/int4.csv --pictures x/pictures",
+    ],
+)
+def test_online_tracking_without_a_key_stops_every_stage_before_any_work(clone, stage):
+    output = sh(clone, f"env WANDB_MODE=online WANDB_API_KEY= NETRC=/nonexistent python -m stages.{stage}", code=2)
+    assert output == ("error: wandb.mode is online but there is no key: set WANDB_API_KEY, or use wandb.mode=offline\n")
+    assert not (clone / "x").exists()
+
+
+def test_a_stage_given_an_unknown_method_is_one_line(clone):
+    assert "error: method 'nope' is unknown: choose from" in sh(
+        clone, "python -m stages.quantize --method nope --output x", code=2
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import netrc
 import os
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -18,6 +19,12 @@ from segquant.errors import ConfigError
 
 WEIGHTS = ("float32", "bfloat16", "float8", "int8", "int4", "int3", "int2")
 WANDB_MODES = ("offline", "online", "disabled")
+ALIGNED_PROTOCOL = "aligned-512-v1"
+FIXED_PROTOCOL = re.compile(r"fixed-(\d+)x(\d+)-v1")
+LABEL_MAPS = "data/label_maps/"
+# Method names become file names, beside others in metrics/ and in the output of `segquant run`.
+_METHOD_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_RESERVED = {"classes", "environment", "hardware", "manifest", "predictions", "report", "results", "selected", "speed"}
 
 
 def _choice(*names: str, **kw: Any) -> Any:
@@ -26,6 +33,16 @@ def _choice(*names: str, **kw: Any) -> Any:
 
 def _at_least(low: float, **kw: Any) -> Any:
     return field(metadata={"low": low}, **kw)
+
+
+def check_protocol(protocol: str) -> str:
+    """Give back `protocol`, the name of an input protocol (data/protocols.py); ConfigError when there is none."""
+    match = FIXED_PROTOCOL.fullmatch(protocol)
+    if protocol != ALIGNED_PROTOCOL and (match is None or min(map(int, match.groups())) < 32):
+        raise ConfigError(
+            f"protocol '{protocol}' is unknown: choose {ALIGNED_PROTOCOL} or fixed-HxW-v1 (H and W at least 32)"
+        )
+    return protocol
 
 
 @dataclass(frozen=True)
@@ -40,6 +57,10 @@ class Data:
     validation_split: str = "validation"
     limit: int | None = _at_least(1, default=None)
     label_map: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.label_map and not self.label_map.startswith(LABEL_MAPS):
+            raise ConfigError(f"data.label_map '{self.label_map}' must lie in {LABEL_MAPS}, where DVC sees its changes")
 
 
 @dataclass(frozen=True)
@@ -58,6 +79,12 @@ class Quant:
     methods: dict[str, Recipe]
 
     def __post_init__(self) -> None:
+        for name in self.methods:
+            if not _METHOD_NAME.fullmatch(name) or name in _RESERVED:
+                taken = ", ".join(sorted(_RESERVED))
+                raise ConfigError(f"quant.methods has '{name}': use letters, digits, _ and -, and none of {taken}")
+        if "float32" not in self.methods:
+            raise ConfigError("quant.methods lacks float32, which loss and speed are told against")
         if self.method not in self.methods:
             raise ConfigError(f"quant.method '{self.method}' is unknown: choose one of {', '.join(self.methods)}")
 
@@ -78,10 +105,10 @@ class Eval:
 
 @dataclass(frozen=True)
 class Speed:
-    input_size: tuple[int, int] = (512, 512)
+    input_size: tuple[int, int] = _at_least(32, default=(512, 512))
     batch_size: int = _at_least(1, default=1)
     runs: int = _at_least(2, default=10)
-    warmup: int = _at_least(0, default=2)
+    warmup: int = _at_least(1, default=2)
 
 
 @dataclass(frozen=True)
@@ -142,6 +169,9 @@ class Params:
     train: Train
     wandb: Wandb
 
+    def __post_init__(self) -> None:
+        check_protocol(self.protocol)
+
 
 def _has_wandb_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
@@ -165,7 +195,7 @@ def load(path: str | Path | None = None) -> Params:
         tree = yaml.safe_load(Path(path).read_text())
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist: run this from the repository's root") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     return build(Params, tree)
 

@@ -14,6 +14,8 @@ from typing import Any
 
 from segquant.errors import SegquantError
 
+TEMPORARY = ".tmp-segquant-"  # .gitignore and .dvcignore name it
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -25,7 +27,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        holder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=path.parent))
     except OSError as error:
         raise SegquantError(f"cannot write {path}: {error.strerror}") from error
     part = holder / path.name
@@ -33,7 +35,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield part
         if path.is_dir() and not path.is_symlink():
             path.rename(holder / "old")
-        part.replace(path)
+            try:
+                part.replace(path)
+            except OSError:
+                (holder / "old").rename(path)
+                raise
+        else:
+            part.replace(path)
     finally:
         shutil.rmtree(holder, ignore_errors=True)
 

@@ -25,6 +25,12 @@ def probe() -> dict[str, Any]:
     }
 
 
+def environment() -> dict[str, Any]:
+    """What accuracy depends on besides code and data: the GPU and the libraries that compute."""
+    names = ("numpy", "pillow", "safetensors", "torch", "torchao", "transformers")
+    return {"gpu": (_gpu() or "").split(",")[0] or None, **{name: version(name) for name in names}}
+
+
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +19,13 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from segquant.data.protocols import IMAGENET, Normalization
 from segquant.errors import ModelError
+from segquant.files import read_json
 
 log = logging.getLogger(__name__)
+PREPROCESSOR = "preprocessor_config.json"
+MAX_CLASSES = 255  # class maps are uint8, 255 is ignored
 transformers_logging.disable_progress_bar()  # loading and saving a folder takes a moment
 
 
@@ -56,6 +61,8 @@ def load(source: str | Path) -> nn.Module:
     problems = {k: sorted(map(str, v))[:3] for k, v in report.items() if v and k in ("missing_keys", "mismatched_keys")}
     if problems:
         raise ModelError(f"model '{source}' does not fit its config.json: {problems}")
+    if model.config.num_labels > MAX_CLASSES:
+        raise ModelError(f"model '{source}' has {model.config.num_labels} classes: at most {MAX_CLASSES} work")
     count = sum(p.numel() for p in model.parameters())
     grown = psutil.Process().memory_info().rss - before
     log.info(
@@ -66,20 +73,35 @@ def load(source: str | Path) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def save(model: nn.Module, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-    """Save config.json, preprocessor_config.json and model.safetensors, floats as `dtype`."""
+def save(model: nn.Module, folder: str | Path, dtype: torch.dtype = torch.float32, size: int = 512) -> None:
+    """Save config.json, preprocessor_config.json (`size` squared) and model.safetensors, floats as `dtype`."""
     state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()}
     model.save_pretrained(folder, state_dict={k: v.contiguous() for k, v in state.items()})
-    save_preprocessor(folder)
+    save_preprocessor(folder, size=size)
 
 
-def save_preprocessor(folder: str | Path) -> None:
-    """preprocessor_config.json: 512x512, ImageNet mean and standard deviation, labels as stored."""
-    SegformerImageProcessorPil(do_reduce_labels=False).save_pretrained(folder)
+def save_preprocessor(folder: str | Path, baseline: str | Path | None = None, size: int = 512) -> None:
+    """preprocessor_config.json: the baseline's where it has one, else ImageNet's normalization at `size` squared."""
+    given = Path(baseline) / PREPROCESSOR if baseline else None
+    if given and given.is_file():
+        shutil.copyfile(given, Path(folder) / PREPROCESSOR)
+    else:
+        processor = SegformerImageProcessorPil(do_reduce_labels=False, size={"height": size, "width": size})
+        processor.save_pretrained(folder)
+
+
+def normalization(folder: str | Path) -> Normalization:
+    """Mean and standard deviation of a model's input by its preprocessor_config.json; ImageNet's without one."""
+    path = Path(folder) / PREPROCESSOR
+    if not path.is_file():
+        return IMAGENET
+    given = read_json(path)
+    return tuple(given.get("image_mean", IMAGENET[0])), tuple(given.get("image_std", IMAGENET[1]))
 
 
 def device(choice: str = "auto") -> torch.device:
     """`auto` is CUDA where there is one. Raises ModelError for `cuda` without one."""
     if choice == "cuda" and not torch.cuda.is_available():
         raise ModelError("device 'cuda' was asked for, but torch sees no CUDA device: use 'auto' or 'cpu'")
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     return torch.device("cuda" if choice != "cpu" and torch.cuda.is_available() else "cpu")

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from segquant import models
-from segquant.config import Params, Recipe
+from segquant.config import Params, Recipe, check_protocol
+from segquant.data.images import IGNORE
 from segquant.data.label_map import load_label_map
-from segquant.data.protocols import check
 from segquant.data.shards import LabelCounts, make_manifest
 from segquant.data.sources import open_source, rows
-from segquant.errors import SegquantError
+from segquant.errors import DataError, SegquantError
 from segquant.evaluation.reference import write_reference
 from segquant.evaluation.score import score
 from segquant.files import read_json, write_json
@@ -41,19 +41,22 @@ def run(
     keys and `speed`}.
     """
     recipes = params.quant.choose(methods)
-    protocol = check(protocol or params.protocol)
+    protocol = check_protocol(protocol or params.protocol)
     device = models.device(params.eval.device)
     source = open_source(data, split, limit)
-    baseline = models.load(model)
-    load_label_map(label_map, baseline.config.num_labels, source.classes)
+    load_label_map(label_map, models.load(model).config.num_labels, source.classes)
     counts = LabelCounts()
     for row in rows(source):
         counts.add(row)
+    if not counts.pixels[:IGNORE].any():
+        raise DataError(f"{data} has no labelled pixel in split '{split}': every one is to be ignored")
     write_json(output / "manifest.json", make_manifest(source.classes, {split: counts.summary()}))
 
     reference = output / "reference.parquet"
-    write_reference(baseline.to(device), rows(source), len(source), reference, protocol, params.eval.batch_size)
-    del baseline
+    batch_size = params.eval.batch_size
+    write_reference(
+        model, rows(source), len(source), reference, protocol=protocol, batch_size=batch_size, device=device
+    )
     float32 = output / "float32"
     if "float32" not in recipes:  # speed is told against it
         build(model, Recipe("float32"), float32, device)
@@ -69,10 +72,11 @@ def run(
             reference=reference,
             label_map=label_map,
             device=device,
-            batch_size=params.eval.batch_size,
+            batch_size=batch_size,
             pictures=0,
             name=method,
         )
+    write_json(output / "results.json", results)  # kept should timing fail
     for method, result in results.items():
         if "unavailable" not in result:
             result["speed"] = _speed(output / method, float32, params)
@@ -89,5 +93,6 @@ def _speed(artifact: Path, float32: Path, params: Params) -> dict[str, Any]:
     ]  # fmt: skip
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SegquantError(f"measuring the speed of {artifact.name} failed: {done.stderr.strip().splitlines()[-1]}")
+        said = done.stderr.strip().splitlines() or ["it said nothing; was it out of memory?"]
+        raise SegquantError(f"timing {artifact.name} ended with code {done.returncode}: {said[-1]}")
     return read_json(target)

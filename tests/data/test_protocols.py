@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 from transformers import SegformerImageProcessorPil
 
+from segquant.config import check_protocol
 from segquant.data import protocols
 from segquant.errors import ConfigError
 
@@ -41,4 +42,4 @@ def test_fixed_512_is_the_image_processors_own():
 @pytest.mark.parametrize("name", ["aligned", "fixed-0x512-v1", "fixed-512x512", "fixed-512x512-v2", ""])
 def test_an_unknown_protocol_lists_the_known(name):
     with pytest.raises(ConfigError, match="aligned-512-v1 or fixed-HxW-v1"):
-        protocols.check(name)
+        check_protocol(name)

@@ -39,6 +39,17 @@ def test_the_manifest_counts_what_is_there(folder):
     assert split["ignored_pixels"] == counts[255]
 
 
+def test_the_fingerprint_is_of_the_content(tmp_path):
+    """Another photograph with the same labels is another data set."""
+    row = open_source("scenes", "train", 1)[0]
+    fingerprints = set()
+    for image in (row["image"], row["image"] + b" "):
+        counts = shards.LabelCounts()
+        counts.add({**row, "image": image})
+        fingerprints.add(shards.make_manifest(["a"], {"val": counts.summary()})["fingerprint"])
+    assert len(fingerprints) == 2
+
+
 def test_writing_twice_gives_the_same_bytes(folder, tmp_path):
     sources = {"train": open_source("scenes", "train", 3), "validation": open_source("scenes", "validation", 7)}
     shards.write_shards(sources, tmp_path / "again", shard_bytes=60_000)
@@ -89,7 +100,13 @@ MAP = ROOT / "data/label_maps/cityscapes_to_camvid.yaml"
 
 def test_the_committed_label_map():
     table = load_label_map(MAP, 19, ["c"] * 11)
+    assert table.dtype == np.uint8
     assert table.tolist() == [3, 4, 1, 1, 7, 2, 6, 6, 5, 5, 0, 9, 10, 8, 8, 8, 8, 10, 10]
+
+
+def test_a_model_class_may_have_no_counterpart(tmp_path):
+    (tmp_path / "map.yaml").write_text("map: {0: 1, 1: null}")
+    assert load_label_map(tmp_path / "map.yaml", 2, ["a", "b"]).tolist() == [1, 255]
 
 
 @pytest.mark.parametrize(

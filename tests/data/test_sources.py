@@ -53,6 +53,13 @@ def test_the_limit_takes_the_first_in_name_order(tmp_path):
     assert len(open_source("scenes", "validation", 5)) == 5
 
 
+def test_two_images_of_one_name_are_refused(tmp_path):
+    _pair(tmp_path, "val/a.png", "valannot/a.png", LABELS)
+    _write(tmp_path / "val/a.jpg", np.zeros((2, 3, 3), np.uint8))
+    with pytest.raises(DataError, match="have one name, and so one label"):
+        open_source(str(tmp_path), "val")
+
+
 def _break(tmp_path, what):
     image, label = tmp_path / "val/a.png", tmp_path / "valannot/a.png"
     _pair(tmp_path, "val/a.png", "valannot/a.png", LABELS)
@@ -104,7 +111,7 @@ def test_missing_folders_and_splits(tmp_path):
         open_source("scenes", "test")
     (tmp_path / "val").mkdir()
     (tmp_path / "valannot").mkdir()
-    with pytest.raises(DataError, match="no images in split 'val'"):
+    with pytest.raises(DataError, match="val has no images"):
         open_source(str(tmp_path), "val")
 
 

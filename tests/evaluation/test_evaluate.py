@@ -1,14 +1,19 @@
+import io
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from transformers import SegformerImageProcessorPil
 
+from segquant import models
 from segquant.data.images import decode_annotation, decode_image
+from segquant.data.protocols import IMAGENET, normalize, resize
 from segquant.data.sources import open_source, rows
 from segquant.errors import DataError
 from segquant.evaluation.loop import evaluate
-from segquant.evaluation.predict import class_map, predict
+from segquant.evaluation.predict import predict
 from segquant.evaluation.reference import read_reference, write_reference
 
 
@@ -44,15 +49,10 @@ def test_images_of_several_sizes_go_through_in_order(tiny, source):
     assert got == [row["id"] for row in rows(source)]
 
 
-def test_class_map_is_interpolate_and_argmax():
-    logits = torch.randn(7, 5, 6)
-    wanted = F.interpolate(logits[None], (33, 41), mode="bilinear", align_corners=False)[0].argmax(0)
-    assert torch.equal(class_map(logits, 33, 41).long(), wanted)
-
-
-def test_a_model_agrees_with_itself_and_scores_as_its_predictions_do(tiny, source, tmp_path):
-    path = tmp_path / "reference.parquet"
-    write_reference(tiny, rows(source), len(source), path, "fixed-64x64-v1", 4)
+def test_a_model_agrees_with_itself_and_scores_as_its_predictions_do(tiny, tiny_folder, source, tmp_path):
+    path, options = tmp_path / "reference.parquet", {"protocol": "fixed-64x64-v1", "batch_size": 4}
+    write_reference(tiny_folder, rows(source), len(source), path, device=torch.device("cpu"), **options)
+    tiny = models.load(tiny_folder)
     result = evaluate(
         tiny, rows(source), len(source), num_classes=150, protocol="fixed-64x64-v1", batch_size=4,
         reference=read_reference(path), pictures=2,
@@ -84,6 +84,26 @@ def test_the_label_map_gives_the_data_sets_classes(tiny, source):
     assert result.scores.accuracy[2] == 1.0
     assert result.scores.mean_accuracy < 0.2
     assert np.unique(next(iter(result.pictures.values()))).tolist() == [2]
+
+
+def test_the_models_own_normalization_counts(tiny_folder, source):
+    path = tiny_folder / "preprocessor_config.json"
+    assert models.normalization(tiny_folder) == IMAGENET
+    path.write_text(path.read_text().replace("0.485", "0.1"))
+    other = models.normalization(tiny_folder)
+    assert other == ((0.1, 0.456, 0.406), IMAGENET[1])
+    image = decode_image(source[0]["image"], "x")
+    wanted = SegformerImageProcessorPil.from_pretrained(tiny_folder)(image, return_tensors="pt")["pixel_values"][0]
+    assert torch.allclose(normalize(resize(image, "fixed-512x512-v1"), other), wanted, atol=1e-6)
+    path.unlink()
+    assert models.normalization(tiny_folder) == IMAGENET
+
+
+def test_labels_that_are_all_ignored_are_refused(tiny, source):
+    blank = io.BytesIO()
+    Image.new("L", (source[0]["width"], source[0]["height"]), 255).save(blank, "PNG")
+    with pytest.raises(DataError, match="no labelled pixel"):
+        evaluate(tiny, [{**source[0], "annotation": blank.getvalue()}], 1, num_classes=150, protocol="fixed-64x64-v1")
 
 
 def test_a_reference_of_other_images_is_refused(tiny, source):

@@ -30,6 +30,15 @@ def _case(seed, images, classes):
     return [rng.integers(0, classes, s).astype(np.uint8) for s in shapes], labels
 
 
+def test_a_prediction_of_no_class_is_wrong_for_its_label_and_counts_for_no_other():
+    confusion = new_confusion(2)
+    update(confusion, torch.tensor([[0, 255, 1]], dtype=torch.uint8), torch.tensor([[0, 0, 1]], dtype=torch.uint8))
+    scores = compute(confusion)
+    np.testing.assert_array_equal(scores.iou, [0.5, 1.0])
+    np.testing.assert_array_equal(scores.accuracy, [0.5, 1.0])
+    assert scores.overall_accuracy == pytest.approx(2 / 3)
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 9))
 @settings(deadline=None)
 def test_it_is_what_the_definitions_give(seed, images, classes):
@@ -75,4 +84,7 @@ def test_reduce_labels_reads_raw_ade20k_annotations():
         predictions=[[[7, 0, 1], [149, 1, 9]]], references=[raw.tolist()], num_labels=150, ignore_index=255, reduce_labels=True
     )  # fmt: skip
     assert got["overall_accuracy"] == 0.75
+    assert np.isnan(got["per_category_iou"][20])
+    filled = MeanIoU().compute(predictions=[[[1]]], references=[[[5]]], num_labels=3, nan_to_num=0.0, label_map={5: 1})
+    assert filled["per_category_iou"].tolist() == [0.0, 1.0, 0.0] and filled["mean_iou"] == pytest.approx(1 / 3)
     assert got["per_category_iou"][149] == 1.0

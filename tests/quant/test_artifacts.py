@@ -134,6 +134,7 @@ def test_an_unavailable_method_says_why_and_is_never_replaced(tiny_folder, tmp_p
         (Recipe("int4", 7), "group_size 7 divides the inputs of no layer"),
         (Recipe("int8", 32), "one scale a row: leave group_size and algorithm out"),
         (Recipe("float32", activations="int8"), "is a plain cast"),
+        (Recipe("bfloat16", algorithm="hqq"), "is a plain cast"),
         (Recipe("int4", 32, activations="float8"), "no method has int4 weights with float8 activations"),
     ],
 )

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segquant.quant.packing import pack, unpack
@@ -12,6 +12,7 @@ from segquant.quant.packing import pack, unpack
     shape=st.lists(st.integers(0, 9), min_size=1, max_size=3).map(tuple),
     seed=st.integers(0, 2**32 - 1),
 )
+@settings(deadline=None)
 def test_every_width_and_shape_comes_back(bits, shape, seed):
     half = 1 << (bits - 1)
     codes = torch.from_numpy(np.random.default_rng(seed).integers(-half, half, shape).astype(np.int8))

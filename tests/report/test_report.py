@@ -1,5 +1,6 @@
 import csv
 import io
+import re
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def metrics(tmp_path):
         "float8_dynamic": {"unavailable": "no CUDA"},
     }
     for name, value in content.items():
-        write_json(tmp_path / "predictions" / name / "metrics.json", value)
+        write_json(tmp_path / f"{name}.json", value)
         if "unavailable" not in value:
             write_json(tmp_path / "speed" / f"{name}.json", SPEED)
     return tmp_path
@@ -57,6 +58,20 @@ def test_the_table_tells_loss_in_points_and_what_was_not_measured(metrics, capsy
     assert "float8_dynamic is unavailable: no CUDA." in text
 
 
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_no_figure_is_cut_on_a_terminal(metrics, width, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(width))
+    tables.show(tables.collect(metrics, METHODS))
+    text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    line = next(x for x in text.splitlines() if x.startswith("int2"))
+    assert "…" not in text and "..." not in text
+    assert line.split()[:4] == (
+        ["int2", "55.00", "15.00", "80.00"] if width == 200 else ["int2", "55.00", "15.00", "99.00"]
+    )
+    assert width == 200 or len(line) <= width
+
+
 def test_the_csv_is_readable_and_has_one_line_a_measured_method(metrics):
     lines = list(csv.DictReader(io.StringIO(tables.to_csv(tables.collect(metrics, METHODS)))))
     assert [x["method"] for x in lines] == ["float32", "int2"]
@@ -76,6 +91,7 @@ def test_the_page_is_self_contained_and_shows_every_method(metrics, tmp_path):
     for row in rows(source):
         for method in ("float32", "int2"):
             image = Image.fromarray(np.full((row["height"], row["width"]), 4, np.uint8))
+            (metrics / "predictions" / method).mkdir(parents=True, exist_ok=True)
             image.save(metrics / "predictions" / method / f"{row['id']}.png")
     path = tmp_path / "report" / "index.html"
     results = tables.collect(metrics, METHODS)

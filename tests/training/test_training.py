@@ -75,9 +75,9 @@ def test_rare_classes_weigh_more(source):
 
 
 def _train(tiny, source, checkpoint, stop_after=None):
-    model = type(tiny)(tiny.config)
+    model = type(tiny)(tiny.config)  # with its dropout and drop path: the random state has to come back too
+    assert tiny.config.classifier_dropout_prob > 0
     model.load_state_dict(tiny.state_dict())
-    model.config.classifier_dropout_prob = 0.1
     if stop_after is None:
         return loop.train(model, source, TRAIN, CPU, checkpoint)
     original, count = loop.loss_fn, itertools.count()

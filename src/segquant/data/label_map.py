@@ -10,11 +10,14 @@ import yaml
 
 from segquant.errors import DataError
 
+NO_CLASS = 255
+
 
 def load_label_map(path: str | Path | None, model_classes: int, data_classes: Sequence[str]) -> np.ndarray | None:
     """A lookup table uint8 (model_classes,) from a YAML file `map: {model id: data set id}`.
 
-    None without a file, where both sides have the same number of classes. Raises DataError when an id
+    A model class of `null` has no counterpart: its pixels are wrong wherever they are labelled. None
+    without a file, where both sides have the same number of classes. Raises DataError when an id
     is missing or out of range, or when there is no file and the numbers differ.
     """
     if path is None:
@@ -26,14 +29,14 @@ def load_label_map(path: str | Path | None, model_classes: int, data_classes: Se
         )
     try:
         entries = yaml.safe_load(Path(path).read_text())["map"]
-        ids = {int(k): int(v) for k, v in entries.items()}
+        ids = {int(k): NO_CLASS if v is None else int(v) for k, v in entries.items()}
     except FileNotFoundError as error:
         raise DataError(f"label map {path} does not exist") from error
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"label map {path} is not a YAML file with `map: {{model id: data set id}}`") from error
     missing = sorted(set(range(model_classes)) - ids.keys())
     extra = sorted(ids.keys() - set(range(model_classes)))
-    outside = sorted(v for v in ids.values() if not 0 <= v < len(data_classes))
+    outside = sorted(v for v in ids.values() if v != NO_CLASS and not 0 <= v < len(data_classes))
     for what, found in (
         ("lacks model class", missing),
         ("names an unknown model class", extra),

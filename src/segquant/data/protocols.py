@@ -10,32 +10,22 @@ Logits are upsampled to the label's own size in both.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 
-from segquant.errors import ConfigError
+from segquant.config import ALIGNED_PROTOCOL, FIXED_PROTOCOL, check_protocol
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-ALIGNED = "aligned-512-v1"
-_FIXED = re.compile(r"fixed-(\d+)x(\d+)-v1")
-
-
-def check(protocol: str) -> str:
-    """Give back `protocol`; ConfigError when there is no such protocol."""
-    match = _FIXED.fullmatch(protocol)
-    if protocol != ALIGNED and (match is None or min(map(int, match.groups())) < 32):
-        raise ConfigError(f"protocol '{protocol}' is unknown: choose {ALIGNED} or fixed-HxW-v1 (H and W at least 32)")
-    return protocol
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of RGB in [0, 1]
+Normalization = tuple[Sequence[float], Sequence[float]]
 
 
 def resize_steps(protocol: str, width: int, height: int) -> list[tuple[int, int]]:
     """The (width, height) of each resize in turn; the last one is the model's input size."""
-    if check(protocol) != ALIGNED:
-        fixed_height, fixed_width = map(int, _FIXED.fullmatch(protocol).groups())
+    if check_protocol(protocol) != ALIGNED_PROTOCOL:
+        fixed_height, fixed_width = map(int, FIXED_PROTOCOL.fullmatch(protocol).groups())
         return [(fixed_width, fixed_height)]
     scale = min(2048 / max(width, height), 512 / min(width, height))
     rescaled = int(width * scale + 0.5), int(height * scale + 0.5)
@@ -49,11 +39,8 @@ def resize(image: Image.Image, protocol: str) -> Image.Image:
     return image
 
 
-def normalize(
-    image: Image.Image | np.ndarray,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-) -> torch.Tensor:
+def normalize(image: Image.Image | np.ndarray, normalization: Normalization = IMAGENET) -> torch.Tensor:
     """An RGB image as float32 (3, H, W): divided by 255, less the mean, over the standard deviation."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in normalization)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(torch.float32) / 255
-    return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    return (pixels - mean) / std

@@ -56,11 +56,11 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 def read_rows(folder: str | Path, split: str, limit: int | None = None) -> Iterator[dict]:
     """The rows of a split in order, one shard in memory at a time. Raises DataError for a missing or broken shard."""
-    entry = read_manifest(folder)["splits"].get(split)
-    if entry is None:
-        raise DataError(f"{folder} has no split '{split}': choose one of {', '.join(read_manifest(folder)['splits'])}")
+    splits = read_manifest(folder)["splits"]
+    if split not in splits:
+        raise DataError(f"{folder} has no split '{split}': choose one of {', '.join(splits)}")
     count = 0
-    for shard in entry["shards"]:
+    for shard in splits[split]["shards"]:
         path = Path(folder) / shard["file"]
         try:
             table = pq.read_table(path)
@@ -109,15 +109,22 @@ def _write_split(source: Any, split: str, folder: Path, shard_bytes: int) -> dic
 
 
 class LabelCounts:
-    """Images and labelled pixels of a split, for its manifest."""
+    """Images, labelled pixels and a digest of ids, images and labels of a split, for its manifest."""
 
     def __init__(self) -> None:
-        self.images, self.pixels = 0, np.zeros(256, np.int64)
+        self.images, self.pixels, self.content = 0, np.zeros(256, np.int64), hashlib.sha256()
 
     def add(self, row: dict) -> None:
         self.images += 1
+        for part in (row["id"].encode(), row["image"], row["annotation"]):
+            self.content.update(hashlib.sha256(part).digest())
         self.pixels += np.bincount(decode_annotation(row["annotation"]).ravel(), minlength=256)
 
     def summary(self) -> dict[str, Any]:
         present = {str(c): int(self.pixels[c]) for c in np.nonzero(self.pixels)[0] if c != IGNORE}
-        return {"images": self.images, "class_pixels": present, "ignored_pixels": int(self.pixels[IGNORE])}
+        return {
+            "images": self.images,
+            "content": self.content.hexdigest(),
+            "class_pixels": present,
+            "ignored_pixels": int(self.pixels[IGNORE]),
+        }

@@ -8,7 +8,7 @@ ids at the image's own size with 255 for ignored pixels, whatever the layout sto
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,10 +90,8 @@ def open_source(spec: str, split: str, limit: int | None = None) -> Scenes | Fol
     for layout in (_ade, _cityscapes, _camvid):
         found = layout(root, split)
         if found is not None:
-            pairs, names, lookup = found
-            if not pairs:
-                raise DataError(f"{spec} has no images in split '{split}'")
-            return Folder(tuple(pairs[:limit]), names, lookup)
+            images, label_of, names, lookup = found
+            return Folder(_pairs(images, label_of, limit), names, lookup)
     raise DataError(
         f"{spec} has no split '{split}' in a layout known here: images/{split} with annotations/{split} (ADE20K), "
         f"leftImg8bit/{split} with gtFine/{split} (Cityscapes), or {split} with {split}annot (CamVid)"
@@ -115,13 +113,18 @@ def _read_label(path: Path) -> np.ndarray:
         raise DataError(f"{path} is not a readable label ({error})") from error
 
 
-def _pairs(images: Path, label_of) -> list[tuple[Path, Path]]:
-    pairs = []
-    for image in sorted(p for p in images.rglob("*") if p.suffix.lower() in _IMAGES):
-        label = label_of(image)
+def _pairs(folder: Path, label_of: Callable[[Path], Path], limit: int | None) -> tuple[tuple[Path, Path], ...]:
+    images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _IMAGES)
+    if not images:
+        raise DataError(f"{folder} has no images")
+    names: dict[str, Path] = {}
+    for image in images:
+        if names.setdefault(image.stem, image) != image:
+            raise DataError(f"{image} and {names[image.stem]} have one name, and so one label: rename one")
+    pairs = tuple((image, label_of(image)) for image in images[:limit])
+    for image, label in pairs:
         if not label.is_file():
             raise DataError(f"{image} has no label: {label} does not exist")
-        pairs.append((image, label))
     return pairs
 
 
@@ -131,7 +134,7 @@ def _ade(root: Path, split: str):
     if not (images.is_dir() and labels.is_dir()):
         return None
     lookup = (np.arange(256) - 1).astype(np.uint8)  # 0 = other becomes 255 = ignore
-    return _pairs(images, lambda p: labels / f"{p.stem}.png"), classes.ADE20K, lookup
+    return images, lambda p: labels / f"{p.stem}.png", classes.ADE20K, lookup
 
 
 def _cityscapes(root: Path, split: str):
@@ -143,7 +146,7 @@ def _cityscapes(root: Path, split: str):
         stem = image.stem.removesuffix("_leftImg8bit")
         return labels / image.parent.name / f"{stem}_gtFine_labelTrainIds.png"
 
-    return _pairs(images, label), classes.CITYSCAPES, np.arange(256).astype(np.uint8)
+    return images, label, classes.CITYSCAPES, np.arange(256).astype(np.uint8)
 
 
 def _camvid(root: Path, split: str):
@@ -152,4 +155,4 @@ def _camvid(root: Path, split: str):
         return None
     lookup = np.arange(256).astype(np.uint8)
     lookup[11] = IGNORE
-    return _pairs(images, lambda p: labels / f"{p.stem}.png"), classes.CAMVID, lookup
+    return images, lambda p: labels / f"{p.stem}.png", classes.CAMVID, lookup

@@ -17,8 +17,10 @@ _INPUTS = """
     predictions (list of (H, W) integer arrays): predicted class ids.
     references (list of (H, W) integer arrays): labelled class ids.
     num_labels (int): the number of classes.
-    ignore_index (int): the label of pixels that do not count.
-    reduce_labels (bool): subtract 1 from every label, 0 becoming ignored (raw ADE20K annotations).
+    ignore_index (int): the label of pixels that do not count, after label_map and reduce_labels.
+    nan_to_num (float, optional): what to give instead of NaN for absent classes, before the means.
+    label_map (dict, optional): other ids for some labels, applied first.
+    reduce_labels (bool): subtract 1 from every label, 0 becoming 255 (raw ADE20K annotations).
 """
 
 
@@ -38,21 +40,34 @@ class MeanIoU(evaluate.Metric):
             features=datasets.Features({"predictions": pixels, "references": pixels}),
         )
 
-    def _compute(self, predictions, references, num_labels: int, ignore_index: int = 255, reduce_labels: bool = False):
+    def _compute(
+        self,
+        predictions,
+        references,
+        num_labels,
+        ignore_index=255,
+        nan_to_num=None,
+        label_map=None,
+        reduce_labels=False,
+    ):
         confusion = new_confusion(num_labels)
         for prediction, reference in zip(predictions, references):
-            label = np.asarray(reference).astype(np.int64)
-            ignored = label == ignore_index
+            stored = np.asarray(reference).astype(np.int64)
+            label = stored.copy()
+            for old, new in (label_map or {}).items():
+                label[stored == old] = new
             if reduce_labels:
-                ignored |= label == 0
-                label = label - 1
-            label[ignored] = 255
+                label = np.where((label == 0) | (label == 255), 255, label - 1)
+            label = np.where(label == ignore_index, 255, label)
             update(confusion, torch.from_numpy(np.asarray(prediction).astype(np.int64)), torch.from_numpy(label))
         scores = compute(confusion)
+        iou, accuracy = scores.iou, scores.accuracy
+        if nan_to_num is not None:
+            iou, accuracy = np.nan_to_num(iou, nan=nan_to_num), np.nan_to_num(accuracy, nan=nan_to_num)
         return {
-            "mean_iou": scores.mean_iou,
-            "mean_accuracy": scores.mean_accuracy,
+            "mean_iou": float(np.nanmean(iou)),
+            "mean_accuracy": float(np.nanmean(accuracy)),
             "overall_accuracy": scores.overall_accuracy,
-            "per_category_iou": scores.iou,
-            "per_category_accuracy": scores.accuracy,
+            "per_category_iou": iou,
+            "per_category_accuracy": accuracy,
         }

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from segquant.data.images import decode_annotation
+from segquant.data.protocols import IMAGENET, Normalization
 from segquant.errors import DataError
 from segquant.evaluation import metric
 from segquant.evaluation.predict import predict
@@ -38,6 +39,7 @@ def evaluate(
     num_classes: int,
     protocol: str,
     batch_size: int = 8,
+    normalization: Normalization = IMAGENET,
     label_map: np.ndarray | None = None,
     reference: Iterable[tuple[str, np.ndarray]] | None = None,
     pictures: int = 0,
@@ -53,7 +55,7 @@ def evaluate(
     kept: dict[str, np.ndarray] = {}
     expected = iter(reference) if reference is not None else None
     with progress(total=total, desc=desc, unit="image") as bar:
-        for row, prediction in predict(model, rows, protocol, batch_size):
+        for row, prediction in predict(model, rows, protocol, batch_size, normalization):
             if expected is not None:
                 name, wanted = next(expected, ("nothing", None))
                 if name != row["id"] or wanted.shape != prediction.shape:
@@ -69,4 +71,6 @@ def evaluate(
             bar.update()
     if not count:
         raise DataError("there are no images to evaluate")
+    if not confusion.any():
+        raise DataError("there is no labelled pixel to evaluate on: every one is to be ignored")
     return Evaluation(metric.compute(confusion), same / pixels if pixels else None, count, kept)

@@ -28,25 +28,25 @@ class Scores:
 
 
 def new_confusion(num_classes: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """int64 (C, C): rows are labels, columns predictions."""
-    return torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+    """int64 (C, C + 1): rows are labels, columns predictions; the last column is of predictions of no class."""
+    return torch.zeros(num_classes, num_classes + 1, dtype=torch.int64, device=device)
 
 
 def update(confusion: torch.Tensor, prediction: torch.Tensor, label: torch.Tensor) -> None:
     """Count one image in place; `prediction` and `label` are integers of one shape, label 255 is ignored.
 
-    Every prediction must be a class of the matrix; a label map has to give each model class one.
+    A prediction that is no class of the data set is wrong for its label and counts for no other class.
     """
     n = confusion.shape[0]
     valid = label != IGNORE
-    pairs = label[valid].long() * n + prediction[valid].long()
-    confusion += torch.bincount(pairs, minlength=n * n).reshape(n, n)
+    label, prediction = label[valid].long(), prediction[valid].long().clamp(max=n)
+    confusion += torch.bincount(label * (n + 1) + prediction, minlength=n * (n + 1)).reshape(n, n + 1)
 
 
 def compute(confusion: torch.Tensor) -> Scores:
     """Scores of a confusion matrix."""
     matrix = confusion.cpu().numpy().astype(np.float64)
-    hit, labelled, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
+    hit, labelled, predicted = np.diag(matrix), matrix.sum(1), matrix[:, :-1].sum(0)
     with np.errstate(invalid="ignore", divide="ignore"):
         iou = hit / (labelled + predicted - hit)
         accuracy = hit / labelled

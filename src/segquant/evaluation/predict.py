@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from segquant.data.images import decode_image
-from segquant.data.protocols import normalize, resize
+from segquant.data.protocols import IMAGENET, Normalization, normalize, resize
 
 
 def class_map(logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -27,7 +27,7 @@ def forward(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def predict(
-    model: nn.Module, rows: Iterable[dict], protocol: str, batch_size: int
+    model: nn.Module, rows: Iterable[dict], protocol: str, batch_size: int, normalization: Normalization = IMAGENET
 ) -> Iterator[tuple[dict, np.ndarray]]:
     """Yield each row with its class map uint8 (height, width), in order.
 
@@ -35,7 +35,7 @@ def predict(
     """
     batch: list[tuple[dict, torch.Tensor]] = []
     for row in rows:
-        pixels = normalize(resize(decode_image(row["image"], row["id"]), protocol))
+        pixels = normalize(resize(decode_image(row["image"], row["id"]), protocol), normalization)
         if batch and (len(batch) == batch_size or batch[0][1].shape != pixels.shape):
             yield from _predict_batch(model, batch)
             batch = []

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
-from torch import nn
 
+from segquant import models
 from segquant.data.images import decode_annotation
 from segquant.evaluation.predict import predict
 from segquant.files import replacing
@@ -21,16 +22,29 @@ _SCHEMA = pa.schema([("id", pa.string()), ("prediction", pa.binary())])
 
 
 def write_reference(
-    model: nn.Module, rows: Iterable[dict], total: int, path: str | Path, protocol: str, batch_size: int
+    source: str | Path,
+    rows: Iterable[dict],
+    total: int,
+    path: str | Path,
+    *,
+    protocol: str,
+    batch_size: int,
+    device: torch.device,
 ) -> None:
-    """Predict every row and write (id, class map as PNG) to a Parquet file, in order."""
+    """Predict every row with the float32 baseline at `source` and write (id, class map as PNG) to a Parquet file."""
+    model, normalization = models.load(source).to(device), models.normalization(source)
     with replacing(path) as part, pq.ParquetWriter(part, _SCHEMA, compression="none") as writer:
+        kept: list[dict] = []
         with progress(total=total, desc="reference float32", unit="image") as bar:
-            for row, prediction in predict(model, rows, protocol, batch_size):
+            for row, prediction in predict(model, rows, protocol, batch_size, normalization):
                 encoded = io.BytesIO()
                 Image.fromarray(prediction).save(encoded, "PNG", compress_level=3)
-                writer.write_table(pa.Table.from_pylist([{"id": row["id"], "prediction": encoded.getvalue()}], _SCHEMA))
+                kept.append({"id": row["id"], "prediction": encoded.getvalue()})
+                if len(kept) == 64:
+                    writer.write_table(pa.Table.from_pylist(kept, _SCHEMA))
+                    kept = []
                 bar.update()
+        writer.write_table(pa.Table.from_pylist(kept, _SCHEMA))
 
 
 def read_reference(path: str | Path) -> Iterator[tuple[str, np.ndarray]]:

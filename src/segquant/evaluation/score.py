@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from segquant import models
 from segquant.data.label_map import load_label_map
 from segquant.data.palette import palette
 from segquant.errors import UnavailableError
@@ -50,6 +51,7 @@ def score(
         num_classes=len(classes),
         protocol=protocol,
         batch_size=batch_size,
+        normalization=models.normalization(artifact),
         label_map=load_label_map(label_map, loaded.model.config.num_labels, classes),
         reference=read_reference(reference),
         pictures=pictures,

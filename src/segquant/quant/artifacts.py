@@ -43,10 +43,13 @@ class Artifact:
     load_seconds: float
 
 
-def save_quantized(model: nn.Module, recipe: Recipe, folder: str | Path, float32_bytes: int) -> None:
+def save_quantized(
+    model: nn.Module, recipe: Recipe, folder: str | Path, baseline: str | Path, float32_bytes: int
+) -> None:
     """Write the artifact of a model that `methods.quantize` was run on; the folder exists whole or not at all.
 
-    `float32_bytes` is the size of the baseline's own float32 safetensors file, to compare with.
+    `baseline` is the folder whose preprocessor_config.json goes along, `float32_bytes` the size of its own
+    float32 safetensors file, to compare with.
     """
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     tensors, metadata = flatten_tensor_state_dict(state)
@@ -87,7 +90,7 @@ def save_quantized(model: nn.Module, recipe: Recipe, folder: str | Path, float32
     with replacing(folder) as part:
         part.mkdir()
         model.config.save_pretrained(part)
-        save_preprocessor(part)
+        save_preprocessor(part, baseline)
         save_file({k: v.contiguous() for k, v in sorted(tensors.items())}, part / "model.safetensors")
         write_json(part / "quantization.json", info)
 

@@ -33,7 +33,7 @@ def build(source: str | Path, recipe: Recipe, folder: str | Path, device: torch.
         save_unavailable(recipe, str(error), folder)
         return str(error)
     log.info("quantized %d modules in %.2f s", len(done), time.perf_counter() - start)
-    save_quantized(model, recipe, folder, size)
+    save_quantized(model, recipe, folder, source, size)
     if not torch.equal(_probe(model), _probe(load_quantized(folder, device))):
         raise ModelError(f"{folder} read back does not give the logits it was saved with")
     return None

@@ -94,8 +94,8 @@ def quantize(model: nn.Module, recipe: Recipe, device: torch.device) -> list[str
         raise UnavailableError(reason)
     model.to(device)
     if recipe.weights in CASTS:
-        if recipe.activations or recipe.group_size:
-            raise ConfigError(f"{recipe.weights} is a plain cast: leave group_size and activations out")
+        if recipe != Recipe(recipe.weights):
+            raise ConfigError(f"{recipe.weights} is a plain cast: leave group_size, algorithm and activations out")
         model.to(CASTS[recipe.weights])
         return []
     make = CONFIGS.get((recipe.weights, recipe.activations))

@@ -16,11 +16,14 @@ from segquant.files import read_json
 BASELINE = "float32"
 
 
-def collect(metrics: str | Path, methods: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """{method: its accuracy keys, and `speed` where it was measured} from the metrics folder."""
+def collect(metrics: str | Path, methods: Iterable[str], name: str = "{}.json") -> dict[str, dict[str, Any]]:
+    """{method: its accuracy keys, and `speed` where it was measured} from the metrics folder.
+
+    `name` is where a method's accuracy keys lie in it.
+    """
     results = {}
     for method in methods:
-        path = Path(metrics) / "predictions" / method / "metrics.json"
+        path = Path(metrics) / name.format(method)
         if path.is_file():
             results[method] = read_json(path)
             speed = Path(metrics) / "speed" / f"{method}.json"
@@ -52,6 +55,8 @@ def _key(key: str, factor: float = 1.0) -> Callable:
     return get
 
 
+# What a terminal of 80 columns shows; a wider one, the CSV and the page show all.
+NARROW = ("mean_iou", "loss_points", "agreement", "size_mb", "compression", "latency_ms", "speedup", "memory_mb")
 # (name in results.csv, heading, decimals, value)
 COLUMNS: tuple[tuple[str, str, int, Callable], ...] = (
     ("mean_iou", "mIoU %", 2, _key("mean_iou", 100)),
@@ -74,8 +79,8 @@ COLUMNS: tuple[tuple[str, str, int, Callable], ...] = (
 
 def cells(results: dict[str, dict[str, Any]], method: str) -> list[str]:
     """The row of one measured method as text, in the order of COLUMNS."""
-    values = [get(results, method) for *_, get in COLUMNS]
-    return ["" if v is None else f"{v:.{d}f}" for v, (_, _, d, _) in zip(values, COLUMNS)]
+    values = [(get(results, method), decimals) for _, _, decimals, get in COLUMNS]
+    return ["" if v is None else f"{round(v, d) + 0.0:.{d}f}" for v, d in values]  # + 0.0: no -0.00
 
 
 def footnotes(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | None = None) -> list[str]:
@@ -103,14 +108,19 @@ def footnotes(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | Non
 
 
 def show(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | None = None) -> None:
-    """Print the table to stdout, with colours and lines on a terminal only."""
-    console = Console(width=None if Console().is_terminal else 200)
+    """Print the table to stdout: with colours on a terminal only, with fewer columns on a narrow one."""
+    console = Console()
+    wide = not console.is_terminal or console.width >= 160
+    if wide:
+        console = Console(width=max(console.width, 170))
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("method")
-    for _, heading, _, _ in COLUMNS:
-        table.add_column(heading, justify="right")
+    table.add_column("method", no_wrap=True)
+    for name, heading, _, _ in COLUMNS:
+        if wide or name in NARROW:
+            table.add_column(heading, justify="right", no_wrap=True)
     for method in measured(results):
-        table.add_row(method, *cells(results, method))
+        row = zip(COLUMNS, cells(results, method))
+        table.add_row(method, *(text for (name, *_), text in row if wide or name in NARROW))
     console.print(table)
     for note in footnotes(results, hardware):
         console.print(note, style="dim", highlight=False, soft_wrap=True)

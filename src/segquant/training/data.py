@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
-
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance
@@ -25,8 +23,8 @@ class Crops(Dataset):
     def __init__(self, source, crop: int, scale: float, seed: int, first: int, length: int):
         self.source, self.crop, self.scale, self.seed = source, crop, scale, seed
         self.first, self.length = first, length
-        self._order = lru_cache(2)(lambda epoch: np.random.default_rng([seed, epoch]).permutation(len(source)))
-        self._row = cache(source.__getitem__)
+        self._rows: dict[int, dict] = {}
+        self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def __len__(self) -> int:
         return self.length
@@ -36,7 +34,12 @@ class Crops(Dataset):
             raise IndexError(index)
         index += self.first
         epoch, position = divmod(index, len(self.source))
-        row = self._row(int(self._order(epoch)[position]))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.source))
+        place = int(self._order[position])
+        if place not in self._rows:
+            self._rows[place] = self.source[place]
+        row = self._rows[place]
         rng = np.random.default_rng([self.seed, 1, index])
         image, labels = decode_image(row["image"], row["id"]), Image.fromarray(decode_annotation(row["annotation"]))
 

@@ -55,7 +55,8 @@ def train(model: nn.Module, source, train: Train, device: torch.device, checkpoi
         [{"params": decay, "weight_decay": train.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     )
     torch.manual_seed(train.seed)
-    first = _resume(checkpoint, model, optimizer, train)
+    run = f"{train!r} on {len(source)} images of {type(source).__name__}"
+    first = _resume(checkpoint, model, optimizer, run)
     weights = class_weights(source, model.config.num_labels, train.balance).to(device)
     amp = torch.autocast(device.type, torch.bfloat16, enabled=train.amp == "bfloat16")
 
@@ -76,7 +77,7 @@ def train(model: nn.Module, source, train: Train, device: torch.device, checkpoi
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
             bar.update()
             if (step + 1) % train.checkpoint_every == 0 or step + 1 == train.steps:
-                _save(checkpoint, model, optimizer, step + 1, train)
+                _save(checkpoint, model, optimizer, step + 1, run)
     return model.eval()
 
 
@@ -90,12 +91,19 @@ def _batches(source, train: Train, first: int, device: torch.device) -> Iterator
         seen = stop
         if start < stop:
             crops = Crops(source, phase.crop, train.scale, train.seed, start, stop - start)
-            yield from DataLoader(crops, phase.batch_size, num_workers=train.workers, pin_memory=device.type == "cuda")
+            # A generator of its own: the loader else draws from torch's, which a resumed run must find as it was.
+            yield from DataLoader(
+                crops,
+                phase.batch_size,
+                num_workers=train.workers,
+                pin_memory=device.type == "cuda",
+                generator=torch.Generator(),
+            )
 
 
-def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, train: Train) -> None:
+def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, run: str) -> None:
     state = {
-        "step": step, "run": repr(train), "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+        "step": step, "run": run, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
         "rng": torch.get_rng_state(),
     }  # fmt: skip
     if torch.cuda.is_available():
@@ -104,12 +112,12 @@ def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: 
         torch.save(state, part)
 
 
-def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, train: Train) -> int:
+def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, run: str) -> int:
     if not path.is_file():
         return 0
     start = time.perf_counter()
     state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["run"] != repr(train):
+    if state["run"] != run:
         raise SegquantError(f"{path} is the checkpoint of another run ({state['run']}): remove it to start anew")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
