@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from transformers import SegformerImageProcessorPil
 
@@ -13,7 +15,7 @@ from segquant.data.protocols import IMAGENET, normalize, resize
 from segquant.data.sources import open_source, rows
 from segquant.errors import DataError
 from segquant.evaluation.loop import evaluate
-from segquant.evaluation.predict import predict
+from segquant.evaluation.predict import class_map, predict
 from segquant.evaluation.reference import read_reference, write_reference
 
 
@@ -47,6 +49,20 @@ def test_predictions_are_those_of_the_plain_way(tiny, source):
 def test_images_of_several_sizes_go_through_in_order(tiny, source):
     got = [row["id"] for row, _ in predict(tiny, rows(source), "aligned-512-v1", 4)]
     assert got == [row["id"] for row in rows(source)]
+
+
+@given(
+    st.integers(1, 12), st.integers(1, 9), st.integers(1, 9), st.integers(1, 40), st.integers(1, 40),
+    st.floats(0.1, 30), st.integers(0, 2**31),
+)  # fmt: skip
+@settings(deadline=None, max_examples=300)
+def test_class_map_is_interpolate_and_argmax_over_all_classes(classes, h, w, height, width, spread, seed):
+    """Growing, shrinking, odd and one-pixel sizes; with and without classes that are far behind."""
+    generator = torch.Generator().manual_seed(seed)
+    offset = spread * torch.randn(classes, 1, 1, generator=generator)
+    logits = torch.randn(classes, h, w, generator=generator) + offset
+    wanted = F.interpolate(logits[None], (height, width), mode="bilinear", align_corners=False)[0].argmax(0)
+    assert torch.equal(class_map(logits, height, width).long(), wanted)
 
 
 def test_a_model_agrees_with_itself_and_scores_as_its_predictions_do(tiny, tiny_folder, source, tmp_path):

@@ -14,9 +14,18 @@ from segquant.data.protocols import IMAGENET, Normalization, normalize, resize
 
 
 def class_map(logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Argmax of logits (C, h, w) upsampled bilinearly (align_corners=False): uint8 (height, width)."""
-    upsampled = F.interpolate(logits[None].float(), (height, width), mode="bilinear", align_corners=False)
-    return upsampled[0].argmax(0).to(torch.uint8)
+    """Argmax of logits (C, h, w) upsampled bilinearly (align_corners=False): uint8 (height, width).
+
+    Only classes that can win somewhere are upsampled. Every output is a convex combination of the four
+    corners of one cell, so a class whose highest corner lies below the best class's lowest one cannot win in
+    that cell; one that can win in no cell is left out. The same class map for a fraction of the memory.
+    """
+    logits = logits[None].float()
+    corners = F.pad(logits, (0, 1, 0, 1), mode="replicate")
+    highest, lowest = F.max_pool2d(corners, 2, 1), -F.max_pool2d(-corners, 2, 1)
+    may_win = (highest >= lowest.amax(1, keepdim=True)).flatten(2).any(2)[0].nonzero()[:, 0]
+    upsampled = F.interpolate(logits[:, may_win], (height, width), mode="bilinear", align_corners=False)
+    return may_win[upsampled[0].argmax(0)].to(torch.uint8)
 
 
 @torch.inference_mode()
