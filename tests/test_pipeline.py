@@ -160,7 +160,7 @@ def test_a_new_method_is_yaml_and_no_code(clone):
         ),
         ("eval.batch_size=none", "error: eval.batch_size must be of type int, not 'none'"),
         ("data.source=nowhere", "error: data source 'nowhere' is not a folder"),
-        ("+quant.methods.bad={weights: int4, group_size: 7}", "error: group_size 7 divides the inputs of no layer"),
+        ("+quant.methods.bad={weights: int4, group_size: 11}", "error: group_size 11 divides the inputs of no layer"),
     ],
 )
 def test_a_bad_parameter_ends_in_one_line(clone, change, message):

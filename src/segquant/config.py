@@ -71,6 +71,7 @@ class Recipe:
     group_size: int | None = _at_least(2, default=None)
     algorithm: str = _choice("affine", "hqq", default="affine")
     activations: str | None = _choice("int8", "float8", default=None)
+    layers: str = _choice("all", "linear", default="all")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ METHODS = {
         "int4_dynamic": Recipe("int4", 32, "hqq", "int8"),
         "int4_affine": Recipe("int4", 16, "affine"),
         "int2_per_row": Recipe("int2", None, "affine"),
+        "int2_linear": Recipe("int2", 32, "hqq", layers="linear"),
     }.items()
     if unavailable(recipe, CPU) is None
 }
@@ -49,7 +50,7 @@ def test_a_quantized_model_is_near_float32_but_is_not_it(method, tiny_folder, tm
     wanted, got = _logits(models.load(tiny_folder)), _logits(load_quantized(tmp_path / "a"))
     error = ((wanted - got).norm() / wanted.norm()).item()
     assert (
-        0 < error < {"float8": 0.05, "int8": 0.02, "int8_dynamic": 0.03, "int4": 0.15, "int3": 0.3, "int2": 0.8}[method]
+        0 < error < {"float8": 0.1, "int8": 0.03, "int8_dynamic": 0.05, "int4": 0.25, "int3": 0.5, "int2": 1.0}[method]
     )
 
 
@@ -80,7 +81,7 @@ def test_codes_are_stored_at_their_true_width(tiny_folder, tmp_path):
         assert len(weights) == len(info["modules"]) > 20
         for key, packed in weights.items():
             name = key.replace("._weight_qdata", "")
-            assert packed.nbytes == original[f"{name}.weight"].numel() * bits // 8
+            assert packed.nbytes == original[f"{name.removesuffix('.linear')}.weight"].numel() * bits // 8
             entry = info["modules"][name]
             assert entry["bits"] == bits
             parts = [v.nbytes for k, v in tensors.items() if k.startswith(f"{name}._weight_")]
@@ -88,19 +89,22 @@ def test_codes_are_stored_at_their_true_width(tiny_folder, tmp_path):
 
 
 def test_the_counts_of_segformer_b0_are_those_known(tmp_path):
-    """52 Linear modules, 65.33 % of 3,752,694 parameters with their biases (counted apart here)."""
+    """52 Linear modules, 65.33 % of 3,752,694 parameters; with the twelve dense convolutions 98.70 %."""
     torch.manual_seed(0)
     model = models.new_segformer_b0([f"c{i}" for i in range(150)])
     assert sum(p.numel() for p in model.parameters()) == 3_752_694
     models.save(model, tmp_path / "b0")
-    build(tmp_path / "b0", METHODS["int4"], tmp_path / "a", CPU)
-    info = describe_artifact(tmp_path / "a")
-    linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    assert len(info["modules"]) == len(linear) == 52
-    weights = sum(m.weight.numel() for m in linear.values())
-    biases = sum(m.bias.numel() for m in linear.values())
-    assert info["quantized_fraction"] == weights / 3_752_694
-    assert round((weights + biases) / 3_752_694, 4) == 0.6533
+    for layers, count, share in (("linear", 52, 0.6533), ("all", 64, 0.9870)):
+        build(tmp_path / "b0", Recipe("int4", 32, "hqq", layers=layers), tmp_path / layers, CPU)
+        info = describe_artifact(tmp_path / layers)
+        assert len(info["modules"]) == count
+        named = {name.removesuffix(".linear"): entry for name, entry in info["modules"].items()}
+        weights = sum(model.get_submodule(name).weight.numel() for name in named)
+        biases = sum(m.bias.numel() for m in map(model.get_submodule, named) if m.bias is not None)
+        assert info["quantized_fraction"] == weights / 3_752_694
+        assert round((weights + biases) / 3_752_694, 4) == pytest.approx(share, abs=1e-4)
+    first = named["segformer.stages.0.patch_embeddings.proj"]
+    assert first["group_size"] == 147  # 7 * 7 * 3: no group of 32 fits, so a scale a row
 
 
 def test_building_twice_gives_the_same_bytes(tiny_folder, tmp_path):
@@ -131,7 +135,7 @@ def test_an_unavailable_method_says_why_and_is_never_replaced(tiny_folder, tmp_p
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        (Recipe("int4", 7), "group_size 7 divides the inputs of no layer"),
+        (Recipe("int4", 11), "group_size 11 divides the inputs of no layer"),
         (Recipe("int8", 32), "one scale a row: leave group_size and algorithm out"),
         (Recipe("float32", activations="int8"), "is a plain cast"),
         (Recipe("bfloat16", algorithm="hqq"), "is a plain cast"),

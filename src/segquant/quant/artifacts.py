@@ -26,6 +26,7 @@ from segquant.config import Recipe
 from segquant.errors import ModelError, UnavailableError
 from segquant.files import read_json, replacing, write_json
 from segquant.models import save_preprocessor
+from segquant.quant.coverage import LinearConv2d, rewrite
 from segquant.quant.methods import BITS, is_quantized
 from segquant.quant.packing import pack, unpack
 
@@ -83,6 +84,7 @@ def save_quantized(
         "parameters": total,
         "float32_bytes": float32_bytes,
         "quantized_fraction": quantized / total,
+        "linear_convs": [name for name, m in model.named_modules() if isinstance(m, LinearConv2d)],
         "modules": modules,
         "packed": packed,
         "tensors": metadata,
@@ -129,6 +131,7 @@ def load_artifact(folder: str | Path, device: torch.device | str = "cpu") -> Art
         state = _unpacked(load_file(path), info)
         with torch.device("meta"):
             model = AutoModelForSemanticSegmentation.from_config(AutoConfig.from_pretrained(folder))
+            rewrite(model, info["linear_convs"])
         model.load_state_dict(state, assign=True)
     except Exception as error:  # safetensors, torch and transformers raise many types
         raise ModelError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error

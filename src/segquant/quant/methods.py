@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torchao.quantization as ao
@@ -11,6 +12,7 @@ from torch import nn
 
 from segquant.config import Recipe
 from segquant.errors import ConfigError, UnavailableError
+from segquant.quant.coverage import dense_convs, rewrite
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +72,8 @@ def describe(recipe: Recipe) -> str:
     activations = (
         f"{recipe.activations} activations, quantized as they come" if recipe.activations else "float32 activations"
     )
-    return f"{recipe.weights} weights of Linear layers ({recipe.algorithm}, {group}), {activations}"
+    layers = "Linear layers and dense convolutions" if recipe.layers == "all" else "Linear layers"
+    return f"{recipe.weights} weights of {layers} ({recipe.algorithm}, {group}), {activations}"
 
 
 def unavailable(recipe: Recipe, device: torch.device) -> str | None:
@@ -95,7 +98,7 @@ def quantize(model: nn.Module, recipe: Recipe, device: torch.device) -> list[str
     model.to(device)
     if recipe.weights in CASTS:
         if recipe != Recipe(recipe.weights):
-            raise ConfigError(f"{recipe.weights} is a plain cast: leave group_size, algorithm and activations out")
+            raise ConfigError(f"{recipe.weights} is a plain cast: leave the other keys out")
         model.to(CASTS[recipe.weights])
         return []
     make = CONFIGS.get((recipe.weights, recipe.activations))
@@ -104,15 +107,17 @@ def quantize(model: nn.Module, recipe: Recipe, device: torch.device) -> list[str
         raise ConfigError(
             f"no method has {recipe.weights} weights with {recipe.activations} activations: there are {known}"
         )
-    config, group = make(recipe), recipe.group_size or 1
+    if recipe.layers == "all":
+        rewrite(model, dense_convs(model))
     linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-    chosen = {name for name, m in linears.items() if m.in_features % group == 0}
-    if not chosen:
-        raise ConfigError(f"group_size {group} divides the inputs of no layer: choose 8, 16 or 32")
-    if len(chosen) < len(linears):
-        log.warning("%d of %d Linear layers stay float: group_size %d does not divide their inputs",
-                    len(linears) - len(chosen), len(linears), group)  # fmt: skip
-    ao.quantize_(model, config, filter_fn=lambda module, name: name in chosen)
+    grouped = {name for name, m in linears.items() if m.in_features % (recipe.group_size or 1) == 0}
+    if not grouped:
+        raise ConfigError(f"group_size {recipe.group_size} divides the inputs of no layer: choose 8, 16 or 32")
+    ao.quantize_(model, make(recipe), filter_fn=lambda module, name: name in grouped)
+    per_row = linears.keys() - grouped
+    if per_row:
+        log.info("one scale a row, as %d does not divide their inputs: %s", recipe.group_size, ", ".join(per_row))
+        ao.quantize_(model, make(replace(recipe, group_size=None)), filter_fn=lambda module, name: name in per_row)
     done = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and is_quantized(m.weight)]
     if not done:
         raise ConfigError("the recipe quantized no layer: torchao skipped them all")
