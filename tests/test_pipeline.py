@@ -118,7 +118,7 @@ def test_repro_by_force_gives_identical_bytes(clone):
     sh(clone, "dvc repro --force")
     assert results(clone) == before
     assert len(before) > 20
-    sh(clone, "git checkout -q . && dvc checkout -q")
+    sh(clone, "git reset -q --hard && dvc checkout -q")
 
 
 def test_another_method_selected_rebuilds_nothing_else_and_shows_in_the_diff(clone):
@@ -131,7 +131,7 @@ def test_another_method_selected_rebuilds_nothing_else_and_shows_in_the_diff(clo
     changed = diff["metrics/selected.json"]
     assert changed["size_bytes"]["diff"] < 0
     assert set(diff) == {"metrics/selected.json"}
-    sh(clone, "git checkout -q . && dvc checkout -q")
+    sh(clone, "git reset -q --hard && dvc checkout -q")
 
 
 def test_a_recipe_changed_rebuilds_its_own_lane_only(clone):
@@ -139,7 +139,7 @@ def test_a_recipe_changed_rebuilds_its_own_lane_only(clone):
     assert ran(output) == {
         "probe_hardware", "quantize@int4", "evaluate@int4", "benchmark@int4", "select", "report",
     }  # fmt: skip
-    sh(clone, "git checkout -q . && dvc checkout -q")
+    sh(clone, "git reset -q --hard && dvc checkout -q")
 
 
 def test_a_new_method_is_yaml_and_no_code(clone):
@@ -148,7 +148,7 @@ def test_a_new_method_is_yaml_and_no_code(clone):
         "probe_hardware", "quantize@int2_g8", "evaluate@int2_g8", "benchmark@int2_g8", "select", "report",
     }  # fmt: skip
     assert "int2_g8" in (clone / "metrics/results.csv").read_text()
-    sh(clone, "git checkout -q . && git clean -qfdx metrics && dvc checkout -q")
+    sh(clone, "git reset -q --hard && git clean -qfdx metrics && dvc checkout -q")
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_bad_parameter_ends_in_one_line(clone, change, message):
     assert output.count(message) == 1
     assert "Traceback" not in output
     assert "exited with 2" in output
-    sh(clone, "git checkout -q . && dvc checkout -q")
+    sh(clone, "git reset -q --hard && dvc checkout -q")
 
 
 @pytest.mark.parametrize(
