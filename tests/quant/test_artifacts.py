@@ -104,7 +104,7 @@ def test_the_counts_of_segformer_b0_are_those_known(tmp_path):
         assert info["quantized_fraction"] == weights / 3_752_694
         assert round((weights + biases) / 3_752_694, 4) == pytest.approx(share, abs=1e-4)
     first = named["segformer.stages.0.patch_embeddings.proj"]
-    assert first["group_size"] == 147  # 7 * 7 * 3: no group of 32 fits, so a scale a row
+    assert first["group_size"] == 21  # of 7 * 7 * 3 inputs: the largest divisor up to 32
 
 
 def test_building_twice_gives_the_same_bytes(tiny_folder, tmp_path):

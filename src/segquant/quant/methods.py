@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -13,8 +12,6 @@ from torch import nn
 from segquant.config import Recipe
 from segquant.errors import ConfigError, UnavailableError
 from segquant.quant.coverage import dense_convs, rewrite
-
-log = logging.getLogger(__name__)
 
 CASTS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BITS = {"float32": 32, "bfloat16": 16, "float8": 8, "int8": 8, "int4": 4, "int3": 3, "int2": 2}
@@ -109,19 +106,25 @@ def quantize(model: nn.Module, recipe: Recipe, device: torch.device) -> list[str
         )
     if recipe.layers == "all":
         rewrite(model, dense_convs(model))
-    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-    grouped = {name for name, m in linears.items() if m.in_features % (recipe.group_size or 1) == 0}
-    if not grouped:
-        raise ConfigError(f"group_size {recipe.group_size} divides the inputs of no layer: choose 8, 16 or 32")
-    ao.quantize_(model, make(recipe), filter_fn=lambda module, name: name in grouped)
-    per_row = linears.keys() - grouped
-    if per_row:
-        log.info("one scale a row, as %d does not divide their inputs: %s", recipe.group_size, ", ".join(per_row))
-        ao.quantize_(model, make(replace(recipe, group_size=None)), filter_fn=lambda module, name: name in per_row)
+    groups = {name: m.in_features for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    if recipe.group_size:
+        if not any(n % recipe.group_size == 0 for n in groups.values()):
+            raise ConfigError(f"group_size {recipe.group_size} divides the inputs of no layer: choose 8, 16 or 32")
+        groups = {name: _fitting(n, recipe.group_size) for name, n in groups.items()}
+    for size in sorted(set(groups.values())):
+        chosen = {name for name, group in groups.items() if group == size}
+        config = make(replace(recipe, group_size=size) if recipe.group_size else recipe)
+        ao.quantize_(model, config, filter_fn=lambda module, name, chosen=chosen: name in chosen)
     done = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and is_quantized(m.weight)]
     if not done:
         raise ConfigError("the recipe quantized no layer: torchao skipped them all")
     return done
+
+
+def _fitting(inputs: int, group_size: int) -> int:
+    """The largest group, up to `group_size`, that divides a layer's inputs; all of them where that is tiny."""
+    best = max(n for n in range(1, group_size + 1) if inputs % n == 0)
+    return best if best >= min(4, group_size) else inputs
 
 
 def is_quantized(weight: torch.Tensor) -> bool:
