@@ -72,6 +72,14 @@ def test_no_figure_is_cut_on_a_terminal(metrics, width, monkeypatch, capsys):
     assert width == 200 or len(line) <= width
 
 
+def test_times_taken_on_the_cpu_are_not_told_of_the_gpu_beside_it(metrics):
+    with_gpu = {**HARDWARE, "gpu": "NVIDIA H200, 580.1"}
+    results = tables.collect(metrics, METHODS)
+    assert "on Testium 9, 2 cores" in " ".join(tables.footnotes(results, with_gpu))
+    results["float32"]["speed"]["device"] = "NVIDIA H200"
+    assert "on NVIDIA H200;" in " ".join(tables.footnotes(results, with_gpu))
+
+
 def test_the_csv_is_readable_and_has_one_line_a_measured_method(metrics):
     lines = list(csv.DictReader(io.StringIO(tables.to_csv(tables.collect(metrics, METHODS)))))
     assert [x["method"] for x in lines] == ["float32", "int2"]

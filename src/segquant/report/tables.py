@@ -92,11 +92,9 @@ def footnotes(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | Non
         notes.append(f"{one['protocol']}, {one['n_images']} images; loss in points of mIoU against float32.")
         speed = next((r["speed"] for r in done.values() if "speed" in r), None)
         if speed:
-            where = (
-                speed["device"]
-                if not hardware
-                else hardware["gpu"] or f"{hardware['processor']}, {hardware['cores']} cores"
-            )
+            where = speed["device"]
+            if where == "cpu" and hardware:
+                where = f"{hardware['processor']}, {hardware['cores']} cores"
             height, width = speed["input_size"]
             pairs = speed["latency_ms"]["n"]
             notes.append(
