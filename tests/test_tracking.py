@@ -82,6 +82,15 @@ def test_an_offline_run_is_written_whole_and_without_a_key(monkeypatch, tmp_path
         assert not path.is_file() or secret[:40].encode() not in path.read_bytes(), path
 
 
+def test_each_run_is_on_disk_in_its_own_folder_when_the_call_returns(monkeypatch, tmp_path):
+    for name in ("first", "second"):  # W&B's service, left running, writes later and to the folder it was started in
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        tracking.log_evaluation(Wandb(), name, Recipe("int8"), METRICS, CLASSES)
+        (file,) = (tmp_path / name).glob("wandb/offline-run-*/run-*.wandb")
+        assert [r.run.display_name for r in records(file) if r.run.run_id] == [name]
+
+
 def test_disabled_writes_nothing(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     tracking.log_evaluation(Wandb(mode="disabled"), "int8", Recipe("int8"), METRICS, CLASSES)

@@ -39,6 +39,7 @@ def log_evaluation(
         run.log({"classes": client.Table(columns=list(classes[0]), data=[list(c.values()) for c in classes])})
         run.summary.update(metrics)
         run.finish()
+        client.teardown()  # finish() may return before W&B's service has flushed an offline run's file
         log.info("W&B run %s (%s)", run.id, mode)
     except Exception as error:  # a tracker must not undo what it tracks
         log.warning("W&B could not log this evaluation (%s); the metrics are written all the same", error)
