@@ -10,15 +10,15 @@ from segquant.evaluation.reference import write_reference
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shards", required=True)
-    parser.add_argument("--output", required=True)
+    for name in ("baseline", "shards", "output"):
+        parser.add_argument(f"--{name}", required=True)
     arguments = parser.parse_args()
     params = config.load()
     params.wandb.resolve()
     total = read_manifest(arguments.shards)["splits"]["validation"]["images"]
     rows = read_rows(arguments.shards, "validation")
     write_reference(
-        params.model.source, rows, total, arguments.output, protocol=params.protocol,
+        arguments.baseline, rows, total, arguments.output, protocol=params.protocol,
         batch_size=params.eval.batch_size, device=models.device(params.eval.device),
     )  # fmt: skip
 

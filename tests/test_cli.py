@@ -6,8 +6,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 from PIL import Image
+
+from segquant.config import Recipe
+from segquant.quant.build import build
 
 
 def segquant(*arguments, cwd=ROOT):
@@ -38,13 +42,14 @@ def test_run_on_a_labelled_folder(tiny_folder, tmp_path):
     (tmp_path / "map.yaml").write_text("map: {" + ", ".join(f"{i}: {i % 11}" for i in range(150)) + "}")
     done = segquant(
         "run", "--model", tiny_folder, "--data", tmp_path / "data", "--split", "val", "--label-map", tmp_path / "map.yaml",
-        "--protocol", "fixed-64x96-v1", "--methods", "float32,int4,float8_dynamic", "--output", tmp_path / "out",
+        "--protocol", "fixed-64x96-v1", "--methods", "float32,int4,float8_dynamic", "--train-split", "val", "--output", tmp_path / "out",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert list(results) == ["float32", "int4", "float8_dynamic"]
     float32 = results["float32"]
     assert float32["agreement"] == 1.0 and float32["n_images"] == 1 and float32["protocol"] == "fixed-64x96-v1"
+    assert results["int4"]["algorithm"] == "gptq" and results["int4"]["quantize"]["calibration_images"] == 1
     assert {"p50", "p90", "n"} == set(float32["speed"]["latency_ms"])
     assert "unavailable" in results["float8_dynamic"] or "mean_iou" in results["float8_dynamic"]
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
@@ -60,11 +65,13 @@ def test_run_on_a_labelled_folder(tiny_folder, tmp_path):
     ("change", "message"),
     [
         ({"--methods": "int8,nope"}, "method 'nope' is unknown: choose from float32, bfloat16"),
-        ({"--model": "nowhere"}, "model 'nowhere' has no config.json"),
+        ({"--model": "nowhere"}, "model 'nowhere' is not there: give a folder, a hub id"),
         ({"--data": "nowhere"}, "data source 'nowhere' is not a folder"),
         ({"--split": "test"}, "scenes has no split 'test'"),
         ({"--protocol": "fixed-1x1-v1"}, "protocol 'fixed-1x1-v1' is unknown"),
         ({"--limit": "0"}, "--limit must be at least 1"),
+        ({"--train-split": "test", "--methods": "int4"}, "int4 calibrate on it: give --train-data and --train-split"),
+        ({"--model": "https://localhost/model.safetensors"}, "needs model.sha256"),
         ({"--label-map": "nowhere.yaml"}, "label map nowhere.yaml does not exist"),
         ({"--params": "nowhere.yaml"}, "nowhere.yaml does not exist"),
     ],
@@ -82,6 +89,39 @@ def test_bad_input_is_one_line_and_exit_code_2(change, message, tiny_folder, tmp
     errors = [line for line in done.stderr.splitlines() if not line.startswith("INFO")]
     assert len(errors) == 1 and errors[0].startswith("error: ") and message in errors[0]
     assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_sensitivity_writes_a_table_and_a_plot(tiny_folder, tmp_path):
+    options = [
+        "--model",
+        tiny_folder,
+        "--data",
+        "scenes",
+        "--split",
+        "validation",
+        "--limit",
+        1,
+        "--output",
+        tmp_path / "o",
+    ]
+    done = segquant("sensitivity", *options, "--bits", "2", "--protocol", "fixed-64x64-v1")
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "o" / "sensitivity.csv").read_text().splitlines()
+    assert lines[0] == "module,parameters,bits,mean_iou_loss,snr_db" and len(lines) == 38
+    assert (tmp_path / "o" / "sensitivity.svg").read_text().startswith("<svg")
+    assert "The ten worst of 37" in done.stdout
+    for bits, message in (("2,5", "sensitivity.bits[1] '5' is unknown"), ("two", "must be of type int, not 'two'")):
+        done = segquant("sensitivity", *options, "--bits", bits)
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_export_says_what_it_wrote_or_why_not(tiny_folder, tmp_path):
+    for layers, code, message in (("linear", 0, "MB of weights"), ("all", 2, "layers: linear")):
+        build(tiny_folder, Recipe("int8", layers=layers), tmp_path / layers, torch.device("cpu"))
+        arguments = ("--artifact", tmp_path / layers, "--output", tmp_path / f"out-{layers}")
+        done = segquant("export", "--format", "transformers", *arguments)
+        assert done.returncode == code and message in done.stdout + done.stderr
+        assert (tmp_path / f"out-{layers}").exists() == (code == 0)
 
 
 def test_report_without_results_says_what_to_do(tmp_path):

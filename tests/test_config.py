@@ -41,6 +41,15 @@ def test_the_committed_params_are_valid():
         (("data", "label_map"), "map.yaml", "data.label_map 'map.yaml' must lie in data/label_maps/"),
         (("quant", "methods"), {}, "quant.methods must be a mapping with at least one entry"),
         (("modle",), {}, "params.yaml has an unknown key 'modle': allowed are model, data"),
+        (("quant", "methods", "int4", "algorithm"), "awq", "int4.algorithm 'awq' is unknown: choose one of affine, hqq, gptq"),
+        (("quant", "methods", "int4", "weights"), "int5", "int4.weights 'int5' is unknown: choose one of float32"),
+        (("quant", "methods", "int4", "layers"), "head", "int4.layers 'head' is unknown: choose one of all, linear"),
+        (("quant", "methods", "int4", "layers"), [3], "int4.layers[0] must be of type str, not 3"),
+        (("quant", "methods", "int4", "overrides"), {"*": {"bits": 8}}, "overrides.* has an unknown key 'bits'"),
+        (("quant", "methods", "int4", "overrides"), {"*": {"weights": "float32"}}, "'float32' is unknown: choose one of"),
+        (("quant", "methods", "int4", "calibration"), {"images": 0}, "calibration.images must be at least 1, not 0"),
+        (("sensitivity", "bits"), [5], "sensitivity.bits[0] '5' is unknown: choose one of 2, 3, 4, 8"),
+        (("sensitivity", "algorithm"), "gptq", "sensitivity.algorithm 'gptq' is unknown: choose one of affine, hqq"),
         (("wandb", "mode"), "on", "wandb.mode 'on' is unknown: choose one of offline, online, disabled"),
     ],
 )  # fmt: skip
@@ -74,3 +83,15 @@ def test_the_dataclasses_are_frozen():
     params = config.load(ROOT / "params.yaml")
     with pytest.raises(AttributeError):
         params.eval.batch_size = 3
+
+
+def test_a_recipe_says_how_many_images_it_calibrates_on():
+    def images(**keys):
+        return config.build(config.Recipe, {"weights": "int4", **keys}).calibration_images
+
+    assert images(algorithm="hqq", calibration={"images": 9}) == 0
+    assert images(algorithm="gptq") == 64
+    assert images(algorithm="gptq", calibration={"images": 9}) == 9
+    assert images(overrides={"decode_head.*": {"algorithm": "gptq"}}) == 64
+    recipe = config.build(config.Recipe, {"weights": "int4", "layers": ["*.fc1", "decode_head.*"]})
+    assert recipe.layers == ("*.fc1", "decode_head.*")

@@ -13,7 +13,13 @@ import yaml
 from conftest import ROOT
 
 METHODS = ("float32", "float8_dynamic", "int4", "int2")
-ENV = {**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
+ALWAYS = {"baseline", "probe_hardware"}  # asked on every run
+ENV = {
+    **os.environ,
+    "HF_HUB_OFFLINE": "1",
+    "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
+    "DVC_NO_ANALYTICS": "1",
+}
 
 
 def sh(folder, command, code=0):
@@ -43,7 +49,8 @@ def clone(tmp_path_factory):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     for stale in [*folder.glob("metrics/**/*.*"), folder / "dvc.lock"]:
-        stale.unlink(missing_ok=True)
+        if stale.name != "dvc.yaml":
+            stale.unlink(missing_ok=True)
     params = yaml.safe_load((folder / "params.yaml").read_text())
     params["quant"]["methods"] = {k: params["quant"]["methods"][k] for k in METHODS}
     params["data"]["limit"] = 4
@@ -63,7 +70,7 @@ def clone(tmp_path_factory):
 def test_the_files_others_rely_on(clone):
     float32 = json.loads((clone / "metrics/float32.json").read_text())
     assert set(float32) == {
-        "mean_iou", "mean_accuracy", "overall_accuracy", "agreement", "n_images", "protocol", "size_bytes",
+        "algorithm", "mean_iou", "mean_accuracy", "overall_accuracy", "agreement", "n_images", "protocol", "size_bytes",
         "compression", "quantized_fraction", "bits_per_parameter",
     }  # fmt: skip
     assert (
@@ -90,7 +97,12 @@ def test_the_files_others_rely_on(clone):
     assert selected == {"method": "int4", **int4}
     classes = (clone / "metrics/classes/int4.csv").read_text().splitlines()
     assert classes[0] == "id,name,pixels,iou,accuracy" and len(classes) > 5
-    assert (clone / "metrics/results.csv").read_text().startswith("method,mean_iou,loss_points")
+    assert (clone / "metrics/results.csv").read_text().startswith("method,algorithm,mean_iou,loss_points")
+    times = json.loads((clone / "metrics/quantize/int4.json").read_text())
+    assert times["seconds"] > 0 and times["calibration_images"] == 4
+    assert int4["algorithm"] == "gptq" and f"{times['seconds']:.1f}" in (clone / "metrics/results.csv").read_text()
+    manifest = json.loads((clone / "models/quantized/int4/quantization.json").read_text())
+    assert manifest["quantized_fraction"] > 0.985
     html = (clone / "metrics/report/index.html").read_text()
     assert all(m in html for m in METHODS)
 
@@ -109,7 +121,7 @@ def test_a_second_repro_does_nothing(clone):
     start = time.monotonic()
     output = sh(clone, "dvc repro")
     assert time.monotonic() - start < 15  # 5 on a quiet machine
-    assert ran(output) == {"probe_hardware"}
+    assert ran(output) == ALWAYS
     assert sh(clone, "git status --porcelain") == ""
 
 
@@ -125,7 +137,7 @@ def test_another_method_selected_rebuilds_nothing_else_and_shows_in_the_diff(clo
     start = time.monotonic()
     output = sh(clone, "dvc exp run -n two -S quant.method=int2")
     assert time.monotonic() - start < 30  # 15 on a quiet machine
-    assert ran(output) <= {"probe_hardware", "select"}
+    assert ran(output) <= ALWAYS | {"select"}
     assert json.loads((clone / "metrics/selected.json").read_text())["method"] == "int2"
     diff = json.loads(sh(clone, "dvc metrics diff HEAD two --json"))
     changed = diff["metrics/selected.json"]
@@ -136,16 +148,23 @@ def test_another_method_selected_rebuilds_nothing_else_and_shows_in_the_diff(clo
 
 def test_a_recipe_changed_rebuilds_its_own_lane_only(clone):
     output = sh(clone, "dvc exp run -S quant.methods.int4.group_size=16")
-    assert ran(output) == {
-        "probe_hardware", "quantize@int4", "evaluate@int4", "benchmark@int4", "select", "report",
+    assert ran(output) == ALWAYS | {
+        "quantize@int4", "evaluate@int4", "benchmark@int4", "select", "report",
     }  # fmt: skip
+    sh(clone, "git reset -q --hard && dvc checkout -q")
+
+
+def test_a_model_from_elsewhere_that_is_the_same_rebuilds_nothing(clone, tmp_path):
+    shutil.copytree(clone / "models/scenes-b0", tmp_path / "copy")
+    output = sh(clone, f"dvc exp run -S model.source={tmp_path / 'copy'}")
+    assert ran(output) == ALWAYS
     sh(clone, "git reset -q --hard && dvc checkout -q")
 
 
 def test_a_new_method_is_yaml_and_no_code(clone):
     output = sh(clone, "dvc exp run -S '+quant.methods.int2_g8={weights: int2, group_size: 8, algorithm: affine}'")
-    assert ran(output) == {
-        "probe_hardware", "quantize@int2_g8", "evaluate@int2_g8", "benchmark@int2_g8", "select", "report",
+    assert ran(output) == ALWAYS | {
+        "quantize@int2_g8", "evaluate@int2_g8", "benchmark@int2_g8", "select", "report",
     }  # fmt: skip
     assert "int2_g8" in (clone / "metrics/results.csv").read_text()
     sh(clone, "git reset -q --hard && git clean -qfdx metrics && dvc checkout -q")
@@ -160,6 +179,11 @@ def test_a_new_method_is_yaml_and_no_code(clone):
         ),
         ("eval.batch_size=none", "error: eval.batch_size must be of type int, not 'none'"),
         ("data.source=nowhere", "error: data source 'nowhere' is not a folder"),
+        ("model.source=owner/none", "error: model 'owner/none' is no folder here and the hub gives none"),
+        (
+            "+quant.methods.bad={weights: int4, layers: [head]}",
+            "error: layers has 'head', which matches none of the 72",
+        ),
         ("+quant.methods.bad={weights: int4, group_size: 11}", "error: group_size 11 divides the inputs of no layer"),
     ],
 )
@@ -175,8 +199,8 @@ def test_a_bad_parameter_ends_in_one_line(clone, change, message):
     "stage",
     [
         "prepare_shards --output x/shards",
-        "reference --shards data/shards --output x/reference.parquet",
-        "quantize --method int4 --output x/int4",
+        "reference --baseline models/baseline --shards data/shards --output x/reference.parquet",
+        "quantize --method int4 --baseline models/baseline --shards data/shards --output x/int4 --times x/int4.json",
         "evaluate --method int4 --artifact models/quantized/int4 --shards data/shards --reference data/reference.parquet "
         "--metrics x/int4.json --classes x/int4.csv --pictures x/pictures",
     ],
@@ -189,5 +213,5 @@ def test_online_tracking_without_a_key_stops_every_stage_before_any_work(clone, 
 
 def test_a_stage_given_an_unknown_method_is_one_line(clone):
     assert "error: method 'nope' is unknown: choose from" in sh(
-        clone, "python -m stages.quantize --method nope --output x", code=2
+        clone, "python -m stages.quantize --method nope --baseline x --shards x --output x --times x", code=2
     )

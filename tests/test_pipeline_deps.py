@@ -9,6 +9,7 @@ from closure import ROOT, closure
 STAGES = {
     **yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"],
     **yaml.safe_load((ROOT / "models" / "dvc.yaml").read_text())["stages"],
+    **yaml.safe_load((ROOT / "metrics" / "dvc.yaml").read_text())["stages"],
 }
 
 
@@ -54,10 +55,11 @@ BELOW = {  # DESIGN: a lower room never imports a higher one
     "quant": {"config", "data", "models"},
     "evaluation": {"config", "data", "models", "quant"},
     "training": {"config", "data", "models", "quant", "evaluation"},
+    "deploy": {"config", "data", "models", "quant", "evaluation"},
     "tracking": {"config"},
     "report": {"config", "data"},
 }
-SHARED = {"__init__", "errors", "files", "progress", "entry", "hardware"}
+SHARED = {"__init__", "errors", "files", "hub", "progress", "entry", "hardware"}
 
 
 @pytest.mark.parametrize("room", list(BELOW))

@@ -9,6 +9,7 @@ from transformers import SegformerForSemanticSegmentation
 
 from segquant import config
 from segquant.config import Recipe
+from segquant.data.calibration import calibration_batch, spread
 from segquant.data.label_map import load_label_map
 from segquant.data.sources import open_source, rows
 from segquant.evaluation.loop import evaluate
@@ -39,8 +40,8 @@ def plain_miou(real, limit):
         return float(np.nanmean(intersection / union))
 
 
-def our_miou(real, recipe, limit, folder):
-    build(real / "segformer-b0-cityscapes", recipe, folder, torch.device("cpu"))
+def our_miou(real, recipe, limit, folder, images=None):
+    build(real / "segformer-b0-cityscapes", recipe, folder, torch.device("cpu"), images)
     source = open_source(str(real / "camvid"), "val", limit)
     result = evaluate(
         load_quantized(folder), rows(source), len(source), num_classes=11, protocol=PROTOCOL,
@@ -57,3 +58,22 @@ def test_float32_is_the_plain_figure_and_int8_is_near_it(real, limit, tmp_path):
     print(f"{limit} photographs: plain {wanted:.4f}, float32 {float32:.4f}, int8 {int8:.4f}")
     assert abs(float32 - wanted) < 0.0005
     assert abs(float32 - int8) < 0.003
+
+
+# method: (most points of mIoU lost, most megabytes with 150 classes)
+MOST = {"int8": (0.2, 4.3), "int4": (0.5, 2.5), "int3": (1.8, 2.1), "int2": (5.0, 1.6)}
+
+
+@pytest.mark.slow
+def test_no_width_loses_more_than_it_may(real, tmp_path):
+    """The methods of params.yaml, calibrated on CamVid's train photographs, on its 51 val photographs."""
+    train = open_source(str(real / "camvid"), "train")
+    methods = config.load(ROOT / "params.yaml").quant.methods
+    float32 = our_miou(real, Recipe("float32"), 51, tmp_path / "float32")
+    for method, (most, size) in MOST.items():
+        chosen = spread(len(train), methods[method].calibration_images)
+        images = calibration_batch((train[i] for i in chosen), PROTOCOL) if chosen else None
+        loss = 100 * (float32 - our_miou(real, methods[method], 51, tmp_path / method, images))
+        megabytes = (tmp_path / method / "model.safetensors").stat().st_size / 1e6
+        print(f"{method}: {loss:.2f} points lost, {megabytes:.2f} MB")
+        assert loss <= most and megabytes <= size

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,37 @@ def cli() -> None:
 
     run = commands.add_parser("run", parents=[common], help="benchmark a model on a labelled folder, without DVC")
     run.set_defaults(call=_run)
-    run.add_argument("--model", required=True, help="folder with config.json and model.safetensors")
+    run.add_argument("--model", required=True, help="folder, hub id (owner/name), or https URL of a safetensors file")
+    run.add_argument("--revision", help="of a hub id: commit, tag or branch")
+    run.add_argument("--sha256", help="of the file behind a URL")
     run.add_argument("--data", required=True, help="'scenes', or a folder laid out as ADE20K, Cityscapes or CamVid")
     run.add_argument("--split", required=True, help="which split to score on, such as val")
+    run.add_argument("--train-data", help="where methods that calibrate find images (default: --data)")
+    run.add_argument("--train-split", default="train", help="the split of it that they may look at (default: train)")
     run.add_argument("--methods", help="comma list of names under quant.methods (default: all)")
     run.add_argument("--output", required=True, type=Path, help="folder for artifacts, manifest.json, results.json")
     run.add_argument("--label-map", help="YAML file from the model's class ids to the data set's")
     run.add_argument("--protocol", help="aligned-512-v1 or fixed-HxW-v1 (default: params.yaml's)")
     run.add_argument("--limit", type=int, help="score on the first N images only")
+
+    alone = commands.add_parser("sensitivity", parents=[common], help="quantize each layer alone and score it")
+    alone.set_defaults(call=_sensitivity)
+    alone.add_argument("--model", required=True, help="folder, hub id (owner/name), or https URL of a safetensors file")
+    alone.add_argument("--revision", help="of a hub id: commit, tag or branch")
+    alone.add_argument("--sha256", help="of the file behind a URL")
+    alone.add_argument("--data", required=True, help="'scenes', or a folder laid out as ADE20K, Cityscapes or CamVid")
+    alone.add_argument("--split", required=True, help="which split to score on, such as val")
+    alone.add_argument("--bits", help="comma list of 2, 3, 4 and 8 (default: params.yaml's)")
+    alone.add_argument("--output", required=True, type=Path, help="folder for sensitivity.csv and sensitivity.svg")
+    alone.add_argument("--label-map", help="YAML file from the model's class ids to the data set's")
+    alone.add_argument("--protocol", help="aligned-512-v1 or fixed-HxW-v1 (default: params.yaml's)")
+    alone.add_argument("--limit", type=int, help="score on the first N images (default: params.yaml's)")
+
+    export = commands.add_parser("export", parents=[common], help="write an artifact in a form other programs load")
+    export.set_defaults(call=_export)
+    export.add_argument("--format", required=True, choices=["transformers"])
+    export.add_argument("--artifact", required=True, help="folder such as models/quantized/int8")
+    export.add_argument("--output", required=True, type=Path)
 
     methods = commands.add_parser("methods", parents=[common], help="list every method and whether it runs here")
     methods.set_defaults(call=_methods)
@@ -58,6 +83,8 @@ def _run(arguments: argparse.Namespace) -> None:
     results = run(
         config.load(arguments.params),
         model=arguments.model,
+        revision=arguments.revision,
+        sha256=arguments.sha256,
         data=arguments.data,
         split=arguments.split,
         output=arguments.output,
@@ -65,12 +92,47 @@ def _run(arguments: argparse.Namespace) -> None:
         label_map=arguments.label_map,
         protocol=arguments.protocol,
         limit=arguments.limit,
+        train_data=arguments.train_data,
+        train_split=arguments.train_split,
     )
     if arguments.json:
         print(json.dumps(results, indent=2))
     else:
         tables.show(results, probe())
         print(f"Results: {arguments.output / 'results.json'}")
+
+
+def _sensitivity(arguments: argparse.Namespace) -> None:
+    from segquant.runs import layers
+
+    params = config.load(arguments.params)
+    chosen: dict[str, Any] = {}
+    if arguments.bits:
+        chosen["bits"] = [int(b) if b.strip().isdigit() else b for b in arguments.bits.split(",")]
+    if arguments.limit is not None:
+        chosen["images"] = arguments.limit
+    given = {**asdict(params.sensitivity), "bits": list(params.sensitivity.bits), **chosen}
+    asked = config.build(config.Sensitivity, given, "sensitivity")
+    found = layers(
+        params, asked, model=arguments.model, revision=arguments.revision, sha256=arguments.sha256,
+        data=arguments.data, split=arguments.split, output=arguments.output, label_map=arguments.label_map,
+        protocol=arguments.protocol,
+    )  # fmt: skip
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return
+    worst = sorted(found, key=lambda row: -row["mean_iou_loss"])[:10]
+    print(f"{'module':60} bits  loss  SNR dB")
+    for row in worst:
+        print(f"{row['module']:60} {row['bits']:4} {row['mean_iou_loss']:5.2f} {row['snr_db'] or math.inf:7.1f}")
+    print(f"The ten worst of {len(found)}, in points of mIoU; all: {arguments.output / 'sensitivity.csv'}")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from segquant.deploy.transformers_folder import export_transformers
+
+    size = export_transformers(arguments.artifact, arguments.output)
+    print(f"{arguments.output}: {size / 1e6:.2f} MB of weights, for AutoModelForSemanticSegmentation.from_pretrained")
 
 
 def _methods(arguments: argparse.Namespace) -> None:

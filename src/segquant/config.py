@@ -18,6 +18,8 @@ import yaml
 from segquant.errors import ConfigError
 
 WEIGHTS = ("float32", "bfloat16", "float8", "int8", "int4", "int3", "int2")
+QUANTIZED = WEIGHTS[2:]
+ALGORITHMS = ("affine", "hqq", "gptq")
 WANDB_MODES = ("offline", "online", "disabled")
 ALIGNED_PROTOCOL = "aligned-512-v1"
 FIXED_PROTOCOL = re.compile(r"fixed-(\d+)x(\d+)-v1")
@@ -48,6 +50,8 @@ def check_protocol(protocol: str) -> str:
 @dataclass(frozen=True)
 class Model:
     source: str
+    revision: str | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,14 +68,41 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Override:
+    """What some layers of a recipe get instead; what is left out is as the recipe has it."""
+
+    weights: str | None = _choice(*QUANTIZED, default=None)
+    group_size: int | None = _at_least(2, default=None)
+    algorithm: str | None = _choice(*ALGORITHMS, default=None)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Unlabelled images of the train split that a recipe looks at."""
+
+    images: int = _at_least(1, default=64)
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """A quantization method: what is done to the weights and to the activations of its layers."""
+    """A quantization method: what is done to the weights and to the activations of its layers.
+
+    `layers` is `all`, `linear` or name patterns (`*` for any text); the keys of `overrides` are such patterns.
+    """
 
     weights: str = _choice(*WEIGHTS)
     group_size: int | None = _at_least(2, default=None)
-    algorithm: str = _choice("affine", "hqq", default="affine")
+    algorithm: str = _choice(*ALGORITHMS, default="affine")
     activations: str | None = _choice("int8", "float8", default=None)
-    layers: str = _choice("all", "linear", default="all")
+    layers: str | tuple[str, ...] = _choice("all", "linear", default="all")
+    overrides: dict[str, Override] = field(default_factory=dict)
+    calibration: Calibration | None = None
+
+    @property
+    def calibration_images(self) -> int:
+        """How many images it looks at: none unless some layer's algorithm is gptq."""
+        chosen = {self.algorithm, *(o.algorithm for o in self.overrides.values())}
+        return (self.calibration or Calibration()).images if "gptq" in chosen else 0
 
 
 @dataclass(frozen=True)
@@ -110,6 +141,16 @@ class Speed:
     batch_size: int = _at_least(1, default=1)
     runs: int = _at_least(2, default=10)
     warmup: int = _at_least(1, default=2)
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """How the sensitivity of single layers is measured; the algorithm is one that needs no images."""
+
+    bits: tuple[int, ...] = _choice(2, 3, 4, 8, default=(2, 4))
+    group_size: int = _at_least(2, default=32)
+    algorithm: str = _choice(*ALGORITHMS[:2], default="hqq")
+    images: int = _at_least(1, default=32)
 
 
 @dataclass(frozen=True)
@@ -167,6 +208,7 @@ class Params:
     quant: Quant
     eval: Eval
     speed: Speed
+    sensitivity: Sensitivity
     train: Train
     wandb: Wandb
 
@@ -216,7 +258,7 @@ def build(kind: type, tree: Any, where: str = "") -> Any:
         at = f"{where}.{key}" if where else key
         if key in tree:
             values[key] = _value(hints[key], tree[key], at, spec.metadata)
-        elif spec.default is dataclasses.MISSING:
+        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{name} lacks the key '{key}'")
     return kind(**values)
 
@@ -229,7 +271,10 @@ def _value(hint: Any, value: Any, at: str, metadata: Any) -> Any:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         if value is None:
             return None
-        hint = next(a for a in typing.get_args(hint) if a is not type(None))
+        kinds = [a for a in typing.get_args(hint) if a is not type(None)]
+        hint = next((k for k in kinds if isinstance(value, list) == (typing.get_origin(k) is tuple)), kinds[0])
+        if isinstance(value, list) and typing.get_origin(hint) is tuple and len(kinds) > 1:
+            metadata = {}  # the choices are those of a plain word
     if dataclasses.is_dataclass(hint):
         return build(hint, value, at)
     if typing.get_origin(hint) is dict:
@@ -254,7 +299,7 @@ def _scalar(hint: type, value: Any, at: str, metadata: Any) -> Any:
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         raise ConfigError(f"{at} must be of type {hint.__name__}, not {value!r}")
     if "choices" in metadata and value not in metadata["choices"]:
-        raise ConfigError(f"{at} '{value}' is unknown: choose one of {', '.join(metadata['choices'])}")
+        raise ConfigError(f"{at} '{value}' is unknown: choose one of {', '.join(map(str, metadata['choices']))}")
     if "low" in metadata and not value >= metadata["low"]:
         raise ConfigError(f"{at} must be at least {metadata['low']}, not {value}")
     return value

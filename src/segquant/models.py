@@ -1,8 +1,9 @@
-"""Load and save a float baseline: a folder with config.json and model.safetensors."""
+"""Load and save a float baseline: a folder with config.json and model.safetensors. hub.py finds the folder."""
 
 from __future__ import annotations
 
 import logging
+import pickle
 import shutil
 import time
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from segquant.data.protocols import IMAGENET, Normalization
 from segquant.errors import ModelError
 from segquant.files import read_json
+from segquant.hub import files
 
 log = logging.getLogger(__name__)
 PREPROCESSOR = "preprocessor_config.json"
@@ -45,17 +47,19 @@ def new_segformer_b0(names: Sequence[str]) -> nn.Module:
 def load(source: str | Path) -> nn.Module:
     """Load a float baseline as float32 in eval mode, without gradients, logging time and memory.
 
-    Raises ModelError when the folder is missing, broken, or not a segmentation model.
+    `source` is a folder with config.json and model.safetensors, or a pytorch_model.bin that holds nothing but
+    tensors. Raises ModelError when it is missing, broken, quantized, or not a segmentation model.
     """
     folder = Path(source)
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise ModelError(f"model '{source}' has no {name}: give a folder with config.json and model.safetensors")
+    if any(path.name == "quantization.json" for path in files(folder)):
+        raise ModelError(f"model '{source}' is quantized already: give the float model that it was made from")
     start, before = time.perf_counter(), psutil.Process().memory_info().rss
     try:
         model, report = AutoModelForSemanticSegmentation.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
+    except pickle.UnpicklingError as error:
+        raise ModelError(f"model '{source}' is refused: its pickle holds more than tensors and can run code") from error
     except Exception as error:  # transformers and safetensors raise many types
         raise ModelError(f"model '{source}' cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     problems = {k: sorted(map(str, v))[:3] for k, v in report.items() if v and k in ("missing_keys", "mismatched_keys")}

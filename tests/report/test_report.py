@@ -22,7 +22,7 @@ HARDWARE = {"processor": "Testium 9", "cores": 2, "gpu": None}
 
 def _metrics(miou, size):
     return {
-        "mean_iou": miou, "mean_accuracy": 0.8, "overall_accuracy": 0.9, "agreement": 0.99, "n_images": 2,
+        "algorithm": "hqq", "mean_iou": miou, "mean_accuracy": 0.8, "overall_accuracy": 0.9, "agreement": 0.99, "n_images": 2,
         "protocol": "fixed-64x64-v1", "size_bytes": size, "compression": 1e7 / size, "quantized_fraction": 0.65,
         "bits_per_parameter": 8.0,
     }  # fmt: skip
@@ -39,6 +39,7 @@ def metrics(tmp_path):
         write_json(tmp_path / f"{name}.json", value)
         if "unavailable" not in value:
             write_json(tmp_path / "speed" / f"{name}.json", SPEED)
+    write_json(tmp_path / "quantize" / "int2.json", {"seconds": 12.34, "calibration_images": 32})
     return tmp_path
 
 
@@ -52,7 +53,8 @@ def test_the_table_tells_loss_in_points_and_what_was_not_measured(metrics, capsy
     tables.show(results, HARDWARE)
     text = capsys.readouterr().out
     line = next(x for x in text.splitlines() if x.startswith("int2"))
-    assert line.split()[1:3] == ["55.00", "15.00"]
+    assert line.split()[1:4] == ["hqq", "55.00", "15.00"]
+    assert "12.3" in line.split()
     assert "fixed-64x64-v1, 2 images" in text
     assert "Testium 9, 2 cores" in text
     assert "float8_dynamic is unavailable: no CUDA." in text
@@ -67,7 +69,7 @@ def test_no_figure_is_cut_on_a_terminal(metrics, width, monkeypatch, capsys):
     line = next(x for x in text.splitlines() if x.startswith("int2"))
     assert "…" not in text and "..." not in text
     assert line.split()[:4] == (
-        ["int2", "55.00", "15.00", "80.00"] if width == 200 else ["int2", "55.00", "15.00", "99.00"]
+        ["int2", "hqq", "55.00", "15.00"] if width == 200 else ["int2", "55.00", "15.00", "99.00"]
     )
     assert width == 200 or len(line) <= width
 
@@ -91,7 +93,7 @@ def test_the_csv_is_readable_and_has_one_line_a_measured_method(metrics):
 def test_without_float32_there_is_no_loss_and_no_crash(metrics):
     results = tables.collect(metrics, ["int2"])
     assert tables.loss(results, "int2") is None
-    assert tables.cells(results, "int2")[1] == ""
+    assert tables.cells(results, "int2")[:3] == ["hqq", "55.00", ""]
 
 
 def test_the_page_is_self_contained_and_shows_every_method(metrics, tmp_path):

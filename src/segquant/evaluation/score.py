@@ -20,6 +20,7 @@ from segquant.evaluation.loop import Evaluation, evaluate
 from segquant.evaluation.reference import read_reference
 from segquant.files import replacing, write_json, write_text
 from segquant.quant.artifacts import load_artifact
+from segquant.quant.tensors import CASTS
 
 
 def score(
@@ -58,7 +59,9 @@ def score(
         desc=f"evaluate {name}",
     )
     info, scores = loaded.info, result.scores
+    recipe = info["recipe"]
     metrics = {
+        "algorithm": "cast" if recipe["weights"] in CASTS else recipe["algorithm"],
         "mean_iou": scores.mean_iou,
         "mean_accuracy": scores.mean_accuracy,
         "overall_accuracy": scores.overall_accuracy,

@@ -1,14 +1,17 @@
 """A quantized model as a folder: config.json, preprocessor_config.json, quantization.json, model.safetensors.
 
-The tensors are torchao's own, flattened, with codes below 8 bits packed to their true width and
-all-zero zero points left out. What torchao needs to rebuild them stands in quantization.json (the
-header of a safetensors file has no stable order, and the bytes must be reproducible).
+The tensors are torchao's own, flattened: codes below 8 bits packed to their true width, floats as float16
+where that loses nothing, all-zero zero points left out. What torchao needs to rebuild them stands in
+quantization.json (the header of a safetensors file has no stable order, and the bytes must be reproducible),
+with a digest of each file, so that a flipped bit is found.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,19 +22,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict, unflatten_tensor_state_dict
-from torchao.quantization import IntxUnpackedToInt8Tensor
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
+from transformers.initialization import no_init_weights
 
 from segquant.config import Recipe
 from segquant.errors import ModelError, UnavailableError
-from segquant.files import read_json, replacing, write_json
+from segquant.files import read_json, replacing, sha256, write_json
+from segquant.hub import locate
 from segquant.models import save_preprocessor
 from segquant.quant.coverage import LinearConv2d, rewrite
-from segquant.quant.methods import BITS, is_quantized
 from segquant.quant.packing import pack, unpack
+from segquant.quant.tensors import CASTS, bits, dtype_name, is_quantized, narrowed
 
 log = logging.getLogger(__name__)
-FORMAT = "segquant-1"
+FORMAT = "segquant-2"
 
 
 @dataclass(frozen=True)
@@ -54,37 +58,36 @@ def save_quantized(
     """
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     tensors, metadata = flatten_tensor_state_dict(state)
-    modules, packed = {}, {}
+    convs = [name for name, m in model.named_modules() if isinstance(m, LinearConv2d)]
+    packed, parts = {}, {}
     for name, tensor in state.items():
-        if not is_quantized(tensor):
-            continue
-        keys = {part: _key(name, part) for part in json.loads(metadata[name])["_tensor_data_names"]}
-        zero = keys.get("zero_point")
-        if zero and not tensors[zero].any():
-            packed[zero] = {
-                "zeros": list(tensors[zero].shape),
-                "dtype": str(tensors[zero].dtype).removeprefix("torch."),
-            }
-            del tensors[zero]
-        if isinstance(tensor, IntxUnpackedToInt8Tensor):
-            bits, qdata = BITS[recipe.weights], keys["qdata"]
-            packed[qdata] = {"bits": bits, "shape": list(tensors[qdata].shape)}
-            tensors[qdata] = pack(tensors[qdata], bits)
-        modules[name.removesuffix(".weight")] = {
-            "bits": BITS[recipe.weights],
-            "group_size": tensor.block_size[-1],
-            "scheme": type(tensor).__name__,
-            "bytes": sum(tensors[k].nbytes for k in keys.values() if k in tensors),
+        if is_quantized(tensor):
+            keys = [_key(name, part) for part in json.loads(metadata[name])["_tensor_data_names"]]
+            packed |= _packed(tensors, keys, bits(tensor))
+            parts[name] = [key for key in keys if key in tensors]
+    if recipe.weights not in CASTS:
+        tensors = {name: narrowed(tensor) for name, tensor in tensors.items()}
+    modules = {
+        _module(name, convs): {
+            "bits": bits(state[name]),
+            "group_size": math.prod(state[name].block_size),
+            "scheme": type(state[name]).__name__,
+            "parameters": state[name].numel(),
+            "bytes": sum(tensors[key].nbytes for key in keys),
         }
+        for name, keys in parts.items()
+    }
     total = sum(p.numel() for p in model.parameters())
-    quantized = sum(state[f"{name}.weight"].numel() for name in modules)
+    tensor_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    quantized_bytes = sum(module["bytes"] for module in modules.values())
     info = {
         "format": FORMAT,
         "recipe": asdict(recipe),
         "parameters": total,
         "float32_bytes": float32_bytes,
-        "quantized_fraction": quantized / total,
-        "linear_convs": [name for name, m in model.named_modules() if isinstance(m, LinearConv2d)],
+        "quantized_fraction": sum(module["parameters"] for module in modules.values()) / total,
+        "bytes": {"quantized": quantized_bytes, "rest": tensor_bytes - quantized_bytes, "total": tensor_bytes},
+        "linear_convs": convs,
         "modules": modules,
         "packed": packed,
         "tensors": metadata,
@@ -94,24 +97,29 @@ def save_quantized(
         model.config.save_pretrained(part)
         save_preprocessor(part, baseline)
         save_file({k: v.contiguous() for k, v in sorted(tensors.items())}, part / "model.safetensors")
-        write_json(part / "quantization.json", info)
+        info["files"] = {file.name: sha256(file) for file in sorted(part.iterdir())}
+        write_json(part / "quantization.json", {**info, "digest": _digest(info)})
 
 
 def save_unavailable(recipe: Recipe, reason: str, folder: str | Path) -> None:
     """Write the artifact of a method that this machine cannot run: its recipe and the reason."""
     with replacing(folder) as part:
         part.mkdir()
-        write_json(part / "quantization.json", {"format": FORMAT, "recipe": asdict(recipe), "unavailable": reason})
+        info = {"format": FORMAT, "recipe": asdict(recipe), "unavailable": reason}
+        write_json(part / "quantization.json", {**info, "digest": _digest(info)})
 
 
 def describe_artifact(folder: str | Path) -> dict[str, Any]:
-    """quantization.json of an artifact. Raises ModelError when `folder` is none."""
+    """quantization.json of an artifact. Raises ModelError when `folder` is none or that file was changed."""
     path = Path(folder) / "quantization.json"
     if not path.is_file():
         raise ModelError(f"{folder} is not a quantized model: it has no quantization.json")
     info = read_json(path)
-    if info.get("format") != FORMAT:
-        raise ModelError(f"{path} has format {info.get('format')!r}; this version reads {FORMAT!r}: quantize again")
+    if not isinstance(info, dict) or info.get("format") != FORMAT:
+        found = info.get("format") if isinstance(info, dict) else None
+        raise ModelError(f"{path} has format {found!r}; this version reads {FORMAT!r}: quantize again")
+    if info.pop("digest", None) != _digest(info):
+        raise ModelError(f"{path} is not as it was written: quantize again")
     return info
 
 
@@ -126,12 +134,15 @@ def load_artifact(folder: str | Path, device: torch.device | str = "cpu") -> Art
     if "unavailable" in info:
         raise UnavailableError(info["unavailable"])
     start, before = time.perf_counter(), psutil.Process().memory_info().rss
+    for name, digest in info["files"].items():
+        if not (folder / name).is_file() or sha256(folder / name) != digest:
+            raise ModelError(f"{folder / name} is missing or not as it was written: quantize again")
     path = folder / "model.safetensors"
     try:
         state = _unpacked(load_file(path), info)
-        with torch.device("meta"):
+        with no_init_weights():
             model = AutoModelForSemanticSegmentation.from_config(AutoConfig.from_pretrained(folder))
-            rewrite(model, info["linear_convs"])
+        rewrite(model, info["linear_convs"])
         model.load_state_dict(state, assign=True)
     except Exception as error:  # safetensors, torch and transformers raise many types
         raise ModelError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
@@ -142,9 +153,18 @@ def load_artifact(folder: str | Path, device: torch.device | str = "cpu") -> Art
     return Artifact(model, info, size, seconds)
 
 
-def load_quantized(folder: str | Path, device: torch.device | str = "cpu") -> nn.Module:
-    """The model of `load_artifact`, in eval mode."""
-    return load_artifact(folder, device).model
+def load_quantized(
+    source: str | Path,
+    device: torch.device | str = "cpu",
+    *,
+    revision: str | None = None,
+    sha256: str | None = None,
+) -> nn.Module:
+    """A quantized model in eval mode, from a folder, a hub id or an https URL as `hub.locate` takes them.
+
+    Raises as `load_artifact` and `locate` do.
+    """
+    return load_artifact(locate(source, revision, sha256), device).model
 
 
 def _key(name: str, part: str) -> str:
@@ -153,7 +173,31 @@ def _key(name: str, part: str) -> str:
     return f"{module}._{leaf}_{part}"
 
 
+def _module(name: str, convs: list[str]) -> str:
+    """The float model's name for the layer of a weight: of a convolution, not of the Linear inside it."""
+    module = name.removesuffix(".weight")
+    return module.removesuffix(".linear") if module.removesuffix(".linear") in convs else module
+
+
+def _digest(info: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
+
+
+def _packed(tensors: dict[str, torch.Tensor], keys: list[str], width: int) -> dict[str, dict[str, Any]]:
+    """Pack the codes among `tensors[keys]` and drop zero points of nothing but zeros, in place; say how."""
+    how = {}
+    for key in keys:
+        if key.endswith("_zero_point") and not tensors[key].any():
+            how[key] = {"zeros": list(tensors[key].shape), "dtype": dtype_name(tensors.pop(key).dtype)}
+        elif key.endswith("_qdata") and width < 8:
+            how[key] = {"bits": width, "shape": list(tensors[key].shape)}
+            tensors[key] = pack(tensors[key], width)
+    return how
+
+
 def _unpacked(tensors: dict[str, torch.Tensor], info: dict[str, Any]) -> dict[str, torch.Tensor]:
+    if info["recipe"]["weights"] not in CASTS:
+        tensors = {k: v.float() if v.dtype == torch.float16 else v for k, v in tensors.items()}
     for key, entry in info["packed"].items():
         if "zeros" in entry:
             tensors[key] = torch.zeros(entry["zeros"], dtype=getattr(torch, entry["dtype"]))

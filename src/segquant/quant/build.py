@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -13,35 +14,43 @@ from torch import nn
 from segquant import models
 from segquant.config import Recipe
 from segquant.errors import ModelError, UnavailableError
+from segquant.files import replacing
 from segquant.quant.artifacts import load_quantized, save_quantized, save_unavailable
 from segquant.quant.methods import quantize
 
 log = logging.getLogger(__name__)
 
 
-def build(source: str | Path, recipe: Recipe, folder: str | Path, device: torch.device) -> str | None:
-    """Quantize the baseline at `source` into the artifact `folder`; give back why not where `device` cannot.
+def build(
+    source: str | Path, recipe: Recipe, folder: str | Path, device: torch.device, images: torch.Tensor | None = None
+) -> dict[str, Any]:
+    """Quantize the baseline at `source` into the artifact `folder`, calibrating on `images` (N, 3, H, W).
 
-    Raises ModelError when the artifact read back does not give bit-identical logits.
+    Gives {"seconds": what it took without loading and saving, "calibration_images": N}, or {"unavailable":
+    why} where `device` cannot run it. Raises ModelError when the artifact read back does not give
+    bit-identical logits.
     """
     model = models.load(source)
     size = len(save({k: v.contiguous() for k, v in model.state_dict().items()}))
     start = time.perf_counter()
     try:
-        done = quantize(model, recipe, device)
+        done = quantize(model, recipe, device, images)
     except UnavailableError as error:
         save_unavailable(recipe, str(error), folder)
-        return str(error)
-    log.info("quantized %d modules in %.2f s", len(done), time.perf_counter() - start)
-    save_quantized(model, recipe, folder, source, size)
-    if not torch.equal(_probe(model), _probe(load_quantized(folder, device))):
-        raise ModelError(f"{folder} read back does not give the logits it was saved with")
-    return None
+        return {"unavailable": str(error)}
+    seconds = time.perf_counter() - start
+    log.info("quantized %d modules in %.2f s", len(done), seconds)
+    with replacing(folder) as part:
+        save_quantized(model, recipe, part, source, size)
+        if not torch.equal(_probe(model), _probe(load_quantized(part, device))):
+            raise ModelError(f"{folder} read back does not give the logits it was saved with")
+    return {"seconds": round(seconds, 3), "calibration_images": len(images) if images is not None else 0}
 
 
 @torch.inference_mode()
 def _probe(model: nn.Module) -> torch.Tensor:
-    """Logits of a fixed small noise image."""
-    parameter = next(model.parameters())
-    noise = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    """Logits of a fixed noise image, of the size the model was configured for."""
+    parameter, size = next(model.parameters()), getattr(model.config, "image_size", 64)
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    noise = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
     return model(noise.to(parameter.device, parameter.dtype)).logits

@@ -1,17 +1,20 @@
-"""Dense convolutions as Linear layers, so that what quantizes Linear quantizes the whole model.
+"""Which layers are quantized, and dense convolutions as Linear layers, so that what takes Linear takes them all.
 
 torchao's configurations take Linear only, which is 65 % of a SegFormer-B0. A convolution with one group
-is a matrix product over unfolded patches, exactly; rewritten so, 98.7 % are in Linear layers. Depthwise
-convolutions (1.1 %) stay as they are.
+is a matrix product over unfolded patches, exactly; rewritten so, 98.7 % are in Linear layers. Convolutions
+with groups (depthwise ones, 1.1 %) stay as they are and are quantized in place, at 8 bits a weight.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from segquant.errors import ConfigError
 
 
 class LinearConv2d(nn.Module):
@@ -43,14 +46,42 @@ class LinearConv2d(nn.Module):
 
 def dense_convs(model: nn.Module) -> list[str]:
     """Names of the convolutions that can be rewritten: one group, zeros as padding."""
-    return [
-        name
-        for name, m in model.named_modules()
-        if isinstance(m, nn.Conv2d) and m.groups == 1 and m.padding_mode == "zeros" and not isinstance(m.padding, str)
-    ]
+    return [name for name, m in model.named_modules() if _is_dense(m)]
 
 
 def rewrite(model: nn.Module, names: Iterable[str]) -> None:
     """Replace the named convolutions by LinearConv2d in place."""
     for name in names:
         model.set_submodule(name, LinearConv2d(model.get_submodule(name)))
+
+
+def choose(model: nn.Module, layers: str | Iterable[str]) -> list[str]:
+    """Names of the layers to quantize: `all` Linear and Conv2d, the `linear` ones, or those that patterns match.
+
+    Raises ConfigError for a pattern that matches none of them.
+    """
+    names = [name for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    if layers == "all":
+        return names
+    if layers == "linear":
+        return [name for name in names if isinstance(model.get_submodule(name), nn.Linear)]
+    chosen = set().union(*(match(pattern, names, "layers") for pattern in layers))
+    return [name for name in names if name in chosen]
+
+
+def match(pattern: str, names: list[str], key: str) -> list[str]:
+    """The `names` that a pattern (`*` for any text) fits. Raises ConfigError when there is none."""
+    found = [name for name in names if fnmatchcase(name, pattern)]
+    if not found:
+        example = f"such as {names[0]} and {names[-1]}" if names else "of which there are none"
+        raise ConfigError(f"{key} has '{pattern}', which matches none of the {len(names)} layers it may, {example}")
+    return found
+
+
+def _is_dense(module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.groups == 1
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+    )

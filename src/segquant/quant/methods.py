@@ -2,60 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import logging
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 import torchao.quantization as ao
 from torch import nn
+from torchao.quantization import IntxUnpackedToInt8Tensor
 
-from segquant.config import Recipe
+from segquant.config import Override, Recipe
 from segquant.errors import ConfigError, UnavailableError
-from segquant.quant.coverage import dense_convs, rewrite
+from segquant.quant.calibrate import calibrate
+from segquant.quant.coverage import choose, dense_convs, match, rewrite
+from segquant.quant.tensors import CASTS, as_float16, is_quantized
 
-CASTS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-BITS = {"float32": 32, "bfloat16": 16, "float8": 8, "int8": 8, "int4": 4, "int3": 3, "int2": 2}
-
-
-def _granularity(recipe: Recipe):
-    return ao.PerGroup(recipe.group_size) if recipe.group_size else ao.PerAxis(0)
+log = logging.getLogger(__name__)
+BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}
 
 
-def _algorithm(recipe: Recipe) -> str:
-    return {"hqq": "hqq_scale_only", "affine": "affine"}[recipe.algorithm]
+class Layer(NamedTuple):
+    """How one layer's weights are quantized; group_size None is one scale a row."""
+
+    weights: str
+    group_size: int | None
+    algorithm: str
 
 
-def _intx(recipe: Recipe):
+def _granularity(layer: Layer):
+    return ao.PerGroup(layer.group_size) if layer.group_size else ao.PerAxis(0)
+
+
+def _algorithm(layer: Layer) -> str:
+    return {"hqq": "hqq_scale_only", "affine": "affine"}[layer.algorithm]
+
+
+def _intx(layer: Layer):
     return ao.IntxWeightOnlyConfig(
-        weight_dtype=getattr(torch, recipe.weights),
-        granularity=_granularity(recipe),
-        intx_choose_qparams_algorithm=_algorithm(recipe),
+        weight_dtype=getattr(torch, layer.weights),
+        granularity=_granularity(layer),
+        intx_choose_qparams_algorithm=_algorithm(layer),
     )
 
 
-def _intx_dynamic(recipe: Recipe):
+def _intx_dynamic(layer: Layer):
     return ao.Int8DynamicActivationIntxWeightConfig(
-        weight_dtype=getattr(torch, recipe.weights),
-        weight_granularity=_granularity(recipe),
-        intx_choose_qparams_algorithm=_algorithm(recipe),
+        weight_dtype=getattr(torch, layer.weights),
+        weight_granularity=_granularity(layer),
+        intx_choose_qparams_algorithm=_algorithm(layer),
     )
 
 
-def _per_row(make: Callable) -> Callable:
-    def config(recipe: Recipe):
-        if recipe.group_size or recipe.algorithm != "affine":
-            raise ConfigError(f"{recipe.weights} weights have one scale a row: leave group_size and algorithm out")
-        return make()
+def _per_row(make: Callable, otherwise: Callable | None = None) -> Callable:
+    """torchao's own configuration where a row has one scale from its span, else `otherwise`."""
+
+    def config(layer: Layer):
+        if not layer.group_size and layer.algorithm == "affine":
+            return make()
+        if otherwise is None:
+            raise ConfigError(f"{layer.weights} weights have one scale a row: leave group_size and algorithm out")
+        return otherwise(layer)
 
     return config
 
 
-# (weights, activations) -> recipe -> torchao configuration
+# (weights, activations) -> Layer -> torchao configuration
 CONFIGS: dict[tuple[str, str | None], Callable] = {
     ("float8", None): _per_row(lambda: ao.Float8WeightOnlyConfig(granularity=ao.PerRow())),
     ("float8", "float8"): _per_row(lambda: ao.Float8DynamicActivationFloat8WeightConfig(granularity=ao.PerRow())),
-    ("int8", None): _per_row(ao.Int8WeightOnlyConfig),
-    ("int8", "int8"): _per_row(ao.Int8DynamicActivationInt8WeightConfig),
+    ("int8", None): _per_row(ao.Int8WeightOnlyConfig, _intx),
+    ("int8", "int8"): _per_row(ao.Int8DynamicActivationInt8WeightConfig, _intx_dynamic),
     **{(weights, None): _intx for weights in ("int4", "int3", "int2")},
     **{(weights, "int8"): _intx_dynamic for weights in ("int4", "int3", "int2")},
 }
@@ -69,13 +85,16 @@ def describe(recipe: Recipe) -> str:
     activations = (
         f"{recipe.activations} activations, quantized as they come" if recipe.activations else "float32 activations"
     )
-    layers = "Linear layers and dense convolutions" if recipe.layers == "all" else "Linear layers"
-    return f"{recipe.weights} weights of {layers} ({recipe.algorithm}, {group}), {activations}"
+    layers = {"all": "all Linear and Conv2d layers", "linear": "Linear layers"}
+    chosen = layers.get(recipe.layers) if isinstance(recipe.layers, str) else ", ".join(recipe.layers)
+    images = f" on {recipe.calibration_images} images" if recipe.calibration_images else ""
+    but = "".join(f", {pattern} {o.weights or o.algorithm or 'otherwise'}" for pattern, o in recipe.overrides.items())
+    return f"{recipe.weights} weights of {chosen} ({recipe.algorithm}{images}, {group}{but}), {activations}"
 
 
 def unavailable(recipe: Recipe, device: torch.device) -> str | None:
     """Why `recipe` cannot run on `device`, or None when it can."""
-    if recipe.weights == "float8" and recipe.activations == "float8":
+    if recipe.activations == "float8":
         if device.type != "cuda":
             return "float8 activations need a CUDA device of capability 8.9 or higher; this run is on the CPU"
         if torch.cuda.get_device_capability(device) < (8, 9):
@@ -83,49 +102,150 @@ def unavailable(recipe: Recipe, device: torch.device) -> str | None:
     return None
 
 
-def quantize(model: nn.Module, recipe: Recipe, device: torch.device) -> list[str]:
+def quantize(model: nn.Module, recipe: Recipe, device: torch.device, images: torch.Tensor | None = None) -> list[str]:
     """Quantize `model` in place and move it to `device`; give back the names of the quantized modules.
 
-    Raises UnavailableError for a recipe that `device` cannot run, ConfigError for one that does not
-    exist or fits no layer.
+    `images` (N, 3, H, W) are model inputs to calibrate on, needed where recipe.calibration_images is not 0.
+    Scales and what stays float are rounded to what float16 holds, as they are stored so. Raises
+    UnavailableError for a recipe that `device` cannot run, ConfigError for one that does not exist or fits
+    no layer.
     """
+    todo = plan(model, recipe)
     reason = unavailable(recipe, device)
     if reason:
         raise UnavailableError(reason)
     model.to(device)
     if recipe.weights in CASTS:
-        if recipe != Recipe(recipe.weights):
-            raise ConfigError(f"{recipe.weights} is a plain cast: leave the other keys out")
         model.to(CASTS[recipe.weights])
         return []
-    make = CONFIGS.get((recipe.weights, recipe.activations))
-    if make is None:
-        known = ", ".join(f"{w}+{a}" if a else w for w, a in CONFIGS)
-        raise ConfigError(
-            f"no method has {recipe.weights} weights with {recipe.activations} activations: there are {known}"
-        )
-    if recipe.layers == "all":
-        rewrite(model, dense_convs(model))
-    groups = {name: m.in_features for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-    if recipe.group_size:
-        if not any(n % recipe.group_size == 0 for n in groups.values()):
-            raise ConfigError(f"group_size {recipe.group_size} divides the inputs of no layer: choose 8, 16 or 32")
-        groups = {name: _fitting(n, recipe.group_size) for name, n in groups.items()}
-    for size in sorted(set(groups.values())):
-        chosen = {name for name, group in groups.items() if group == size}
-        config = make(replace(recipe, group_size=size) if recipe.group_size else recipe)
-        ao.quantize_(model, config, filter_fn=lambda module, name, chosen=chosen: name in chosen)
-    done = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and is_quantized(m.weight)]
+    learned = {n: (BITS[one.weights], one.group_size) for n, one in todo.layers.items() if one.algorithm == "gptq"}
+    if learned and images is None:
+        raise ConfigError("algorithm gptq calibrates on images of the train split: there are none")
+    rewrite(model, todo.dense)
+    if learned:
+        _set(model, calibrate(model, learned, images.to(device)), learned, recipe.activations)
+    for layer, config in sorted(todo.configs.items(), key=str):
+        if config is not None:
+            chosen = {name for name, one in todo.layers.items() if one == layer}
+            ao.quantize_(model, config, filter_fn=lambda _module, name, chosen=chosen: name in chosen)
+    for name in todo.convs:
+        _quantize_conv(model.get_submodule(name))
+    done = [name for name, m in model.named_modules() if is_quantized(getattr(m, "weight", None))]
+    missed = len(todo.layers) + len(todo.convs) - len(done)
     if not done:
         raise ConfigError("the recipe quantized no layer: torchao skipped them all")
+    if missed:
+        log.info("%d of %d layers stay float: torchao takes no such shape", missed, missed + len(done))
+    _round(model)
     return done
 
 
-def _fitting(inputs: int, group_size: int) -> int:
+class Plan(NamedTuple):
+    """Convolutions to rewrite as Linear and those quantized in place; every Linear, then, and its configuration."""
+
+    dense: list[str]
+    convs: list[str]
+    layers: dict[str, Layer]
+    configs: dict[Layer, object | None]
+
+
+def plan(model: nn.Module, recipe: Recipe) -> Plan:
+    """What `quantize` will do to `model`, which is left as it is. Raises ConfigError for what it cannot do."""
+    if recipe.weights in CASTS:
+        if recipe != Recipe(recipe.weights):
+            raise ConfigError(f"{recipe.weights} is a plain cast: leave the other keys out")
+        return Plan([], [], {}, {})
+    names = choose(model, recipe.layers)
+    grouped = [name for name in names if getattr(model.get_submodule(name), "groups", 1) > 1]
+    layers = _overridden([name for name in names if name not in grouped], recipe)
+    dense = [name for name in dense_convs(model) if name in layers]
+    convs = [name for name in names if isinstance(model.get_submodule(name), nn.Conv2d) and name not in dense]
+    inputs = {name: model.get_submodule(name).weight[0].numel() for name in layers if name not in convs}
+    fitted = _fit({name: layers[name] for name in inputs}, inputs)
+    configs = {layer: _config(layer, recipe.activations) for layer in set(fitted.values())}
+    inside = {f"{name}.linear" if name in dense else name: layer for name, layer in fitted.items()}
+    return Plan(dense, convs, inside, configs)
+
+
+def _overridden(names: list[str], recipe: Recipe) -> dict[str, Layer]:
+    """How each named layer is quantized, with the recipe's overrides; of several that match the last one holds."""
+    layers = dict.fromkeys(names, Layer(recipe.weights, recipe.group_size, recipe.algorithm))
+    for pattern, override in recipe.overrides.items():
+        weights = override.weights or recipe.weights
+        inherited = (None, "affine") if weights == "float8" else (recipe.group_size, recipe.algorithm)
+        layer = Layer(weights, override.group_size or inherited[0], override.algorithm or inherited[1])
+        if override == Override():
+            raise ConfigError(f"overrides has '{pattern}' without keys: give weights, group_size or algorithm")
+        layers.update(dict.fromkeys(match(pattern, names, "overrides"), layer))
+    return layers
+
+
+def fitting(inputs: int, group_size: int) -> int:
     """The largest group, up to `group_size`, that divides a layer's inputs; all of them where that is tiny."""
     best = max(n for n in range(1, group_size + 1) if inputs % n == 0)
     return best if best >= min(4, group_size) else inputs
 
 
-def is_quantized(weight: torch.Tensor) -> bool:
-    return hasattr(weight, "qdata")
+def _config(layer: Layer, activations: str | None):
+    """torchao's configuration, or None where GPTQ does it."""
+    make = CONFIGS.get((layer.weights, activations))
+    if make is None:
+        known = ", ".join(f"{w}+{a}" if a else w for w, a in CONFIGS)
+        raise ConfigError(f"no method has {layer.weights} weights with {activations} activations: there are {known}")
+    if layer.algorithm != "gptq":
+        return make(layer)
+    if layer.weights == "float8":
+        raise ConfigError("algorithm gptq chooses integer codes: weights must be int8, int4, int3 or int2")
+    return None
+
+
+def _fit(layers: dict[str, Layer], inputs: dict[str, int]) -> dict[str, Layer]:
+    """Layers with a group that divides their inputs. Raises ConfigError for a group_size that divides none's."""
+    for size in {layer.group_size for layer in layers.values() if layer.group_size}:
+        if not any(layer.group_size == size and inputs[name] % size == 0 for name, layer in layers.items()):
+            raise ConfigError(f"group_size {size} divides the inputs of no layer: choose 8, 16 or 32")
+    fitted = {}
+    for name, layer in layers.items():
+        if layer.group_size:
+            layer = layer._replace(group_size=fitting(inputs[name], layer.group_size))
+        elif layer.algorithm == "gptq":
+            layer = layer._replace(group_size=inputs[name])
+        fitted[name] = layer
+    return fitted
+
+
+def _quantize_conv(conv: nn.Conv2d) -> None:
+    """A convolution with groups: int8 codes, one scale an output channel; computed in float."""
+    block = (1, *conv.weight.shape[1:])
+    quantized = IntxUnpackedToInt8Tensor.from_hp(conv.weight.detach(), block, torch.int8)
+    conv.weight = nn.Parameter(quantized, requires_grad=False)
+
+
+def _set(model: nn.Module, results: dict, layers: dict[str, tuple[int, int]], activations: str | None) -> None:
+    """Give layers the codes that calibration found, as torchao's tensors."""
+    dynamic = "int8_asym_per_token" if activations else None
+    for name, (codes, bias) in results.items():
+        bits, group_size = layers[name]
+        linear = model.get_submodule(name)
+        tensor = IntxUnpackedToInt8Tensor(
+            codes.codes, codes.scale, codes.zero, getattr(torch, f"int{bits}"), (1, group_size),
+            linear.weight.dtype, dynamic,
+        )  # fmt: skip
+        linear.weight = nn.Parameter(tensor, requires_grad=False)
+        if bias is not None:
+            linear.bias = nn.Parameter(bias, requires_grad=False)
+
+
+def _round(model: nn.Module) -> None:
+    """Round scales, zeros and everything that is not quantized to what float16 holds."""
+    for tensor in _floats(model.state_dict(keep_vars=True).values()):
+        tensor.copy_(as_float16(tensor))
+
+
+def _floats(tensors: Iterable[torch.Tensor]) -> Iterable[torch.Tensor]:
+    for tensor in tensors:
+        quantized = is_quantized(tensor)
+        parts = (
+            [getattr(tensor, part) for part in tensor.tensor_data_names if part != "qdata"] if quantized else [tensor]
+        )
+        yield from (part.data for part in parts if part.is_floating_point())

@@ -17,7 +17,7 @@ BASELINE = "float32"
 
 
 def collect(metrics: str | Path, methods: Iterable[str], name: str = "{}.json") -> dict[str, dict[str, Any]]:
-    """{method: its accuracy keys, and `speed` where it was measured} from the metrics folder.
+    """{method: its accuracy keys, and `quantize` and `speed` where they were measured} from the metrics folder.
 
     `name` is where a method's accuracy keys lie in it.
     """
@@ -26,9 +26,10 @@ def collect(metrics: str | Path, methods: Iterable[str], name: str = "{}.json") 
         path = Path(metrics) / name.format(method)
         if path.is_file():
             results[method] = read_json(path)
-            speed = Path(metrics) / "speed" / f"{method}.json"
-            if speed.is_file():
-                results[method]["speed"] = read_json(speed)
+            for part in ("quantize", "speed"):
+                path = Path(metrics) / part / f"{method}.json"
+                if path.is_file() and "unavailable" not in results[method]:
+                    results[method][part] = read_json(path)
     return results
 
 
@@ -49,8 +50,8 @@ def _speed(get: Callable[[dict], Any]) -> Callable:
 
 def _key(key: str, factor: float = 1.0) -> Callable:
     def get(results, name):
-        value = results[name][key]
-        return None if value is None else value * factor
+        value = results[name].get(key)
+        return value * factor if isinstance(value, int | float) else value
 
     return get
 
@@ -59,6 +60,7 @@ def _key(key: str, factor: float = 1.0) -> Callable:
 NARROW = ("mean_iou", "loss_points", "agreement", "size_mb", "compression", "latency_ms", "speedup", "memory_mb")
 # (name in results.csv, heading, decimals, value)
 COLUMNS: tuple[tuple[str, str, int, Callable], ...] = (
+    ("algorithm", "algorithm", 0, _key("algorithm")),
     ("mean_iou", "mIoU %", 2, _key("mean_iou", 100)),
     ("loss_points", "loss", 2, loss),
     ("mean_accuracy", "mean acc %", 2, _key("mean_accuracy", 100)),
@@ -67,6 +69,7 @@ COLUMNS: tuple[tuple[str, str, int, Callable], ...] = (
     ("size_mb", "MB", 2, _key("size_bytes", 1e-6)),
     ("compression", "x smaller", 2, _key("compression")),
     ("quantized_percent", "quantized %", 1, _key("quantized_fraction", 100)),
+    ("quantize_seconds", "quantize s", 1, lambda results, name: results[name].get("quantize", {}).get("seconds")),
     ("latency_ms", "p50 ms", 0, _speed(lambda s: s["latency_ms"]["p50"])),
     ("latency_p90_ms", "p90 ms", 0, _speed(lambda s: s["latency_ms"]["p90"])),
     ("speedup", "x float32", 2, _speed(lambda s: s["relative_to_float32"]["median"])),
@@ -80,7 +83,10 @@ COLUMNS: tuple[tuple[str, str, int, Callable], ...] = (
 def cells(results: dict[str, dict[str, Any]], method: str) -> list[str]:
     """The row of one measured method as text, in the order of COLUMNS."""
     values = [(get(results, method), decimals) for _, _, decimals, get in COLUMNS]
-    return ["" if v is None else f"{round(v, d) + 0.0:.{d}f}" for v, d in values]  # + 0.0: no -0.00
+    return [
+        "" if value is None else value if isinstance(value, str) else f"{round(value, decimals) + 0.0:.{decimals}f}"
+        for value, decimals in values  # + 0.0: no -0.00
+    ]
 
 
 def footnotes(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | None = None) -> list[str]:
@@ -108,9 +114,9 @@ def footnotes(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | Non
 def show(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | None = None) -> None:
     """Print the table to stdout: with colours on a terminal only, with fewer columns on a narrow one."""
     console = Console()
-    wide = not console.is_terminal or console.width >= 160
+    wide = not console.is_terminal or console.width >= 190
     if wide:
-        console = Console(width=max(console.width, 170))
+        console = Console(width=max(console.width, 200))
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("method", no_wrap=True)
     for name, heading, _, _ in COLUMNS:

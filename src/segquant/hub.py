@@ -1,0 +1,101 @@
+"""Where a model's files are: in a folder, on the Hugging Face hub, or behind an https URL."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import sys
+import urllib.error
+from http.client import HTTPException
+from pathlib import Path
+
+from segquant.errors import ConfigError, ModelError
+from segquant.files import replacing
+
+log = logging.getLogger(__name__)
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+BESIDE = ("config.json", "preprocessor_config.json", "quantization.json")
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+def locate(source: str | Path, revision: str | None = None, sha256: str | None = None) -> Path:
+    """The local folder of a model: config.json and model.safetensors, and what else it has.
+
+    `source` is a folder, a hub id (owner/name; `revision` a commit, tag or branch) or an https URL of a
+    safetensors file (`sha256` of it required), with its config.json beside it. Downloads are kept and made once.
+    Raises ModelError when there is no such model, ConfigError for a URL without a sha256.
+    """
+    text = str(source)
+    if Path(source).is_dir():
+        return Path(source)
+    if text.startswith("https://"):
+        return _download(text, sha256)
+    if HUB_ID.fullmatch(text) and not Path(source).exists():
+        return _snapshot(text, revision)
+    if Path(source).exists():
+        raise ModelError(f"model '{source}' is a file: give the folder that holds it, with its config.json")
+    raise ModelError(f"model '{source}' is not there: give a folder, a hub id (owner/name) or an https URL")
+
+
+def files(folder: Path) -> list[Path]:
+    """A model's files in `folder`: what lies beside the weights, and the weights, as safetensors if there are any.
+
+    Raises ModelError when it has no config.json or no weights.
+    """
+    weights = [folder / name for name in WEIGHTS if (folder / name).is_file()][:1]
+    if not weights or not (folder / "config.json").is_file():
+        raise ModelError(f"model '{folder}' is not whole: it needs config.json and model.safetensors")
+    return [path for path in (folder / name for name in BESIDE) if path.is_file()] + weights
+
+
+def _snapshot(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    for weights in WEIGHTS:
+        try:
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*BESIDE, weights]))
+        except Exception as error:  # the hub, its cache and the network raise many types
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(f"model '{name}' is no folder here and the hub gives none: {reason}") from error
+        if (folder / weights).is_file():
+            break
+    commit = folder.name
+    if revision is None:
+        log.warning("%s is taken at its newest, %s: set model.revision to that to keep it", name, commit)
+    else:
+        log.info("%s at revision %s is commit %s", name, revision, commit)
+    return folder
+
+
+def _download(url: str, sha256: str | None) -> Path:
+    from torch.hub import download_url_to_file
+
+    if not url.split("?")[0].endswith(".safetensors"):
+        raise ModelError(f"model '{url}' is no safetensors file: a pickle from the network can run code")
+    if not re.fullmatch(r"[0-9a-f]{64}", sha256 or ""):
+        raise ConfigError(f"model '{url}' needs model.sha256, the file's 64 hexadecimal digits of SHA-256")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "segquant" / f"{sha256}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+    if folder.is_dir():
+        return folder
+    try:
+        with replacing(folder) as part:
+            part.mkdir()
+            for name in BESIDE:
+                _beside(f"{url.split('?')[0].rsplit('/', 1)[0]}/{name}", part / name, name == "config.json")
+            download_url_to_file(url, str(part / WEIGHTS[0]), hash_prefix=sha256, progress=sys.stderr.isatty())
+    except (OSError, RuntimeError, ValueError, HTTPException) as error:  # RuntimeError: a wrong hash
+        raise ModelError(f"model '{url}' cannot be fetched: {' '.join(str(error).split())[:200]}") from error
+    return folder
+
+
+def _beside(url: str, target: Path, required: bool) -> None:
+    from torch.hub import download_url_to_file
+
+    try:
+        download_url_to_file(url, str(target), progress=False)
+    except urllib.error.HTTPError as error:
+        if required or error.code != 404:
+            raise

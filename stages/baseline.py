@@ -1,0 +1,25 @@
+"""Bring the float32 baseline of params.yaml to one folder, wherever it comes from."""
+
+import argparse
+import shutil
+
+from segquant import config
+from segquant.entry import run
+from segquant.files import replacing
+from segquant.hub import files, locate
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", required=True)
+    output = parser.parse_args().output
+    model = config.load().model
+    folder = locate(model.source, model.revision, model.sha256)
+    with replacing(output) as part:
+        part.mkdir()
+        for file in files(folder):
+            shutil.copyfile(file, part / file.name)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,32 @@
+"""Score the baseline with each layer quantized alone: a CSV and a plot. Not part of the default run."""
+
+import argparse
+
+from segquant import config, models
+from segquant.data.label_map import load_label_map
+from segquant.data.shards import read_manifest, read_rows
+from segquant.entry import run
+from segquant.evaluation.sensitivity import sensitivity, to_csv
+from segquant.files import write_text
+from segquant.report import plots
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("baseline", "shards", "csv", "plot"):
+        parser.add_argument(f"--{name}", required=True)
+    a = parser.parse_args()
+    params, classes = config.load(), read_manifest(a.shards)["classes"]
+    asked, model = params.sensitivity, models.load(a.baseline).to(models.device(params.eval.device))
+    found = sensitivity(
+        model, list(read_rows(a.shards, "validation", asked.images)), bits=asked.bits, group_size=asked.group_size,
+        algorithm=asked.algorithm, num_classes=len(classes), protocol=params.protocol,
+        normalization=models.normalization(a.baseline),
+        label_map=load_label_map(params.data.label_map, model.config.num_labels, classes),
+    )  # fmt: skip
+    write_text(a.csv, to_csv(found))
+    write_text(a.plot, plots.sensitivity(found))
+
+
+if __name__ == "__main__":
+    run(main)

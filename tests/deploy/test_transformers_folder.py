@@ -1,0 +1,64 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from segquant.config import Recipe
+from segquant.deploy.transformers_folder import export_transformers
+from segquant.errors import ModelError
+from segquant.quant.artifacts import load_quantized
+from segquant.quant.build import build
+
+CPU = torch.device("cpu")
+IMAGES = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(2))
+RECIPES = {
+    "float32": Recipe("float32"),
+    "bfloat16": Recipe("bfloat16"),
+    "float8": Recipe("float8", layers="linear"),
+    "int8": Recipe("int8", layers="linear"),
+    "int8_dynamic": Recipe("int8", activations="int8", layers="linear"),
+    "int4": Recipe("int4", 32, "hqq", layers="linear"),
+    "int2": Recipe("int2", 32, "gptq", layers="linear"),
+    "some": Recipe("int4", 32, "hqq", layers=("*.fc1", "*.q_proj")),
+}
+# A process in which segquant cannot be imported.
+LOAD = """
+import sys, torch
+sys.modules["segquant"] = None
+from transformers import AutoModelForSemanticSegmentation
+model = AutoModelForSemanticSegmentation.from_pretrained(sys.argv[1]).eval().requires_grad_(False)
+pixels = torch.load(sys.argv[2], weights_only=True)
+with torch.inference_mode():
+    torch.save(model(pixels.to(next(model.parameters()).dtype)).logits, sys.argv[3])
+print([type(model.get_submodule("segformer.stages.0.blocks.0.mlp.fc1").weight).__name__])
+"""
+
+
+@pytest.mark.parametrize("method", list(RECIPES))
+def test_transformers_alone_loads_it_with_the_same_logits(method, tiny_folder, tmp_path):
+    build(tiny_folder, RECIPES[method], tmp_path / "a", CPU, IMAGES)
+    size = export_transformers(tmp_path / "a", tmp_path / "out")
+    assert size == (tmp_path / "out" / "model.safetensors").stat().st_size
+    torch.save(IMAGES, tmp_path / "pixels.pt")
+    arguments = [tmp_path / "out", tmp_path / "pixels.pt", tmp_path / "logits.pt"]
+    done = subprocess.run([sys.executable, "-c", LOAD, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    model = load_quantized(tmp_path / "a")
+    with torch.inference_mode():
+        wanted = model(IMAGES.to(next(model.parameters()).dtype)).logits
+    assert torch.equal(torch.load(tmp_path / "logits.pt", weights_only=True), wanted)
+    quantized = method not in ("float32", "bfloat16")
+    assert ("Parameter" in done.stdout) != quantized  # a torchao tensor, where there is one
+
+
+def test_what_torchao_has_no_class_for_is_said_and_nothing_is_written(tiny_folder, tmp_path):
+    build(tiny_folder, Recipe("int8"), tmp_path / "a", CPU)
+    with pytest.raises(
+        ModelError, match=r"13 quantized convolutions such as .*: export a method with `layers: linear`"
+    ):
+        export_transformers(tmp_path / "a", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ModelError, match="mine exists: give a new folder"):
+        export_transformers(tmp_path / "a", tmp_path / "mine")

@@ -1,0 +1,78 @@
+import csv
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchao.quantization as ao
+from torch import nn
+
+from segquant.data.images import decode_annotation, decode_image
+from segquant.data.protocols import IMAGENET, normalize, resize
+from segquant.data.sources import open_source, rows
+from segquant.evaluation.sensitivity import COLUMNS, sensitivity, to_csv
+from segquant.report import plots
+
+PROTOCOL = "fixed-64x96-v1"
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return list(rows(open_source("scenes", "validation", 3)))
+
+
+def _measure(model, scenes, bits):
+    return sensitivity(
+        model.requires_grad_(False), scenes, bits=bits, group_size=16, algorithm="affine", num_classes=150,
+        protocol=PROTOCOL, normalization=IMAGENET,
+    )  # fmt: skip
+
+
+def _plain_miou(logits, scenes):
+    hit, union = np.zeros(150), np.zeros(150)
+    for one, row in zip(logits, scenes, strict=True):
+        label = decode_annotation(row["annotation"])
+        up = F.interpolate(one[None], label.shape, mode="bilinear", align_corners=False)[0].argmax(0).numpy()
+        valid = label != 255
+        for c in range(150):
+            hit[c] += ((up == c) & (label == c) & valid).sum()
+            union[c] += (((up == c) | (label == c)) & valid).sum()
+    return 100 * np.nanmean(hit[union > 0] / union[union > 0])
+
+
+def test_a_layer_costs_what_quantizing_it_alone_by_hand_costs(tiny, scenes):
+    name, bits = "segformer.stages.2.blocks.0.mlp.fc1", 2
+    found = {(row["module"], row["bits"]): row for row in _measure(tiny, scenes, [bits])}
+    inputs = [normalize(resize(decode_image(row["image"], row["id"]), PROTOCOL))[None] for row in scenes]
+    with torch.inference_mode():
+        exact = [tiny(image).logits[0] for image in inputs]
+    config = ao.IntxWeightOnlyConfig(weight_dtype=torch.int2, granularity=ao.PerGroup(16))
+    ao.quantize_(tiny, config, filter_fn=lambda _module, full: full == name)
+    with torch.inference_mode():
+        changed = [tiny(image).logits[0] for image in inputs]
+    power, noise = (sum(float(x.square().sum()) for x in xs) for xs in (exact, [a - b for a, b in zip(exact, changed)]))
+    assert found[name, bits]["snr_db"] == pytest.approx(10 * math.log10(power / noise), abs=0.1)  # float16 scales
+    loss = _plain_miou(exact, scenes) - _plain_miou(changed, scenes)
+    assert found[name, bits]["mean_iou_loss"] == pytest.approx(loss, abs=0.05)
+
+
+def test_every_layer_is_measured_at_every_width_and_the_model_is_left_alone(tiny, scenes):
+    before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
+    found = _measure(tiny, scenes, [2, 8])
+    wanted = {
+        name: m.weight.numel()
+        for name, m in tiny.named_modules()
+        if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)
+    }
+    for bits in (2, 8):
+        assert {row["module"]: row["parameters"] for row in found if row["bits"] == bits} == wanted
+    noise = {(row["module"], row["bits"]): row["snr_db"] for row in found}
+    assert all(noise[name, 8] > noise[name, 2] + 10 for name in wanted)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.state_dict().items())
+
+    table = list(csv.DictReader(io.StringIO(to_csv(found))))
+    assert list(table[0]) == list(COLUMNS) and len(table) == len(found)
+    picture = plots.sensitivity(found)
+    assert picture.startswith("<svg") and all(name in picture for name in wanted) and "2 bits" in picture

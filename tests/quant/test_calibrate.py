@@ -1,0 +1,135 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from segquant.quant.calibrate import _solve, calibrate, position_weights
+from segquant.quant.coverage import dense_convs, rewrite
+from segquant.quant.gptq import dequantize, quantize_weight
+
+
+@pytest.fixture
+def images():
+    return torch.randn(6, 3, 64, 96, generator=torch.Generator().manual_seed(3)).cumsum(2) / 4
+
+
+@pytest.fixture
+def model(tiny):
+    rewrite(tiny, dense_convs(tiny))
+    return tiny.requires_grad_(False)
+
+
+def _layers(model, bits=3):
+    return {
+        name: (bits, 16 if m.in_features % 16 == 0 else 21)
+        for name, m in model.named_modules()
+        if isinstance(m, nn.Linear)
+    }
+
+
+def _apply(model, found):
+    for name, (codes, bias) in found.items():
+        linear = model.get_submodule(name)
+        linear.weight.data = dequantize(codes)
+        if bias is not None:
+            linear.bias.data = bias
+    return model
+
+
+def _noise(model, inputs, wanted):
+    with torch.no_grad():
+        return ((model(inputs).logits - wanted).norm() / wanted.norm()).item()
+
+
+def test_it_leaves_the_model_as_it_is_and_repeats_itself(model, images):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    layers = _layers(model)
+    first, second = calibrate(model, layers, images), calibrate(model, layers, images)
+    assert list(first) == list(second) == list(layers)
+    for name in layers:
+        for a, b in zip(first[name][0], second[name][0], strict=True):
+            assert torch.equal(a, b)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert not any(m._forward_hooks for m in model.modules() if isinstance(m, nn.Linear))
+
+
+def test_its_model_is_nearer_to_float_than_rounding_each_layer_on_its_own(model, images):
+    layers, unseen = _layers(model), images.flip(3) * 0.9
+    with torch.no_grad():
+        wanted = model(unseen).logits
+    found = calibrate(model, layers, images)
+    blind = {}
+    for name, (bits, group_size) in layers.items():
+        linear = model.get_submodule(name)
+        nothing = torch.zeros(linear.in_features, linear.in_features)
+        blind[name] = quantize_weight(linear.weight, nothing, bits, group_size), linear.bias
+    original = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    calibrated = _noise(_apply(model, found), unseen, wanted)
+    model.load_state_dict(original)
+    assert calibrated < 0.8 * _noise(_apply(model, blind), unseen, wanted)
+
+
+def test_the_bias_takes_the_mean_error(model, images):
+    """The first layer sees the same inputs in both halves, so its weighted mean output is the float one."""
+    name = next(iter(_layers(model)))
+    inputs = {}
+    handle = model.get_submodule(name).register_forward_hook(
+        lambda _m, args, output: inputs.update(x=args[0], y=output)
+    )
+    with torch.no_grad():
+        model(images)
+    handle.remove()
+    codes, bias = calibrate(model, _layers(model, 2), images)[name]
+    weights = position_weights(model, [name], images)[name].flatten()
+    output = inputs["x"].flatten(0, 1) @ dequantize(codes).T + bias
+    wanted = inputs["y"].flatten(0, 1)
+    mean, mean_wanted = (weights @ values / weights.sum() for values in (output, wanted))
+    assert (mean - mean_wanted).abs().max() < 1e-3 * wanted.abs().max()
+    assert (output - wanted).abs().max() > 0.05 * wanted.abs().max()  # which single outputs are not
+
+
+def test_positions_that_matter_more_weigh_more(model, images):
+    """A rare class's pixels weigh more than the same pixels do when every pixel is of one class."""
+    name = "decode_head.classifier.linear"
+    weights = position_weights(model, [name], images)[name]
+    assert weights.shape == (6, 16 * 24)
+    assert weights.mean().item() == pytest.approx(1, abs=1e-5)
+    with torch.no_grad():
+        classes = model(images).logits.argmax(1).flatten(1)
+    counts = classes.flatten().bincount()
+    rare, common = counts[counts > 0].min(), counts.max()
+    assert rare * 4 < common, "the random model must predict classes of different frequency"
+    mean = {n: weights[(counts == n)[classes]].mean() for n in (rare.item(), common.item())}
+    assert mean[rare.item()] > mean[common.item()]
+
+
+def test_a_layer_that_the_model_does_not_call_is_rounded_on_its_own(model, images):
+    model.spare = nn.Linear(32, 8).requires_grad_(False)
+    found = calibrate(model, {**_layers(model), "spare": (4, 16)}, images)
+    codes, bias = found["spare"]
+    assert torch.equal(bias, model.spare.bias)
+    assert (dequantize(codes) - model.spare.weight).abs().max() < 0.04
+
+
+def test_inputs_that_hardly_vary_or_are_all_zero_do_no_harm(model, images):
+    """One image, so that pooled features would not vary at all; and a layer whose inputs are always zero."""
+    block = model.segformer.stages[3].blocks[0]
+    block.layernorm_after.weight.zero_()
+    block.layernorm_after.bias.fill_(100.0)  # fc1 sees one constant row
+    model.segformer.stages[2].blocks[0].layernorm_after.weight.zero_()
+    model.segformer.stages[2].blocks[0].layernorm_after.bias.zero_()  # and this one zeros
+    with torch.no_grad():
+        wanted = model(images).logits
+    found = calibrate(model, _layers(model, 4), images[:1])
+    assert all(dequantize(codes).isfinite().all() for codes, _ in found.values())
+    assert _noise(_apply(model, found), images, wanted) < 0.5
+
+
+def test_wide_inputs_near_their_mean_do_not_break_the_factorization():
+    """A second moment less the mean's square would not be positive definite in float32."""
+    linear = nn.Linear(1024, 8).requires_grad_(False)
+    inputs = 1 + 1e-3 * torch.randn(4, 200, 1024, generator=torch.Generator().manual_seed(0))
+    codes, bias = _solve(linear, inputs, inputs, torch.ones(4, 200), 4, 32)
+    off = F.linear(inputs, dequantize(codes), bias) - linear(inputs)
+    assert off.abs().max() < 0.01 and off.mean(dim=(0, 1)).abs().max() < 1e-3

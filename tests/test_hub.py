@@ -1,0 +1,147 @@
+import pickle
+import shutil
+import ssl
+import subprocess
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+
+from segquant import hub, load_quantized, models
+from segquant.config import Recipe
+from segquant.errors import ConfigError, ModelError
+from segquant.files import sha256
+from segquant.hub import locate
+from segquant.quant.build import build
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def _logits(model):
+    noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        return model(noise).logits
+
+
+def test_a_folder_is_itself(tiny_folder):
+    assert locate(tiny_folder) == tiny_folder
+
+
+@pytest.fixture
+def hub_cache(tiny_folder, tmp_path, monkeypatch):
+    """The hub's own cache, holding the tiny model as owner/tiny at one commit."""
+    repository = tmp_path / "hub" / "models--owner--tiny"
+    shutil.copytree(tiny_folder, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return repository / "snapshots" / COMMIT
+
+
+def test_a_hub_id_is_found_in_the_cache_at_its_revision(hub_cache, tiny_folder, caplog):
+    assert locate("owner/tiny", COMMIT) == hub_cache
+    assert not caplog.records or "model.revision" not in caplog.text
+    folder = locate("owner/tiny")
+    assert f"newest, {COMMIT}: set model.revision" in caplog.text
+    assert torch.equal(_logits(models.load(folder)), _logits(models.load(tiny_folder)))
+
+
+@pytest.mark.parametrize("name", ["owner/tiny@x", "owner/none", "nowhere", "a/b/c"])
+def test_what_is_nowhere_is_one_line(name, hub_cache):
+    with pytest.raises(ModelError) as error:
+        locate(name)
+    assert "\n" not in str(error.value) and name in str(error.value)
+
+
+def test_a_revision_that_is_not_there_is_one_line(hub_cache):
+    with pytest.raises(ModelError, match="the hub gives none"):
+        locate("owner/tiny", "v9")
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """An https server of tmp_path/www whose certificate this process trusts; gives its address."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the openssl command to make a certificate")
+    key, certificate, root = tmp_path / "key.pem", tmp_path / "certificate.pem", tmp_path / "www"
+    root.mkdir()
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *a: None)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=root))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield root, f"https://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_a_url_gives_the_model_float_or_quantized_and_is_fetched_once(server, tiny_folder):
+    root, address = server
+    shutil.copytree(tiny_folder, root / "float")
+    build(tiny_folder, Recipe("int4", 32, "hqq"), root / "int4", torch.device("cpu"))
+    digest = {name: sha256(root / name / "model.safetensors") for name in ("float", "int4")}
+    folder = locate(f"{address}/float/model.safetensors", sha256=digest["float"])
+    assert torch.equal(_logits(models.load(folder)), _logits(models.load(tiny_folder)))
+    quantized = load_quantized(f"{address}/int4/model.safetensors", sha256=digest["int4"])
+    assert torch.equal(_logits(quantized), _logits(load_quantized(root / "int4")))
+    shutil.rmtree(root / "float")
+    assert locate(f"{address}/float/model.safetensors", sha256=digest["float"]) == folder
+
+
+def test_a_url_that_does_not_hold_what_was_asked_leaves_nothing(server, tiny_folder, tmp_path):
+    root, address = server
+    shutil.copytree(tiny_folder, root / "m")
+    url = f"{address}/m/model.safetensors"
+    with pytest.raises(ConfigError, match="needs model.sha256"):
+        locate(url)
+    with pytest.raises(ModelError, match="invalid hash value") as error:
+        locate(url, sha256="0" * 64)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ModelError, match="404"):
+        locate(f"{address}/none/model.safetensors", sha256="0" * 64)
+    with pytest.raises(ModelError, match="no safetensors file"):
+        locate(f"{address}/m/pytorch_model.bin", sha256="0" * 64)
+    for bad in ("https://localhost:abc/x.safetensors", "https://[bad/x.safetensors"):
+        with pytest.raises(ModelError, match="cannot be fetched"):
+            locate(bad, sha256="0" * 64)
+    with pytest.raises(ModelError, match="is a file: give the folder"):
+        locate(tiny_folder / "model.safetensors")
+    assert not list((tmp_path / "cache").rglob("*.*"))
+
+
+class _Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_pickle_of_tensors_loads_and_one_of_more_is_refused(tiny_folder, tmp_path):
+    wanted = models.load(tiny_folder)
+    (tiny_folder / "model.safetensors").unlink()
+    torch.save(wanted.state_dict(), tiny_folder / "pytorch_model.bin")
+    assert torch.equal(_logits(models.load(tiny_folder)), _logits(wanted))
+    torch.save({"x": _Payload(tmp_path / "ran")}, tiny_folder / "pytorch_model.bin", pickle_module=pickle)
+    with pytest.raises(ModelError, match="can run code") as error:
+        models.load(tiny_folder)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_model_that_is_not_whole_or_quantized_already_is_one_line(tiny_folder, tmp_path):
+    build(tiny_folder, Recipe("int8"), tmp_path / "int8", torch.device("cpu"))
+    with pytest.raises(ModelError, match="is quantized already"):
+        models.load(tmp_path / "int8")
+    (tiny_folder / "config.json").unlink()
+    with pytest.raises(ModelError, match="is not whole: it needs config.json"):
+        hub.files(tiny_folder)
