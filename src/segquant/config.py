@@ -141,6 +141,7 @@ class Speed:
     batch_size: int = _at_least(1, default=1)
     runs: int = _at_least(2, default=10)
     warmup: int = _at_least(1, default=2)
+    seconds: int = _at_least(1, default=20)
 
 
 @dataclass(frozen=True)

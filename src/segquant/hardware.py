@@ -10,11 +10,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+# What PyTorch's kernels choose by; processors of one name can differ here, and in speed many times over.
+_INSTRUCTIONS = (
+    "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
+    "asimd", "asimddp", "i8mm", "bf16", "sve",
+)  # fmt: skip
+
 
 def probe() -> dict[str, Any]:
     """Processor, cores, memory, GPU and the versions that speed depends on: the same on the same machine."""
     return {
-        "processor": _processor(),
+        "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
+        "instructions": [name for name in _INSTRUCTIONS if name in _cpuinfo("flags", "Features").split()],
         "cores": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
         "gpu": _gpu(),
@@ -31,13 +38,14 @@ def environment() -> dict[str, Any]:
     return {"gpu": (_gpu() or "").split(",")[0] or None, **{name: version(name) for name in names}}
 
 
-def _processor() -> str:
+def _cpuinfo(*keys: str) -> str:
+    """The first value that Linux gives for one of the keys; empty elsewhere."""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
+        key, _, value = line.partition(":")
+        if key.strip() in keys:
+            return value.strip()
+    return ""
 
 
 def _gpu() -> str | None:

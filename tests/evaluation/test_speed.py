@@ -46,6 +46,16 @@ def test_the_ratio_is_taken_pair_by_pair_and_above_one_is_faster(artifacts, monk
     assert result["latency_ms"] == {"p50": 20_000, "p90": 20_000, "n": 5}
 
 
+def test_a_slow_method_gets_fewer_runs_and_says_so(artifacts, monkeypatch):
+    now = iter(range(0, 10_000, 4))  # four seconds pass between looks at the clock
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(speed, "_timed", lambda model, inputs: 1.0)
+    few = Speed(input_size=(64, 96), runs=50, warmup=1, seconds=30)
+    assert measure(artifacts / "int8", artifacts / "float32", few, CPU)["latency_ms"]["n"] == 10
+    fewest = Speed(input_size=(64, 96), runs=50, warmup=1, seconds=1)
+    assert measure(artifacts / "int8", artifacts / "float32", fewest, CPU)["latency_ms"]["n"] == 3
+
+
 def test_the_fresh_process_counts_the_artifacts_memory_only(artifacts, tmp_path):
     """The peak is of loading and running, not of importing torch (some 300 MB)."""
     command = [

@@ -17,7 +17,7 @@ SPEED = {
     "relative_to_float32": {"median": 1.05, "min": 0.9, "max": 1.2}, "peak_memory_bytes": 300e6, "engine": "eager",
     "batch_size": 1, "input_size": [512, 512], "device": "cpu", "threads": 2,
 }  # fmt: skip
-HARDWARE = {"processor": "Testium 9", "cores": 2, "gpu": None}
+HARDWARE = {"processor": "Testium 9", "instructions": ["avx2"], "cores": 2, "gpu": None}
 
 
 def _metrics(miou, size):
@@ -56,7 +56,7 @@ def test_the_table_tells_loss_in_points_and_what_was_not_measured(metrics, capsy
     assert line.split()[1:4] == ["hqq", "55.00", "15.00"]
     assert "12.3" in line.split()
     assert "fixed-64x64-v1, 2 images" in text
-    assert "Testium 9, 2 cores" in text
+    assert "Testium 9 (avx2), 2 cores" in text
     assert "float8_dynamic is unavailable: no CUDA." in text
 
 
@@ -77,7 +77,7 @@ def test_no_figure_is_cut_on_a_terminal(metrics, width, monkeypatch, capsys):
 def test_times_taken_on_the_cpu_are_not_told_of_the_gpu_beside_it(metrics):
     with_gpu = {**HARDWARE, "gpu": "NVIDIA H200, 580.1"}
     results = tables.collect(metrics, METHODS)
-    assert "on Testium 9, 2 cores" in " ".join(tables.footnotes(results, with_gpu))
+    assert "on Testium 9 (avx2), 2 cores" in " ".join(tables.footnotes(results, with_gpu))
     results["float32"]["speed"]["device"] = "NVIDIA H200"
     assert "on NVIDIA H200;" in " ".join(tables.footnotes(results, with_gpu))
 

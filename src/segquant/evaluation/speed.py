@@ -9,6 +9,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from segquant.errors import UnavailableError
 from segquant.evaluation.predict import forward
 from segquant.files import write_json
 from segquant.quant.artifacts import load_artifact, load_quantized
+
+MIN_RUNS = 3  # fewer pairs than this give no spread
 
 
 def measure(artifact: str | Path, float32: str | Path, speed: Speed, device: torch.device) -> dict[str, Any]:
@@ -39,14 +42,12 @@ def measure(artifact: str | Path, float32: str | Path, speed: Speed, device: tor
         loaded = load_artifact(artifact, device)
     except UnavailableError as error:
         return {"unavailable": str(error)}
-    for _ in range(max(1, speed.warmup)):
-        _timed(loaded.model, inputs)
+    _within(speed, speed.warmup, 1, lambda: _timed(loaded.model, inputs))
     peak = _peak_memory(device) - before
 
     baseline = load_quantized(float32, device)
-    for _ in range(max(1, speed.warmup)):
-        _timed(baseline, inputs)
-    pairs = [(_timed(loaded.model, inputs), _timed(baseline, inputs)) for _ in range(speed.runs)]
+    _within(speed, speed.warmup, 1, lambda: _timed(baseline, inputs))
+    pairs = _within(speed, speed.runs, MIN_RUNS, lambda: (_timed(loaded.model, inputs), _timed(baseline, inputs)))
     times = sorted(own for own, _ in pairs)
     ratios = sorted(other / own for own, other in pairs)
     median = statistics.median(times)
@@ -62,6 +63,14 @@ def measure(artifact: str | Path, float32: str | Path, speed: Speed, device: tor
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
     }
+
+
+def _within(speed: Speed, times: int, least: int, call: Callable[[], Any]) -> list[Any]:
+    """What `times` calls give; fewer, but `least`, where they take longer than `speed.seconds`."""
+    start, results = time.perf_counter(), []
+    while len(results) < times and (len(results) < least or time.perf_counter() - start < speed.seconds):
+        results.append(call())
+    return results
 
 
 def _timed(model: nn.Module, inputs: torch.Tensor) -> float:

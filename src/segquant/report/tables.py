@@ -100,9 +100,11 @@ def footnotes(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | Non
         if speed:
             where = speed["device"]
             if where == "cpu" and hardware:
-                where = f"{hardware['processor']}, {hardware['cores']} cores"
+                instructions = ", ".join(hardware["instructions"])
+                where = f"{hardware['processor']} ({instructions}), {hardware['cores']} cores"
             height, width = speed["input_size"]
-            pairs = speed["latency_ms"]["n"]
+            counts = [r["speed"]["latency_ms"]["n"] for r in done.values() if "speed" in r]
+            pairs = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else max(counts)
             notes.append(
                 f"Speed: {speed['engine']}, batch {speed['batch_size']}, {height}x{width}, on {where}; {pairs} pairs "
                 "with float32 in one process (x float32: median, min, max; above 1 is faster)."

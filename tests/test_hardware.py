@@ -1,0 +1,41 @@
+import pytest
+
+from segquant import hardware
+
+AMD = """processor\t: 0
+model name\t: AMD EPYC
+flags\t\t: fpu fma avx2 {more} sha_ni
+
+processor\t: 1
+model name\t: AMD EPYC
+flags\t\t: fpu fma avx2 {more} sha_ni
+"""
+
+
+@pytest.fixture
+def cpuinfo(tmp_path, monkeypatch):
+    file = tmp_path / "cpuinfo"
+    monkeypatch.setattr(hardware, "Path", lambda _: file)
+    return file
+
+
+def test_processors_of_one_name_differ_by_their_instructions(cpuinfo):
+    found = []
+    for more in ("rdseed", "avx512f avx512_vnni avx512_bf16"):
+        cpuinfo.write_text(AMD.format(more=more))
+        found.append(hardware.probe())
+    old, new = found
+    assert old["processor"] == new["processor"] == "AMD EPYC"
+    assert old["instructions"] == ["avx2"]
+    assert new["instructions"] == ["avx2", "avx512f", "avx512_vnni", "avx512_bf16"]
+
+
+def test_arm_lists_features_and_a_system_without_cpuinfo_has_none(cpuinfo):
+    cpuinfo.write_text("Features\t: fp asimd asimddp bf16\n")
+    assert hardware.probe()["instructions"] == ["asimd", "asimddp", "bf16"]
+    cpuinfo.unlink()
+    assert hardware.probe()["instructions"] == []
+
+
+def test_the_machine_answers_the_same_twice():
+    assert hardware.probe() == hardware.probe()
