@@ -24,13 +24,13 @@ repro: $(STAMP)
 	@segquant report
 
 test: $(STAMP)
-	ruff check src stages tests
-	ruff format --check src stages tests
+	ruff check src stages tests benchmarks
+	ruff format --check src stages tests benchmarks
 	pytest
 
 test-slow: $(STAMP)
 	pytest -m slow
 
 lint: $(STAMP)
-	ruff check --fix src stages tests
-	ruff format src stages tests
+	ruff check --fix src stages tests benchmarks
+	ruff format src stages tests benchmarks

@@ -1,25 +1,24 @@
 """Keep the float32 baseline's class maps of the validation images, which agreement is counted against."""
 
 import argparse
+from pathlib import Path
 
-from segquant import config, models
-from segquant.data.shards import read_manifest, read_rows
+from segquant import config
+from segquant.data.shards import open_shards
 from segquant.entry import run
 from segquant.evaluation.reference import write_reference
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("baseline", "shards", "output"):
+    for name in ("baseline", "shards", "partial", "output"):
         parser.add_argument(f"--{name}", required=True)
-    arguments = parser.parse_args()
+    a = parser.parse_args()
     params = config.load()
     params.wandb.resolve()
-    total = read_manifest(arguments.shards)["splits"]["validation"]["images"]
-    rows = read_rows(arguments.shards, "validation")
     write_reference(
-        arguments.baseline, rows, total, arguments.output, protocol=params.protocol,
-        batch_size=params.eval.batch_size, device=models.device(params.eval.device),
+        a.baseline, open_shards(a.shards, "validation"), a.output, protocol=params.protocol, settings=params.eval,
+        partial=Path(a.partial),
     )  # fmt: skip
 
 

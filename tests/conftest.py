@@ -23,8 +23,7 @@ def real() -> Path:
     return REAL
 
 
-@pytest.fixture
-def tiny():
+def small_segformer():
     """A small random SegFormer with 150 classes, in eval mode."""
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
@@ -34,6 +33,11 @@ def tiny():
         decoder_hidden_size=32, num_labels=150,
     )  # fmt: skip
     return SegformerForSemanticSegmentation(config).eval()
+
+
+@pytest.fixture
+def tiny():
+    return small_segformer()
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def clone(tmp_path_factory):
     params["data"]["limit"] = 4
     params["protocol"] = "fixed-64x64-v1"
     params["eval"]["pictures"] = 2
-    params["speed"] = {"input_size": [64, 64], "runs": 2, "warmup": 1}
+    params["speed"] = {"input_size": [64, 64], "batch_sizes": [1, 2], "runs": 2, "warmup": 1}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     sh(folder, "git init -q -b main && git config user.email a@b.c && git config user.name T")
     sh(folder, "git add -A && git commit -qm start")
@@ -161,6 +161,22 @@ def test_a_model_from_elsewhere_that_is_the_same_rebuilds_nothing(clone, tmp_pat
     sh(clone, "git reset -q --hard && dvc checkout -q")
 
 
+@pytest.mark.slow
+def test_the_launcher_of_params_starts_the_evaluation(clone):
+    before = results(clone)
+    output = sh(clone, "dvc exp run evaluate@int4 -S 'eval.launcher=torchrun --standalone --nproc-per-node 2'")
+    assert "torchrun --standalone --nproc-per-node 2 -m stages.evaluate" in output
+    assert {"reference", "evaluate@int4"} <= ran(output) and "quantize@int4" not in ran(output)
+    assert results(clone) == before
+    sh(clone, "git reset -q --hard && dvc checkout -q")
+
+
+def test_what_only_says_how_fast_an_evaluation_goes_rebuilds_nothing(clone):
+    output = sh(clone, "dvc exp run -S eval.workers=1 -S eval.max_gpu_memory_gb=6")
+    assert ran(output) == ALWAYS
+    sh(clone, "git reset -q --hard && dvc checkout -q")
+
+
 def test_a_new_method_is_yaml_and_no_code(clone):
     output = sh(clone, "dvc exp run -S '+quant.methods.int2_g8={weights: int2, group_size: 8, algorithm: affine}'")
     assert ran(output) == ALWAYS | {
@@ -199,10 +215,10 @@ def test_a_bad_parameter_ends_in_one_line(clone, change, message):
     "stage",
     [
         "prepare_shards --output x/shards",
-        "reference --baseline models/baseline --shards data/shards --output x/reference.parquet",
+        "reference --baseline models/baseline --shards data/shards --partial x/partial --output x/reference",
         "quantize --method int4 --baseline models/baseline --shards data/shards --output x/int4 --times x/int4.json",
-        "evaluate --method int4 --artifact models/quantized/int4 --shards data/shards --reference data/reference.parquet "
-        "--metrics x/int4.json --classes x/int4.csv --pictures x/pictures",
+        "evaluate --method int4 --artifact models/quantized/int4 --shards data/shards --reference data/reference "
+        "--partial x/partial --metrics x/int4.json --classes x/int4.csv --pictures x/pictures",
     ],
 )
 def test_online_tracking_without_a_key_stops_every_stage_before_any_work(clone, stage):

@@ -40,7 +40,8 @@ def test_the_check_notices_every_single_removal_and_addition(name):
 
 @pytest.mark.parametrize("name", list(STAGES))
 def test_the_command_runs_the_stages_own_thin_script(name):
-    assert f"python -m stages.{name} " in STAGES[name].get("do", STAGES[name])["cmd"]
+    cmd = STAGES[name].get("do", STAGES[name])["cmd"].replace("${eval.launcher}", "python")
+    assert cmd.startswith(f"python -m stages.{name} ")
     assert len((ROOT / "stages" / f"{name}.py").read_text().splitlines()) <= 40
 
 
@@ -59,7 +60,7 @@ BELOW = {  # DESIGN: a lower room never imports a higher one
     "tracking": {"config"},
     "report": {"config", "data"},
 }
-SHARED = {"__init__", "errors", "files", "hub", "progress", "entry", "hardware"}
+SHARED = {"__init__", "allocator", "errors", "files", "hub", "progress", "entry", "hardware"}
 
 
 @pytest.mark.parametrize("room", list(BELOW))

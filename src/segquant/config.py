@@ -26,7 +26,10 @@ FIXED_PROTOCOL = re.compile(r"fixed-(\d+)x(\d+)-v1")
 LABEL_MAPS = "data/label_maps/"
 # Method names become file names, beside others in metrics/ and in the output of `segquant run`.
 _METHOD_NAME = re.compile(r"[A-Za-z0-9_-]+")
-_RESERVED = {"classes", "environment", "hardware", "manifest", "predictions", "report", "results", "selected", "speed"}
+_RESERVED = {
+    "classes", "environment", "hardware", "manifest", "partial", "predictions", "quantize", "reference", "report",
+    "results", "selected", "shards", "speed",
+}  # fmt: skip
 
 
 def _choice(*names: str, **kw: Any) -> Any:
@@ -130,15 +133,22 @@ class Quant:
 
 @dataclass(frozen=True)
 class Eval:
-    batch_size: int = _at_least(1, default=8)
+    batch_size: int = _at_least(1, default=4)
     device: str = _choice("auto", "cpu", "cuda", default="auto")
     pictures: int = _at_least(0, default=6)
+    dtype: str = _choice("float32", "bfloat16", "float16", default="float32")
+    compile: bool = False
+    workers: int | None = _at_least(0, default=None)
+    max_gpu_memory_gb: float = _at_least(2.0, default=12.0)
+    on_error: str = _choice("stop", "skip", default="stop")
+    launcher: str = "python"
 
 
 @dataclass(frozen=True)
 class Speed:
     input_size: tuple[int, int] = _at_least(32, default=(512, 512))
-    batch_size: int = _at_least(1, default=1)
+    batch_sizes: tuple[int, ...] = _at_least(1, default=(1, 4))
+    engines: tuple[str, ...] = _choice("eager", "compile", default=("eager",))
     runs: int = _at_least(2, default=10)
     warmup: int = _at_least(1, default=2)
     seconds: int = _at_least(1, default=20)

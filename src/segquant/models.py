@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import shutil
 import time
@@ -104,8 +105,13 @@ def normalization(folder: str | Path) -> Normalization:
 
 
 def device(choice: str = "auto") -> torch.device:
-    """`auto` is CUDA where there is one. Raises ModelError for `cuda` without one."""
+    """`auto` is CUDA where there is one; under torchrun each process of a machine has a GPU of its own.
+
+    Raises ModelError for `cuda` without one.
+    """
     if choice == "cuda" and not torch.cuda.is_available():
         raise ModelError("device 'cuda' was asked for, but torch sees no CUDA device: use 'auto' or 'cpu'")
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32
-    return torch.device("cuda" if choice != "cpu" and torch.cuda.is_available() else "cpu")
+    if choice == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())

@@ -31,11 +31,11 @@ class _Lines(tqdm):
         return lambda text: None
 
 
-def progress(*, total: int, desc: str, unit: str, initial: int = 0, every: float = 30.0) -> Any:
-    """A context manager with `update(n)` and `set_postfix`; a line each `every` seconds when piped."""
+def progress(*, total: int, desc: str, unit: str, initial: int = 0, every: float = 30.0, quiet: bool = False) -> Any:
+    """A context manager with `update(n)` and `set_postfix`; a line each `every` seconds when piped; none if `quiet`."""
     terminal = sys.stderr.isatty()
     kind = tqdm if terminal else _Lines
     return kind(
-        total=total, desc=desc, unit=unit, initial=initial, dynamic_ncols=terminal, smoothing=0.1,
+        total=total, desc=desc, unit=unit, initial=initial, disable=quiet, dynamic_ncols=terminal, smoothing=0.1,
         mininterval=0.2 if terminal else every, maxinterval=10 if terminal else every, miniters=None if terminal else 1,
     )  # fmt: skip

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,14 @@ import torch
 from segquant import models
 from segquant.config import Params, Recipe, Sensitivity, check_protocol
 from segquant.data.calibration import calibration_batch, spread
-from segquant.data.images import IGNORE
 from segquant.data.label_map import load_label_map
-from segquant.data.shards import LabelCounts, make_manifest
+from segquant.data.shards import open_shards, write_shards
 from segquant.data.sources import open_source, rows
 from segquant.errors import DataError, SegquantError
 from segquant.evaluation.reference import write_reference
 from segquant.evaluation.score import score
 from segquant.evaluation.sensitivity import sensitivity, to_csv
+from segquant.evaluation.shardwise import kept
 from segquant.files import read_json, write_json, write_text
 from segquant.hub import locate
 from segquant.quant.build import build
@@ -61,39 +62,29 @@ def run(
     for recipe in recipes.values():
         plan(baseline, recipe)
     images = _calibration(recipes, train_data or data, train_split, model, protocol)
-    counts = LabelCounts()
-    for row in rows(source):
-        counts.add(row)
-    if not counts.pixels[:IGNORE].any():
+    manifest = write_shards({split: source}, output / "shards")
+    if not manifest["splits"][split]["class_pixels"]:
+        shutil.rmtree(output / "shards")
         raise DataError(f"{data} has no labelled pixel in split '{split}': every one is to be ignored")
-    write_json(output / "manifest.json", make_manifest(source.classes, {split: counts.summary()}))
+    write_json(output / "manifest.json", manifest)
 
-    reference = output / "reference.parquet"
-    batch_size = params.eval.batch_size
+    shards, partial = open_shards(output / "shards", split), output / "partial"
     write_reference(
-        model, rows(source), len(source), reference, protocol=protocol, batch_size=batch_size, device=device
+        model, shards, output / "reference", protocol=protocol, settings=params.eval, partial=partial / "reference"
     )
     float32 = output / "float32"
     if "float32" not in recipes:  # speed is told against it
         build(model, Recipe("float32"), float32, device)
     results = {}
-    for method, recipe in recipes.items():
-        built = build(model, recipe, output / method, device, images.get(recipe.calibration_images))
-        results[method], _ = score(
-            output / method,
-            rows(source),
-            len(source),
-            list(source.classes),
-            protocol=protocol,
-            reference=reference,
-            label_map=label_map,
-            device=device,
-            batch_size=batch_size,
-            pictures=0,
-            name=method,
-        )
-        if "unavailable" not in built:
-            results[method]["quantize"] = built
+    with kept(partial):
+        for method, recipe in recipes.items():
+            built = build(model, recipe, output / method, device, images.get(recipe.calibration_images))
+            results[method], _ = score(
+                output / method, shards, manifest["classes"], protocol=protocol, reference=output / "reference",
+                label_map=label_map, settings=replace(params.eval, pictures=0), partial=partial / method, name=method,
+            )  # fmt: skip
+            if "unavailable" not in built:
+                results[method]["quantize"] = built
     write_json(output / "results.json", results)  # kept should timing fail
     for method, result in results.items():
         if "unavailable" not in result:

@@ -1,5 +1,8 @@
+import json
+
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
 
@@ -87,11 +90,36 @@ def test_missing_and_broken_shards_are_named(folder):
     with pytest.raises(DataError, match="has no split 'test': choose one of train, validation"):
         list(shards.read_rows(folder, "test"))
     first = sorted(folder.glob("validation-*.parquet"))[0]
-    first.write_bytes(first.read_bytes()[:100])
-    with pytest.raises(DataError, match=f"shard .*{first.name} cannot be read"):
-        list(shards.read_rows(folder, "validation"))
+    whole = first.read_bytes()
+    for wrong in (whole[:100], whole[:-1] + b"?", b""):
+        first.write_bytes(wrong)
+        with pytest.raises(DataError, match=f"shard .*{first.name} is not the file that its manifest names"):
+            list(shards.read_rows(folder, "validation"))
     first.unlink()
-    with pytest.raises(DataError, match=f"shard .*{first.name} cannot be read"):
+    with pytest.raises(DataError, match=f"shard .*{first.name} is missing"):
+        list(shards.read_rows(folder, "validation"))
+
+
+@pytest.mark.parametrize(("rows", "what"), [(0, "has 0 rows where its manifest says 0"), (1, "has 1 rows where")])
+def test_a_shard_with_other_rows_than_its_manifest_says(folder, rows, what):
+    file = folder / "validation-00000-of-00004.parquet"
+    table = pq.read_table(file).slice(0, rows)
+    pq.write_table(table, file)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    said = manifest["splits"]["validation"]["shards"][0]
+    said |= {"sha256": sha256(file), "rows": 0 if rows == 0 else said["rows"]}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=what):
+        list(shards.read_rows(folder, "validation"))
+
+
+def test_a_file_that_is_no_parquet_is_named(folder):
+    file = folder / "validation-00000-of-00004.parquet"
+    file.write_bytes(b"nothing of the kind")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["splits"]["validation"]["shards"][0]["sha256"] = sha256(file)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=f"shard .*{file.name} cannot be read"):
         list(shards.read_rows(folder, "validation"))
 
 

@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from transformers import SegformerImageProcessorPil
 
 from segquant import models
+from segquant.config import Eval
 from segquant.data.images import decode_annotation, decode_image
 from segquant.data.protocols import IMAGENET, normalize, resize
+from segquant.data.shards import open_shards, write_shards
 from segquant.data.sources import open_source, rows
-from segquant.errors import DataError
+from segquant.errors import DataError, SegquantError
 from segquant.evaluation.loop import evaluate
-from segquant.evaluation.predict import class_map, predict
+from segquant.evaluation.predict import predict
 from segquant.evaluation.reference import read_reference, write_reference
 
 
@@ -40,55 +40,49 @@ def _plain(model, source, size):
 def test_predictions_are_those_of_the_plain_way(tiny, source):
     wanted = _plain(tiny, source, 64)
     for batch_size in (1, 2, 8):
-        got = [prediction for _, prediction in predict(tiny, rows(source), "fixed-64x64-v1", batch_size)]
+        found = predict(tiny, rows(source), "fixed-64x64-v1", Eval(batch_size=batch_size))
+        got = [one.classes.numpy() for one in found]
         for a, b in zip(got, wanted, strict=True):
             assert a.dtype == np.uint8
             assert (a == b).mean() > 0.9999  # batches may round the last bit otherwise
 
 
-def test_images_of_several_sizes_go_through_in_order(tiny, source):
-    got = [row["id"] for row, _ in predict(tiny, rows(source), "aligned-512-v1", 4)]
-    assert got == [row["id"] for row in rows(source)]
-
-
-@given(
-    st.integers(1, 12), st.integers(1, 9), st.integers(1, 9), st.integers(1, 40), st.integers(1, 40),
-    st.floats(0.1, 30), st.integers(0, 2**31),
-)  # fmt: skip
-@settings(deadline=None, max_examples=300)
-def test_class_map_is_interpolate_and_argmax_over_all_classes(classes, h, w, height, width, spread, seed):
-    """Growing, shrinking, odd and one-pixel sizes; with and without classes that are far behind."""
-    generator = torch.Generator().manual_seed(seed)
-    offset = spread * torch.randn(classes, 1, 1, generator=generator)
-    logits = torch.randn(classes, h, w, generator=generator) + offset
-    wanted = F.interpolate(logits[None], (height, width), mode="bilinear", align_corners=False)[0].argmax(0)
-    assert torch.equal(class_map(logits, height, width).long(), wanted)
+def as_png(array):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
 
 
 def test_a_model_agrees_with_itself_and_scores_as_its_predictions_do(tiny, tiny_folder, source, tmp_path):
-    path, options = tmp_path / "reference.parquet", {"protocol": "fixed-64x64-v1", "batch_size": 4}
-    write_reference(tiny_folder, rows(source), len(source), path, device=torch.device("cpu"), **options)
+    write_shards({"validation": source}, tmp_path / "shards", shard_bytes=1)
+    shards, folder = open_shards(tmp_path / "shards", "validation"), tmp_path / "reference"
+    options = {"protocol": "fixed-64x64-v1", "settings": Eval(batch_size=4)}
+    write_reference(tiny_folder, shards, folder, partial=tmp_path / "partial", **options)
+    reference = [pair for shard in shards for pair in read_reference(folder, shard)]
     tiny = models.load(tiny_folder)
     result = evaluate(
-        tiny, rows(source), len(source), num_classes=150, protocol="fixed-64x64-v1", batch_size=4,
-        reference=read_reference(path), pictures=2,
+        tiny, rows(source), len(source), num_classes=150, reference=reference, pictures=2, **options
     )  # fmt: skip
     assert result.agreement == 1.0
     assert result.n_images == 5
     assert len(result.pictures) == 2
     right = counted = 0
-    for (_, prediction), row in zip(read_reference(path), rows(source), strict=True):
-        label = decode_annotation(row["annotation"])
+    for (_, prediction), row in zip(reference, rows(source), strict=True):
+        prediction, label = decode_annotation(prediction), decode_annotation(row["annotation"])
         right += int(((prediction == label) & (label != 255)).sum())
         counted += int((label != 255).sum())
     assert result.scores.overall_accuracy == pytest.approx(right / counted, abs=1e-12)
 
 
 def test_agreement_counts_pixels(tiny, source):
-    maps = [(row["id"], prediction.copy()) for row, prediction in predict(tiny, rows(source), "fixed-64x64-v1", 4)]
+    found = predict(tiny, rows(source), "fixed-64x64-v1", Eval(batch_size=4))
+    maps = [(one.row["id"], one.classes.numpy().copy()) for one in found]
     total = sum(m.size for _, m in maps)
     maps[0][1][0, :10] += 1
-    result = evaluate(tiny, rows(source), 5, num_classes=150, protocol="fixed-64x64-v1", batch_size=4, reference=maps)
+    result = evaluate(
+        tiny, rows(source), 5, num_classes=150, protocol="fixed-64x64-v1", settings=Eval(batch_size=4),
+        reference=[(name, as_png(m)) for name, m in maps],
+    )  # fmt: skip
     assert result.agreement == 1 - 10 / total
 
 
@@ -123,8 +117,8 @@ def test_labels_that_are_all_ignored_are_refused(tiny, source):
 
 
 def test_a_reference_of_other_images_is_refused(tiny, source):
-    maps = [("other", np.zeros((3, 3), np.uint8))]
-    with pytest.raises(DataError, match="the reference has other where the shards have scene_validation_00000000"):
+    maps = [("other", as_png(np.zeros((3, 3), np.uint8)))]
+    with pytest.raises(SegquantError, match="the reference has other where the shards have scene_validation_00000000"):
         evaluate(tiny, rows(source), 5, num_classes=150, protocol="fixed-64x64-v1", reference=maps)
     with pytest.raises(DataError, match="no images"):
         evaluate(tiny, [], 0, num_classes=150, protocol="fixed-64x64-v1")

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from segquant.evaluation.speed import measure
 from segquant.quant.build import build
 
 CPU = torch.device("cpu")
-SPEED = Speed(input_size=(64, 96), batch_size=2, runs=5, warmup=1)
+SPEED = Speed(input_size=(64, 96), batch_sizes=(2, 3), runs=5, warmup=1)
 
 
 @pytest.fixture
@@ -35,13 +36,18 @@ def test_what_is_measured(artifacts):
         "cpu",
     )
     assert result["load_seconds"] > 0
+    assert [(lane["engine"], lane["batch_size"]) for lane in result["lanes"]] == [("eager", 2), ("eager", 3)]
+    first, second = result["lanes"]
+    assert first.items() <= result.items() and first["agreement"] == 1.0
+    assert second["images_per_second"] == pytest.approx(3000 / second["latency_ms"]["p50"])
 
 
 def test_the_ratio_is_taken_pair_by_pair_and_above_one_is_faster(artifacts, monkeypatch):
     """A machine that gets slower half-way changes both of a pair, and so no ratio."""
-    clock = iter([9, 9, *(t for slow in (1, 1, 10, 10, 10) for t in (2 * slow, 3 * slow))])
+    clock = iter([9, 9, 9, *(t for slow in (1, 1, 10, 10, 10) for t in (2 * slow, 3 * slow))])
     monkeypatch.setattr(speed, "_timed", lambda model, inputs: next(clock))
-    result = measure(artifacts / "int8", artifacts / "float32", SPEED, CPU)
+    one = replace(SPEED, batch_sizes=(2,))
+    result = measure(artifacts / "int8", artifacts / "float32", one, CPU)
     assert result["relative_to_float32"] == {"median": 1.5, "min": 1.5, "max": 1.5}
     assert result["latency_ms"] == {"p50": 20_000, "p90": 20_000, "n": 5}
 
@@ -50,17 +56,75 @@ def test_a_slow_method_gets_fewer_runs_and_says_so(artifacts, monkeypatch):
     now = iter(range(0, 10_000, 4))  # four seconds pass between looks at the clock
     monkeypatch.setattr(speed.time, "perf_counter", lambda: next(now))
     monkeypatch.setattr(speed, "_timed", lambda model, inputs: 1.0)
-    few = Speed(input_size=(64, 96), runs=50, warmup=1, seconds=30)
+    few = replace(SPEED, batch_sizes=(1,), runs=50, seconds=30)
     assert measure(artifacts / "int8", artifacts / "float32", few, CPU)["latency_ms"]["n"] == 10
-    fewest = Speed(input_size=(64, 96), runs=50, warmup=1, seconds=1)
+    fewest = replace(few, seconds=1)
     assert measure(artifacts / "int8", artifacts / "float32", fewest, CPU)["latency_ms"]["n"] == 3
+
+
+class Compiled(torch.nn.Module):
+    def __init__(self, model, **_):
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs):
+        return self.model(inputs)
+
+
+BOTH = replace(SPEED, batch_sizes=(1,), engines=("compile", "eager"), runs=3)
+
+
+def test_each_engine_is_timed_against_its_own_float32(artifacts, monkeypatch):
+    monkeypatch.setattr(torch, "compile", Compiled)
+    timed, pairs = speed._timed, []
+    monkeypatch.setattr(speed, "_timed", lambda model, inputs: pairs.append(type(model)) or timed(model, inputs))
+    result = measure(artifacts / "int8", artifacts / "float32", BOTH, CPU)
+    assert result["engine"] == "compile" and result["compile_seconds"] > 0
+    assert [lane["engine"] for lane in result["lanes"]] == ["compile", "eager"]
+    assert "compile_seconds" not in result["lanes"][1]
+    kinds = [kind is Compiled for kind in pairs]
+    assert kinds == [False] + [True] * (2 + 2 + 6) + [False] * (2 + 6)
+
+
+def test_a_model_that_computes_something_else_is_not_timed(artifacts, monkeypatch):
+    class Wrong(Compiled):
+        def forward(self, inputs):
+            found = self.model(inputs)
+            found.logits = found.logits.flip(1)
+            return found
+
+    monkeypatch.setattr(torch, "compile", Wrong)
+    result = measure(artifacts / "int8", artifacts / "float32", BOTH, CPU)
+    assert "agree with the evaluated model's on" in result["lanes"][0]["unavailable"]
+    assert "latency_ms" not in result["lanes"][0]
+    assert result["engine"] == "eager"
+
+
+def test_an_engine_that_fails_is_told_and_the_others_are_timed(artifacts, monkeypatch):
+    class Failing(Compiled):
+        def forward(self, inputs):
+            raise RuntimeError("no working C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", Failing)
+    result = measure(artifacts / "int8", artifacts / "float32", BOTH, CPU)
+    assert result["lanes"][0]["unavailable"] == "torch.compile failed: no working C++ compiler"
+    assert result["engine"] == "eager"
+    alone = measure(artifacts / "int8", artifacts / "float32", replace(BOTH, engines=("compile",)), CPU)
+    assert alone == {"unavailable": "torch.compile failed: no working C++ compiler"}
+
+
+@pytest.mark.slow
+def test_compile_for_real(artifacts):
+    result = measure(artifacts / "int8", artifacts / "float32", BOTH, CPU)
+    assert result["engine"] == "compile" and result["agreement"] > 0.99
+    assert result["compile_seconds"] > 1e-3 * result["latency_ms"]["p50"]
 
 
 def test_the_fresh_process_counts_the_artifacts_memory_only(artifacts, tmp_path):
     """The peak is of loading and running, not of importing torch (some 300 MB)."""
     command = [
         sys.executable, "-m", "segquant.evaluation.speed", "--artifact", artifacts / "int8", "--float32", artifacts / "float32",
-        "--speed", json.dumps({"input_size": [64, 96], "runs": 2, "warmup": 1}), "--output", tmp_path / "speed.json",
+        "--speed", json.dumps({"input_size": [64, 96], "batch_sizes": [1], "runs": 2, "warmup": 1}), "--output", tmp_path / "speed.json",
     ]  # fmt: skip
     subprocess.run([str(c) for c in command], check=True, capture_output=True)
     peak = json.loads((tmp_path / "speed.json").read_text())["peak_memory_bytes"]

@@ -17,6 +17,15 @@ SPEED = {
     "relative_to_float32": {"median": 1.05, "min": 0.9, "max": 1.2}, "peak_memory_bytes": 300e6, "engine": "eager",
     "batch_size": 1, "input_size": [512, 512], "device": "cpu", "threads": 2,
 }  # fmt: skip
+LANE = {
+    "engine": "eager",
+    "batch_size": 1,
+    **{k: SPEED[k] for k in ("latency_ms", "images_per_second", "relative_to_float32")},
+}
+SPEED["lanes"] = [
+    LANE, {**LANE, "batch_size": 4, "images_per_second": 5.25}, {**LANE, "engine": "compile", "compile_seconds": 31.4},
+    {"engine": "compile", "batch_size": 4, "unavailable": "torch.compile failed: no compiler"},
+]  # fmt: skip
 HARDWARE = {"processor": "Testium 9", "instructions": ["avx2"], "cores": 2, "gpu": None}
 
 
@@ -72,6 +81,28 @@ def test_no_figure_is_cut_on_a_terminal(metrics, width, monkeypatch, capsys):
         ["int2", "hqq", "55.00", "15.00"] if width == 200 else ["int2", "55.00", "15.00", "99.00"]
     )
     assert width == 200 or len(line) <= width
+
+
+def test_every_engine_and_batch_size_that_was_measured_is_shown(metrics, capsys):
+    results = tables.collect(metrics, METHODS)
+    rows = tables.speed_rows(results)
+    assert [row[:3] for row in rows] == [
+        [method, engine, batch] for engine in ("eager", "compile") for batch in "14" for method in ("float32", "int2")
+    ]
+    by = {tuple(row[:3]): row for row in rows}
+    assert by["int2", "eager", "4"][3:] == ["210", "230", "5.25", "1.05", "0.90", "1.20", "10", ""]
+    assert by["int2", "compile", "1"][-1] == "31"
+    assert set(by["int2", "compile", "4"][3:]) == {""}
+    tables.show(results, HARDWARE)
+    text = capsys.readouterr().out
+    assert "5.25" in text and "int2, compile, batch 4: torch.compile failed: no compiler." in text
+
+
+def test_what_was_skipped_or_cast_is_said(metrics):
+    results = tables.collect(metrics, METHODS)
+    results["float32"] |= {"dtype": "bfloat16", "compile": True, "skipped": ["a", "b"]}
+    notes = tables.footnotes(results)
+    assert "Evaluated with autocast to bfloat16, compiled." in notes and "float32 skipped 2 images." in notes
 
 
 def test_times_taken_on_the_cpu_are_not_told_of_the_gpu_beside_it(metrics):

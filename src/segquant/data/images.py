@@ -20,6 +20,9 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         raise DataError(f"{name} is not a readable image ({error}): replace it or take it out") from error
 
 
-def decode_annotation(data: bytes) -> np.ndarray:
-    """A shard's annotation as uint8 (H, W)."""
-    return np.asarray(Image.open(io.BytesIO(data)))
+def decode_annotation(data: bytes, name: str = "an annotation") -> np.ndarray:
+    """A shard's annotation as uint8 (H, W). Raises DataError, naming it, when it is broken."""
+    try:
+        return np.array(Image.open(io.BytesIO(data)))
+    except Exception as error:  # as above
+        raise DataError(f"{name} has no readable label ({error}): make the shards again") from error

@@ -2,19 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import io
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from segquant.data.images import decode_annotation
+from segquant.config import Eval
+from segquant.data.images import IGNORE, decode_annotation
 from segquant.data.protocols import IMAGENET, Normalization
-from segquant.errors import DataError
+from segquant.errors import DataError, SegquantError
 from segquant.evaluation import metric
 from segquant.evaluation.predict import predict
 from segquant.progress import progress
+
+_DEFAULTS = Eval()
+
+
+@dataclass
+class Tally:
+    """Counts over some images, which add up: `same` of all `pixels` have the reference's class.
+
+    `pictures` are class maps uint8 (H, W) by id, in the data set's classes; `skipped` says which rows were, and why.
+    """
+
+    confusion: torch.Tensor
+    same: int = 0
+    pixels: int = 0
+    images: int = 0
+    pictures: dict[str, np.ndarray] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+
+    def to_bytes(self) -> bytes:
+        file = io.BytesIO()
+        np.savez_compressed(
+            file, *self.pictures.values(), confusion=self.confusion.cpu().numpy(), names=list(self.pictures),
+            counts=[self.same, self.pixels, self.images], skipped=self.skipped,
+        )  # fmt: skip
+        return file.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Tally:
+        with np.load(io.BytesIO(data)) as held:  # refuses pickles
+            pictures = {str(name): held[f"arr_{i}"] for i, name in enumerate(held["names"])}
+            counts = held["counts"].tolist()
+            return cls(torch.from_numpy(held["confusion"]), *counts, pictures, held["skipped"].tolist())
 
 
 @dataclass(frozen=True)
@@ -22,55 +57,108 @@ class Evaluation:
     """`agreement` is the fraction of all pixels with the reference's class (of the model's own classes),
     None without a reference.
 
-    `pictures` are the class maps uint8 (H, W) of the first images, by id, in the data set's classes.
+    `pictures` are the class maps uint8 (H, W) of the first images, by id, in the data set's classes; `skipped`
+    says for each row that was left out which and why.
     """
 
     scores: metric.Scores
     agreement: float | None
     n_images: int
     pictures: dict[str, np.ndarray]
+    skipped: list[str]
 
 
 def evaluate(
+    model: nn.Module, rows: Iterable[dict], total: int, *, desc: str = "evaluate", **options: Any
+) -> Evaluation:
+    """Evaluate on `rows` (as in shards), `total` of them, in this process; options as `tally` takes them."""
+    with progress(total=total, desc=desc, unit="image") as bar:
+        return summary([tally(model, rows, done=bar.update, **options)])
+
+
+def tally(
     model: nn.Module,
     rows: Iterable[dict],
-    total: int,
     *,
     num_classes: int,
     protocol: str,
-    batch_size: int = 8,
+    settings: Eval = _DEFAULTS,
     normalization: Normalization = IMAGENET,
     label_map: np.ndarray | None = None,
-    reference: Iterable[tuple[str, np.ndarray]] | None = None,
+    reference: Sequence[tuple[str, bytes | None]] | None = None,
     pictures: int = 0,
-    desc: str = "evaluate",
-) -> Evaluation:
-    """Evaluate `model` on `rows` (shard rows) against their annotations at the labels' own size.
+    origin: str = "",
+    done: Callable[[int], Any] = lambda images: None,
+) -> Tally:
+    """Count `model`'s predictions on `rows` against their annotations at the labels' own size.
 
-    `label_map` (model classes,) gives each model class its class of the data set; `reference` gives
-    (id, class map) of the same rows in the same order. Raises DataError when the two do not match.
+    `label_map` (model classes,) gives each model class its class of the data set; `reference` holds (id, class
+    map as PNG) of the same rows in the same order; the first `pictures` predictions are kept. Raises DataError for
+    a broken row, named after `origin`, unless settings say to skip it, and for a reference of other images.
     """
-    confusion = metric.new_confusion(num_classes)
-    same = pixels = count = 0
-    kept: dict[str, np.ndarray] = {}
-    expected = iter(reference) if reference is not None else None
-    with progress(total=total, desc=desc, unit="image") as bar:
-        for row, prediction in predict(model, rows, protocol, batch_size, normalization):
-            if expected is not None:
-                name, wanted = next(expected, ("nothing", None))
-                if name != row["id"] or wanted.shape != prediction.shape:
-                    raise DataError(f"the reference has {name} where the shards have {row['id']}: make it again")
-                same += int((wanted == prediction).sum())
-                pixels += prediction.size
-            mapped = prediction if label_map is None else label_map[prediction]
-            if count < pictures:
-                kept[row["id"]] = mapped
-            label = decode_annotation(row["annotation"])
-            metric.update(confusion, torch.from_numpy(mapped), torch.from_numpy(label.copy()))
-            count += 1
-            bar.update()
-    if not count:
+    device = next(model.parameters()).device
+    to_data = None if label_map is None else torch.from_numpy(label_map).to(device)
+
+    def beside(index: int, row: dict, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        label = decode_annotation(row["annotation"], name)
+        if label.ndim != 2:
+            raise DataError(f"{name} has a label of {label.shape[2]} channels: it must have one class id a pixel")
+        if label.shape != (row["height"], row["width"]):
+            sizes = f"{label.shape[1]}x{label.shape[0]} for an image of {row['width']}x{row['height']}"
+            raise DataError(f"{name} has a label of {sizes}: they must be of one size")
+        bad = label[(label >= num_classes) & (label != IGNORE)]
+        if bad.size:
+            raise DataError(f"{name} has class id {bad[0]} in its label, but there are {num_classes} classes")
+        return torch.from_numpy(label), None if reference is None else _wanted(reference, index, row)
+
+    found = Tally(metric.new_confusion(num_classes, device))
+    same = torch.zeros((), dtype=torch.int64, device=device)
+    for one in predict(model, rows, protocol, settings, normalization, beside, origin):
+        done(1)
+        if one.error:
+            found.skipped.append(str(one.error))
+            continue
+        label, wanted = one.beside
+        if wanted is not None:
+            same += (wanted.to(device) == one.classes).sum()
+            found.pixels += wanted.numel()
+        mapped = one.classes if to_data is None else to_data[one.classes.long()]
+        metric.update(found.confusion, mapped, label.to(device))
+        found.images += 1
+        if one.index < pictures:
+            found.pictures[one.row["id"]] = mapped.cpu().numpy()
+    found.same = int(same)
+    return found
+
+
+def summary(tallies: Iterable[Tally]) -> Evaluation:
+    """What the tallies of all parts come to. Raises DataError when they hold no image or no labelled pixel."""
+    whole = None
+    for one in tallies:
+        if whole is None:
+            whole = one
+            continue
+        whole.confusion += one.confusion
+        whole.same, whole.pixels, whole.images = (
+            whole.same + one.same, whole.pixels + one.pixels, whole.images + one.images,
+        )  # fmt: skip
+        whole.pictures |= one.pictures
+        whole.skipped += one.skipped
+    if whole is None or not whole.images:
         raise DataError("there are no images to evaluate")
-    if not confusion.any():
+    if not whole.confusion.any():
         raise DataError("there is no labelled pixel to evaluate on: every one is to be ignored")
-    return Evaluation(metric.compute(confusion), same / pixels if pixels else None, count, kept)
+    agreement = whole.same / whole.pixels if whole.pixels else None
+    return Evaluation(metric.compute(whole.confusion), agreement, whole.images, whole.pictures, whole.skipped)
+
+
+def _wanted(reference: Sequence[tuple[str, bytes | None]], index: int, row: dict) -> torch.Tensor:
+    name, data = reference[index] if index < len(reference) else ("nothing", None)
+    if name != row["id"]:
+        raise SegquantError(f"the reference has {name} where the shards have {row['id']}: make it again")
+    if data is None:
+        raise SegquantError(f"the reference was made without {name}: it could not be read then")
+    wanted = decode_annotation(data, f"the reference of {name}")
+    if wanted.shape != (row["height"], row["width"]):
+        raise SegquantError(f"the reference of {name} is of another size: make it again")
+    return torch.from_numpy(wanted)

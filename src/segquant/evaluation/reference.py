@@ -3,52 +3,71 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from PIL import Image
 
 from segquant import models
-from segquant.data.images import decode_annotation
-from segquant.evaluation.predict import predict
-from segquant.files import replacing
-from segquant.progress import progress
+from segquant.config import Eval
+from segquant.data.shards import Shard, shard_rows
+from segquant.errors import SegquantError
+from segquant.evaluation.predict import predict, prepared
+from segquant.evaluation.shardwise import kept, over_shards, ranks
+from segquant.files import replacing, sha256
+from segquant.hub import files
 
 _SCHEMA = pa.schema([("id", pa.string()), ("prediction", pa.binary())])
 
 
 def write_reference(
-    source: str | Path,
-    rows: Iterable[dict],
-    total: int,
-    path: str | Path,
-    *,
-    protocol: str,
-    batch_size: int,
-    device: torch.device,
+    source: str | Path, shards: Sequence[Shard], folder: str | Path, *, protocol: str, settings: Eval, partial: Path
 ) -> None:
-    """Predict every row with the float32 baseline at `source` and write (id, class map as PNG) to a Parquet file."""
-    model, normalization = models.load(source).to(device), models.normalization(source)
-    with replacing(path) as part, pq.ParquetWriter(part, _SCHEMA, compression="none") as writer:
-        kept: list[dict] = []
-        with progress(total=total, desc="reference float32", unit="image") as bar:
-            for row, prediction in predict(model, rows, protocol, batch_size, normalization):
-                encoded = io.BytesIO()
-                Image.fromarray(prediction).save(encoded, "PNG", compress_level=3)
-                kept.append({"id": row["id"], "prediction": encoded.getvalue()})
-                if len(kept) == 64:
-                    writer.write_table(pa.Table.from_pylist(kept, _SCHEMA))
-                    kept = []
-                bar.update()
-        writer.write_table(pa.Table.from_pylist(kept, _SCHEMA))
+    """Predict with the float32 baseline at `source`: for each shard a file of its name in `folder`.
+
+    A row is (id, class map as PNG), the PNG null where the image could not be read. Finished shards are kept in
+    `partial` until all are there.
+    """
+    model, normalization = models.load(source).to(models.device(settings.device)), models.normalization(source)
+    settings = replace(settings, dtype="float32", compile=False)
+    model = prepared(model, settings)
+
+    def work(_: int, shard: Shard, done: Any) -> bytes:
+        rows: dict[int, dict] = {}
+        for one in predict(model, shard_rows(shard), protocol, settings, normalization, origin=str(shard.path)):
+            encoded = io.BytesIO()
+            if one.classes is not None:
+                Image.fromarray(one.classes.cpu().numpy()).save(encoded, "PNG", compress_level=3)
+            rows[one.index] = {"id": one.row["id"], "prediction": encoded.getvalue() or None}
+            done(1)
+        table = pa.Table.from_pylist([rows[index] for index in sorted(rows)], _SCHEMA)
+        file = io.BytesIO()
+        pq.write_table(table, file, compression="none", use_dictionary=False)
+        return file.getvalue()
+
+    identity = [
+        [sha256(path) for path in files(Path(source))], protocol, normalization, settings.batch_size,
+        settings.on_error, next(model.parameters()).device.type,
+    ]  # fmt: skip
+    with kept(partial):
+        results = over_shards(work, shards, partial, identity, "reference float32")
+        if ranks()[0]:
+            list(results)  # nothing comes, but the work is done
+            return
+        with replacing(folder) as part:
+            part.mkdir()
+            for shard, data in zip(shards, results):
+                (part / shard.path.name).write_bytes(data)
 
 
-def read_reference(path: str | Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (id, class map uint8 (H, W)) in the order they were written."""
-    for batch in pq.ParquetFile(path).iter_batches(batch_size=64):
-        for row in batch.to_pylist():
-            yield row["id"], decode_annotation(row["prediction"])
+def read_reference(folder: str | Path, shard: Shard) -> list[tuple[str, bytes | None]]:
+    """(id, class map as PNG) of each row of a shard, in its order."""
+    path = Path(folder) / shard.path.name
+    try:
+        return [(row["id"], row["prediction"]) for row in pq.read_table(path).to_pylist()]
+    except (OSError, pa.ArrowException) as error:
+        raise SegquantError(f"reference {path} cannot be read ({str(error).splitlines()[0]}): make it again") from error

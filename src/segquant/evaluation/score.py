@@ -4,60 +4,72 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from segquant import models
+from segquant.config import Eval
 from segquant.data.label_map import load_label_map
 from segquant.data.palette import palette
+from segquant.data.shards import Shard, shard_rows
 from segquant.errors import UnavailableError
-from segquant.evaluation.loop import Evaluation, evaluate
+from segquant.evaluation.loop import Evaluation, Tally, summary, tally
+from segquant.evaluation.predict import prepared
 from segquant.evaluation.reference import read_reference
-from segquant.files import replacing, write_json, write_text
+from segquant.evaluation.shardwise import over_shards, ranks
+from segquant.files import replacing, sha256, write_json, write_text
 from segquant.quant.artifacts import load_artifact
 from segquant.quant.tensors import CASTS
 
 
 def score(
     artifact: str | Path,
-    rows: Iterable[dict],
-    total: int,
+    shards: Sequence[Shard],
     classes: list[str],
     *,
     protocol: str,
     reference: str | Path,
     label_map: str | None,
-    device: torch.device,
-    batch_size: int,
-    pictures: int,
+    settings: Eval,
+    partial: Path,
     name: str,
 ) -> tuple[dict[str, Any], Evaluation | None]:
-    """Evaluate an artifact on `total` labelled rows: the content of metrics/METHOD.json, and all of it.
+    """Evaluate an artifact on labelled shards: the content of metrics/METHOD.json, and all of it.
 
-    A method that could not be quantized gives `{"unavailable": reason}` and None.
+    Finished shards are kept in `partial`, which the caller removes (`shardwise.kept`). A method that could not be
+    quantized gives `{"unavailable": reason}` and None. Under torchrun the figures are rank 0's; the others get
+    ({}, None).
     """
     try:
-        loaded = load_artifact(artifact, device)
+        loaded = load_artifact(artifact, models.device(settings.device))
     except UnavailableError as error:
         return {"unavailable": str(error)}, None
-    result = evaluate(
-        loaded.model,
-        rows,
-        total,
-        num_classes=len(classes),
-        protocol=protocol,
-        batch_size=batch_size,
-        normalization=models.normalization(artifact),
-        label_map=load_label_map(label_map, loaded.model.config.num_labels, classes),
-        reference=read_reference(reference),
-        pictures=pictures,
-        desc=f"evaluate {name}",
-    )
+    normalization = models.normalization(artifact)
+    to_data = load_label_map(label_map, loaded.model.config.num_labels, classes)
+    model = prepared(loaded.model, settings)
+    before = list(accumulate((shard.rows for shard in shards), initial=0))
+
+    def work(number: int, shard: Shard, done: Callable[[int], Any]) -> bytes:
+        return tally(
+            model, shard_rows(shard), num_classes=len(classes), protocol=protocol, settings=settings,
+            normalization=normalization, label_map=to_data, reference=read_reference(reference, shard),
+            pictures=settings.pictures - before[number], origin=str(shard.path), done=done,
+        ).to_bytes()  # fmt: skip
+
+    identity = [
+        loaded.info, len(classes), protocol, normalization, None if to_data is None else to_data.tolist(),
+        [sha256(Path(reference) / shard.path.name) for shard in shards], next(model.parameters()).device.type,
+        settings.batch_size, settings.compile, settings.dtype, settings.on_error, settings.pictures,
+    ]  # fmt: skip
+    parts = [Tally.from_bytes(data) for data in over_shards(work, shards, partial, identity, f"evaluate {name}")]
+    if ranks()[0]:
+        return {}, None
+    result = summary(parts)
     info, scores = loaded.info, result.scores
     recipe = info["recipe"]
     metrics = {
@@ -73,6 +85,10 @@ def score(
         "quantized_fraction": info["quantized_fraction"],
         "bits_per_parameter": 8 * loaded.size_bytes / info["parameters"],
     }
+    if settings.dtype != "float32" or settings.compile:
+        metrics |= {"dtype": settings.dtype, "compile": settings.compile}
+    if result.skipped:
+        metrics["skipped"] = result.skipped
     return metrics, result
 
 

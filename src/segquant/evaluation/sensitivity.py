@@ -18,7 +18,8 @@ from segquant.data.images import IGNORE, decode_annotation, decode_image
 from segquant.data.protocols import Normalization, normalize, resize
 from segquant.errors import DataError
 from segquant.evaluation import metric
-from segquant.evaluation.predict import class_map, forward
+from segquant.evaluation.predict import forward
+from segquant.evaluation.upsample import class_map
 from segquant.progress import progress
 from segquant.quant.coverage import choose, dense_convs
 from segquant.quant.methods import fitting, quantize

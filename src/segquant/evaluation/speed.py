@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import statistics
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any
 
 import psutil
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from segquant import models
@@ -25,43 +27,77 @@ from segquant.evaluation.predict import forward
 from segquant.files import write_json
 from segquant.quant.artifacts import load_artifact, load_quantized
 
+log = logging.getLogger(__name__)
 MIN_RUNS = 3  # fewer pairs than this give no spread
+LEAST_AGREEMENT = 0.98  # of the timed model's classes with the evaluated one's; compilers round otherwise
 
 
 def measure(artifact: str | Path, float32: str | Path, speed: Speed, device: torch.device) -> dict[str, Any]:
-    """Measure `artifact`, then time it and the float32 artifact in turn, A B A B.
+    """Measure `artifact` and, in turn with it (A B A B), the float32 artifact, on each engine and batch size.
 
-    Gives the content of metrics/speed/METHOD.json. Times are of the forward pass, input in memory to
-    logits; `relative_to_float32` is float32's time over the method's, pair by pair (above 1: faster).
-    `peak_memory_bytes` is what loading and one run add to the process (on CUDA: what is allocated).
+    Gives the content of metrics/speed/METHOD.json: `lanes` has a dict for each engine and batch size, and the
+    first one's keys stand beside it too. Times are of the forward pass, input in memory to logits;
+    `relative_to_float32` is the same engine's float32 time over the method's, pair by pair (above 1: faster).
+    `peak_memory_bytes` is what loading and one eager run add to the process (on CUDA: what is allocated).
     """
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(speed.batch_size, 3, *speed.input_size, generator=generator).to(device)
+    inputs = {size: _inputs(size, *speed.input_size).to(device) for size in speed.batch_sizes}
     before = _start_memory(device)
     try:
         loaded = load_artifact(artifact, device)
     except UnavailableError as error:
         return {"unavailable": str(error)}
-    _within(speed, speed.warmup, 1, lambda: _timed(loaded.model, inputs))
+    _timed(loaded.model, inputs[speed.batch_sizes[0]])
     peak = _peak_memory(device) - before
 
-    baseline = load_quantized(float32, device)
-    _within(speed, speed.warmup, 1, lambda: _timed(baseline, inputs))
-    pairs = _within(speed, speed.runs, MIN_RUNS, lambda: (_timed(loaded.model, inputs), _timed(baseline, inputs)))
+    pair = loaded.model, load_quantized(float32, device)
+    lanes = [_lane(*pair, engine, inputs[size], speed) for engine in speed.engines for size in speed.batch_sizes]
+    first = next((lane for lane in lanes if "unavailable" not in lane), None)
+    if first is None:
+        return {"unavailable": lanes[0]["unavailable"]}
+    return {
+        **first,
+        "peak_memory_bytes": peak,
+        "load_seconds": loaded.load_seconds,
+        "input_size": list(speed.input_size),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "lanes": lanes,
+    }
+
+
+def _inputs(batch_size: int, height: int, width: int) -> torch.Tensor:
+    """Always the same blobs, (B, 3, H, W): noise would leave every class as near as the next."""
+    coarse = torch.randn(batch_size, 3, height // 16, width // 16, generator=torch.Generator().manual_seed(0))
+    return F.interpolate(coarse, (height, width), mode="bicubic")
+
+
+def _lane(model: nn.Module, float32: nn.Module, engine: str, inputs: torch.Tensor, speed: Speed) -> dict[str, Any]:
+    """Both models' speed on one engine and one batch of inputs."""
+    lane: dict[str, Any] = {"engine": engine, "batch_size": len(inputs)}
+    wanted = forward(model, inputs).argmax(1)
+    if engine == "compile":
+        model, float32 = (torch.compile(one, dynamic=False) for one in (model, float32))
+        try:
+            lane["compile_seconds"] = _timed(model, inputs)
+            _timed(float32, inputs)
+        except Exception as error:  # inductor and the compilers behind it raise many types
+            reason = " ".join(str(error).split())[:200]
+            log.warning("compile: %s", reason)
+            return {**lane, "unavailable": f"torch.compile failed: {reason}"}
+    lane["agreement"] = (forward(model, inputs).argmax(1) == wanted).double().mean().item()
+    if lane["agreement"] < LEAST_AGREEMENT:
+        return {**lane, "unavailable": f"its classes agree with the evaluated model's on {lane['agreement']:.1%} only"}
+    for one in (model, float32):
+        _within(speed, speed.warmup, 1, lambda one=one: _timed(one, inputs))
+    pairs = _within(speed, speed.runs, MIN_RUNS, lambda: (_timed(model, inputs), _timed(float32, inputs)))
     times = sorted(own for own, _ in pairs)
     ratios = sorted(other / own for own, other in pairs)
     median = statistics.median(times)
     return {
+        **lane,
         "latency_ms": {"p50": 1e3 * median, "p90": 1e3 * times[int(0.9 * (len(times) - 1) + 0.5)], "n": len(times)},
-        "images_per_second": speed.batch_size / median,
+        "images_per_second": len(inputs) / median,
         "relative_to_float32": {"median": statistics.median(ratios), "min": ratios[0], "max": ratios[-1]},
-        "peak_memory_bytes": peak,
-        "load_seconds": loaded.load_seconds,
-        "engine": "eager",
-        "batch_size": speed.batch_size,
-        "input_size": list(speed.input_size),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
     }
 
 

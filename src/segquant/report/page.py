@@ -34,6 +34,8 @@ def write_page(
     html = environment.get_template("page.html").render(
         headings=[heading for _, heading, _, _ in tables.COLUMNS],
         table=[(name, tables.cells(results, name)) for name in done],
+        speed_headings=tables.SPEED_HEADINGS,
+        speed=tables.speed_rows(results),
         notes=tables.footnotes(results, hardware),
         hardware=hardware,
         size_plot=plots.size(done),

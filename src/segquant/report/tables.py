@@ -89,6 +89,28 @@ def cells(results: dict[str, dict[str, Any]], method: str) -> list[str]:
     ]
 
 
+SPEED_HEADINGS = (
+    "method", "engine", "batch", "p50 ms", "p90 ms", "images/s", "x float32", "min", "max", "n", "compile s",
+)  # fmt: skip
+
+
+def speed_rows(results: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """A row of SPEED_HEADINGS for each engine and batch size that was measured, batch size by batch size."""
+    rows = []
+    for method, result in measured(results).items():
+        for lane in result.get("speed", {}).get("lanes", ()):
+            row = [method, lane["engine"], str(lane["batch_size"])]
+            if "unavailable" in lane:
+                rows.append([*row, *[""] * (len(SPEED_HEADINGS) - 3)])
+                continue
+            times, ratio = lane["latency_ms"], lane["relative_to_float32"]
+            numbers = [f"{times['p50']:.0f}", f"{times['p90']:.0f}", f"{lane['images_per_second']:.2f}"]
+            ratios = [f"{ratio[key]:.2f}" for key in ("median", "min", "max")]
+            compiled = f"{lane['compile_seconds']:.0f}" if "compile_seconds" in lane else ""
+            rows.append([*row, *numbers, *ratios, str(times["n"]), compiled])
+    return sorted(rows, key=lambda row: (row[1] != "eager", int(row[2])))
+
+
 def footnotes(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | None = None) -> list[str]:
     """Protocol, images, hardware; what was not measured and why."""
     done = measured(results)
@@ -96,6 +118,9 @@ def footnotes(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | Non
     if done:
         one = next(iter(done.values()))
         notes.append(f"{one['protocol']}, {one['n_images']} images; loss in points of mIoU against float32.")
+        if "dtype" in one:
+            notes.append(f"Evaluated with autocast to {one['dtype']}{', compiled' if one['compile'] else ''}.")
+        notes += [f"{name} skipped {len(r['skipped'])} images." for name, r in done.items() if "skipped" in r]
         speed = next((r["speed"] for r in done.values() if "speed" in r), None)
         if speed:
             where = speed["device"]
@@ -110,6 +135,10 @@ def footnotes(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | Non
                 "with float32 in one process (x float32: median, min, max; above 1 is faster)."
             )
     notes += [f"{name} is unavailable: {r['unavailable']}." for name, r in results.items() if "unavailable" in r]
+    notes += [
+        f"{name}, {lane['engine']}, batch {lane['batch_size']}: {lane['unavailable']}."
+        for name, r in done.items() for lane in r.get("speed", {}).get("lanes", ()) if "unavailable" in lane
+    ]  # fmt: skip
     return notes
 
 
@@ -128,8 +157,23 @@ def show(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | None = N
         row = zip(COLUMNS, cells(results, method))
         table.add_row(method, *(text for (name, *_), text in row if wide or name in NARROW))
     console.print(table)
+    _show_speed(console, results)
     for note in footnotes(results, hardware):
         console.print(note, style="dim", highlight=False, soft_wrap=True)
+
+
+def _show_speed(console: Console, results: dict[str, dict[str, Any]]) -> None:
+    """The lanes, where there are more than the table above tells of."""
+    rows = speed_rows(results)
+    if len(rows) <= len(measured(results)):
+        return
+    shown = [i for i, h in enumerate(SPEED_HEADINGS) if console.width >= 100 or h not in ("p90 ms", "min", "max", "n")]
+    table = Table(box=None, header_style="bold", pad_edge=False, title="Speed", title_justify="left")
+    for i in shown:
+        table.add_column(SPEED_HEADINGS[i], justify="left" if i < 2 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(row[i] for i in shown))
+    console.print(table)
 
 
 def to_csv(results: dict[str, dict[str, Any]]) -> str:

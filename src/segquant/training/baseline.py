@@ -53,7 +53,7 @@ def make_baseline(params: Params, output: str | Path, checkpoint: str | Path, co
             len(validation),
             num_classes=len(validation.classes),
             protocol=params.protocol,
-            batch_size=params.eval.batch_size,
+            settings=params.eval,
             normalization=models.normalization(part),
         )
         scores = result.scores

@@ -1,0 +1,94 @@
+"""Work shard by shard that a killed run takes up again and that the processes of `torchrun` share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+from segquant.data.shards import Shard
+from segquant.files import write_bytes
+from segquant.progress import progress
+
+log = logging.getLogger(__name__)
+_DIGEST = hashlib.sha256().digest_size
+
+
+def ranks() -> tuple[int, int]:
+    """This process's number and how many there are, as torchrun says; (0, 1) without it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+@contextmanager
+def kept(folder: str | Path) -> Iterator[Path]:
+    """A folder for finished shards that outlives a failure, and is removed once the block has ended well."""
+    yield Path(folder)
+    if ranks()[0] == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def over_shards(
+    work: Callable[[int, Shard, Callable[[int], Any]], bytes],
+    shards: Sequence[Shard],
+    folder: Path,
+    identity: Any,
+    desc: str,
+) -> Iterator[bytes]:
+    """What `work` (number, shard, progress) gives for each shard, in order, on rank 0; nothing on the others.
+
+    Each result is written to `folder`, whole or not at all, as soon as there is one. It is taken from there, and
+    not made again, while the shard, this package's code and `identity` (all else that it depends on) are the same.
+    """
+    rank, world = ranks()
+    if world > 1 and not distributed.is_initialized():
+        distributed.init_process_group("gloo", timeout=timedelta(days=7))  # ranks wait for the slowest
+    keys = [json.dumps([identity, shard.sha256, _code(), torch.__version__]) for shard in shards]
+    paths = [folder / f"{n:05d}-{hashlib.sha256(key.encode()).hexdigest()[:32]}" for n, key in enumerate(keys)]
+    mine = range(rank, len(shards), world)
+    left = [number for number in mine if _read(paths[number]) is None]
+    if len(left) < len(mine):
+        log.info("%s: %d of %d shards are there from a run that was stopped", desc, len(mine) - len(left), len(mine))
+    total, ahead = (sum(shards[number].rows for number in some) for some in (mine, left))
+    with progress(total=total, initial=total - ahead, desc=desc, unit="image", quiet=rank > 0) as bar:
+        for number in left:
+            result = work(number, shards[number], bar.update)
+            write_bytes(paths[number], hashlib.sha256(result).digest() + result)
+    for number, path in enumerate(paths):
+        owner = number % world
+        if rank == owner == 0:
+            yield _read(path)
+        elif rank == 0:
+            box = [None]
+            distributed.recv_object_list(box, owner)
+            yield box[0]
+        elif rank == owner:
+            distributed.send_object_list([_read(path)], 0)
+
+
+def _read(path: Path) -> bytes | None:
+    """What was kept; None where there is nothing whole."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    return data[_DIGEST:] if hashlib.sha256(data[_DIGEST:]).digest() == data[:_DIGEST] else None
+
+
+@cache
+def _code() -> str:
+    """A digest of this package's source: what was kept by other code is of no use."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,79 @@
+"""Bilinear upsampling and argmax in one: class maps without an image of every class."""
+
+from __future__ import annotations
+
+import torch
+
+_CHUNK = 1 << 21  # numbers that a step may hold: 4 MB of float32
+
+
+def class_map(logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Argmax of logits (C, h, w) upsampled bilinearly (align_corners=False): uint8 (height, width), C up to 256.
+
+    Every output is a convex combination of the four corners of one cell. A cell whose corners agree on their
+    class has it throughout; in the others only those classes can win whose highest corner reaches the best
+    class's lowest one, a handful of 150. Gives the map of `F.interpolate(...).argmax` but for exact ties, in
+    memory that grows neither with the classes nor with the scale.
+    """
+    classes, h, w = logits.shape
+    values = logits.float().flatten(1).T.contiguous()  # (h w, C)
+    best = values.argmax(1).view(h, w)
+    rows, columns = _Axis(h, height, logits.device), _Axis(w, width, logits.device)
+    result = best.to(torch.uint8)[rows.cell][:, columns.cell]
+
+    below, right = best[rows.after], best[:, columns.after]
+    mixed = (best != below) | (best != right) | (best != below[:, columns.after])
+    cy, cx = (mixed & (rows.count > 0)[:, None] & (columns.count > 0)).nonzero().unbind(1)
+    for some in torch.arange(len(cy), device=logits.device).split(
+        max(1, _CHUNK // max(4 * classes, rows.most * columns.most))
+    ):
+        y, x = cy[some], cx[some]
+        corners = [values[a * w + b] for a in (y, rows.after[y]) for b in (x, columns.after[x])]
+        pixels = rows.pixels[y][:, :, None], columns.pixels[x][:, None, :]
+        result[pixels] = _winners(corners, rows.weight[y][:, :, None], columns.weight[x][:, None, :])
+    return result
+
+
+class _Axis:
+    """How `output` positions fall into the `size` cells of one axis; cell i lies between inputs i and `after[i]`."""
+
+    def __init__(self, size: int, output: int, device: torch.device) -> None:
+        place = ((torch.arange(output, device=device) + 0.5) * (size / output) - 0.5).clamp(min=0)
+        self.cell = place.long()
+        self.after = torch.arange(1, size + 1, device=device).clamp(max=size - 1)
+        self.count = self.cell.bincount(minlength=size)
+        self.most = int(self.count.max())
+        ordinal = torch.arange(self.most, device=device).minimum((self.count - 1).clamp(min=0)[:, None])
+        first = self.count.cumsum(0) - self.count
+        self.pixels = (first[:, None] + ordinal).clamp(max=output - 1)  # (size, most); short cells repeat their last
+        self.weight = (place - self.cell)[self.pixels]
+
+
+def _winners(corners: list[torch.Tensor], fy: torch.Tensor, fx: torch.Tensor) -> torch.Tensor:
+    """Classes uint8 (n, rows, columns) in n cells of corners 4 x (n, C), at the fractions fy (n, rows, 1), fx."""
+    a, b, c, d = corners
+    lowest = torch.minimum(torch.minimum(a, b), torch.minimum(c, d)).amax(1, keepdim=True)
+    highest = torch.maximum(torch.maximum(a, b), torch.maximum(c, d))
+    can_win = highest >= lowest - 1e-6 * lowest.abs()  # the slack is for rounding
+    counts, order = can_win.sum(1).sort(descending=True)
+    cell, name = can_win[order].nonzero().unbind(1)
+    # The candidates of all cells in turns: the first of each, then the second of those that have two, ...
+    turn = torch.arange(len(cell), device=cell.device) - (counts.cumsum(0) - counts)[cell]
+    sizes = turn.bincount()
+    turn = turn.sort(stable=True).indices
+    cell, name = order[cell[turn]], name[turn]
+    a, b, c, d = (corner[cell, name][:, None, None] for corner in corners)
+    name = name.to(torch.uint8)[:, None, None]
+    fy, fx = fy[order], fx[order]
+    gy, gx = 1 - fy, 1 - fx
+
+    best = torch.full((len(fy), fy.shape[1], fx.shape[2]), -torch.inf, device=fy.device)
+    winner = torch.zeros_like(best, dtype=torch.uint8)
+    end = 0
+    for n in sizes.tolist():
+        now, end = slice(end, end + n), end + n
+        top = gx[:n] * a[now] + fx[:n] * b[now]
+        mix = gy[:n] * top + fy[:n] * (gx[:n] * c[now] + fx[:n] * d[now])
+        torch.where(mix > best[:n], name[now], winner[:n], out=winner[:n])
+        torch.maximum(mix, best[:n], out=best[:n])
+    return torch.empty_like(winner).index_copy_(0, order, winner)

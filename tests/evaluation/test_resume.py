@@ -1,0 +1,192 @@
+"""An evaluation that is killed, and one that several processes share, end with the bytes of one that was left alone."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+import yaml
+from conftest import ROOT, small_segformer
+
+from segquant import models
+from segquant.config import Eval, Recipe
+from segquant.data.classes import ADE20K
+from segquant.data.shards import open_shards, write_shards
+from segquant.data.sources import open_source
+from segquant.evaluation.reference import write_reference
+from segquant.evaluation.score import score
+from segquant.quant.build import build
+
+ENV = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/src", "WANDB_MODE": "disabled"}
+IMAGES = 12
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder as the stage finds it (params.yaml, twelve small shards, an artifact, the reference), and all that an
+    evaluation left alone writes."""
+    folder = tmp_path_factory.mktemp("place")
+    models.save(small_segformer(), folder / "tiny")
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["protocol"] = "fixed-128x128-v1"
+    params["eval"]["pictures"] = 3
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    write_shards({"validation": open_source("scenes", "validation", IMAGES)}, folder / "shards", shard_bytes=1)
+    build(folder / "tiny", Recipe("int8"), folder / "artifact", torch.device("cpu"))
+    shards = open_shards(folder / "shards", "validation")
+    assert len(shards) == IMAGES
+    write_reference(
+        folder / "tiny", shards, folder / "reference", protocol=params["protocol"], settings=Eval(),
+        partial=folder / "partial",
+    )  # fmt: skip
+    return folder, finish(folder)[0]
+
+
+@pytest.fixture
+def wanted(made):
+    assert json.loads(made[1]["metrics.json"])["n_images"] == IMAGES
+    return made[1]
+
+
+@pytest.fixture
+def place(made):
+    yield made[0]
+    for name in ("partial", "out"):
+        shutil.rmtree(made[0] / name, ignore_errors=True)
+
+
+ONE = (sys.executable,)
+TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+def command(launcher):
+    return [
+        *launcher, "-m", "stages.evaluate", "--method", "int8", "--artifact", "artifact", "--shards", "shards",
+        "--reference", "reference", "--partial", "partial", "--metrics", "out/metrics.json",
+        "--classes", "out/classes.csv", "--pictures", "out/pictures",
+    ]  # fmt: skip
+
+
+def finish(place, launcher=ONE):
+    """Run to the end; every byte it wrote."""
+    done = subprocess.run(command(launcher), cwd=place, env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not (place / "partial").exists()
+    written = {str(p.relative_to(place / "out")): p.read_bytes() for p in (place / "out").rglob("*") if p.is_file()}
+    shutil.rmtree(place / "out")
+    assert len(written) == 6  # metrics twice, classes, three pictures
+    return written, done.stderr
+
+
+def kept(place):
+    """Finished shards and when they were written."""
+    paths = (p for p in place.glob("partial/*-*") if not p.name.startswith("."))
+    return {p.name: p.stat().st_mtime_ns for p in paths}
+
+
+def start_and_kill(place, launcher, delay, victim):
+    """Kill `victim` of the processes `delay` seconds after the first shard of this run is there."""
+    before = kept(place)
+    with subprocess.Popen(command(launcher), cwd=place, env=ENV, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not kept(place).keys() - before.keys():
+            time.sleep(0.002)
+        time.sleep(delay)
+        try:
+            victim(process).send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            pass
+        return process.communicate()[1], process.returncode
+
+
+def kill_many_times(place, wanted, times):
+    """How often a run was let go on to the end after some kills; each time it ends with the wanted bytes."""
+    chance, ends, killed = random.Random(0), 0, 0
+    while killed < times or not ends:
+        before = kept(place)
+        _, code = start_and_kill(place, ONE, chance.uniform(0, 0.3), lambda p: psutil.Process(p.pid))
+        if code != -signal.SIGKILL:  # it had ended by then
+            shutil.rmtree(place / "out")
+            continue
+        killed += 1
+        left = kept(place)
+        assert {name: left[name] for name in before} == before  # what is there is not made again
+        if len(left) > IMAGES / 2:
+            got, log = finish(place)
+            assert got == wanted and f"{len(left)} of {IMAGES} shards are there" in log
+            ends += 1
+    return ends
+
+
+def test_a_killed_evaluation_goes_on_and_ends_with_the_same_bytes(place, wanted):
+    kill_many_times(place, wanted, 2)
+
+
+@pytest.mark.slow
+def test_twenty_kills(place, wanted):
+    assert kill_many_times(place, wanted, 20) >= 2
+
+
+def test_what_is_torn_or_of_another_run_is_not_trusted(place, wanted):
+    start_and_kill(place, ONE, 0.1, lambda p: psutil.Process(p.pid))
+    one, *others = sorted((place / "partial").glob("*-*"))
+    one.write_bytes(one.read_bytes()[:-5])  # as after a power loss
+    for other in others:
+        other.rename(other.with_name(other.name[:-4] + "0000"))  # as if the artifact or a parameter was another one
+    got, log = finish(place)
+    assert got == wanted and "shards are there" not in log
+
+
+def test_the_key_of_what_is_kept_holds_all_that_it_depends_on(made, tmp_path):
+    """Nothing of an unfinished run is taken when the artifact or a parameter has changed since."""
+    place, _ = made
+    shards = open_shards(place / "shards", "validation")[:2]
+    build(place / "tiny", Recipe("int2", group_size=16), tmp_path / "int2", torch.device("cpu"))
+    options = {
+        "artifact": place / "artifact", "protocol": "fixed-32x32-v1", "label_map": None, "settings": Eval(pictures=1),
+        "classes": ADE20K,
+    }  # fmt: skip
+    seen = set()
+    for change in (
+        {}, {"artifact": tmp_path / "int2"}, {"protocol": "fixed-32x64-v1"}, {"settings": Eval(pictures=2)},
+        {"settings": Eval(pictures=1, batch_size=1)}, {"settings": Eval(pictures=1, dtype="bfloat16")},
+        {"settings": Eval(pictures=1, on_error="skip")},
+    ):  # fmt: skip
+        score(shards=shards, reference=place / "reference", partial=tmp_path / "kept", name="x", **(options | change))
+        now = {path.name for path in (tmp_path / "kept").iterdir()}
+        assert len(now - seen) == 2, change
+        seen = now
+    score(shards=shards, reference=place / "reference", partial=tmp_path / "kept", name="x", **options)
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == seen
+
+
+def test_two_processes_give_the_bytes_of_one(place, wanted):
+    assert finish(place, TWO)[0] == wanted
+
+
+def test_a_rank_that_dies_fails_the_run_and_the_restart_resumes(place, wanted):
+    def second(process):
+        ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if "stages.evaluate" in p.cmdline()]
+        return next(p for p in ranks if p.environ().get("RANK") == "1")
+
+    log, code = start_and_kill(place, TWO, 0, second)
+    assert code != 0 and "SIGKILL" in log.upper() and not (place / "out").exists()
+    assert kept(place)
+    got, log = finish(place, TWO)
+    assert got == wanted
+
+
+def test_an_error_in_one_rank_is_told_in_a_line(place):
+    broken = place / "shards" / "validation-00001-of-00012.parquet"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:-100])
+    done = subprocess.run(command(TWO), cwd=place, env=ENV, capture_output=True, text=True)
+    broken.write_bytes(whole)
+    assert done.returncode != 0 and not (place / "out").exists()
+    assert f"error: shard shards/{broken.name} is not the file that its manifest names" in done.stderr

@@ -1,0 +1,88 @@
+from itertools import accumulate
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch.profiler import ProfilerActivity, profile
+
+from segquant import models
+from segquant.data.protocols import normalize
+from segquant.evaluation.predict import forward
+from segquant.evaluation.upsample import class_map
+
+
+def interpolated(logits, height, width):
+    return F.interpolate(logits[None], (height, width), mode="bilinear", align_corners=False)[0]
+
+
+def assert_same_but_for_ties(logits, height, width):
+    """Where the maps differ, F.interpolate's own values of the two classes are equal to the last bits."""
+    got, wanted = class_map(logits, height, width), interpolated(logits, height, width)
+    assert got.dtype == torch.uint8 and got.shape == (height, width)
+    chosen, best = wanted.gather(0, got.long()[None])[0], wanted.amax(0)
+    assert (best - chosen <= 4e-7 * logits.abs().max()).all()
+    return int((got != wanted.argmax(0)).sum())
+
+
+sizes = st.integers(1, 9), st.integers(1, 9), st.integers(1, 40), st.integers(1, 40)
+
+
+@given(st.integers(1, 12), *sizes, st.floats(0.1, 30), st.integers(0, 2**31))
+@settings(deadline=None, max_examples=400)
+def test_it_is_interpolate_and_argmax(classes, h, w, height, width, spread, seed):
+    """Growing, shrinking, odd and one-pixel sizes; with and without classes that are far behind."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(classes, h, w, generator=generator) + spread * torch.randn(classes, 1, 1, generator=generator)
+    assert assert_same_but_for_ties(logits, height, width) == 0  # random numbers do not tie
+
+
+@given(st.integers(1, 255), *sizes, st.integers(1, 3), st.integers(0, 2**31))
+@settings(deadline=None, max_examples=200)
+def test_ties_and_flat_regions(classes, h, w, height, width, levels, seed):
+    generator = torch.Generator().manual_seed(seed)
+    assert_same_but_for_ties(
+        torch.randint(-levels, levels, (classes, h, w), generator=generator).float(), height, width
+    )
+
+
+@pytest.mark.parametrize("size", [(512, 683), (97, 1), (31, 64), (2000, 1500)])
+def test_many_cells_that_hold_many_classes(size):
+    """More than one chunk, and noise in which every class can win everywhere."""
+    logits = torch.randn(150, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert assert_same_but_for_ties(logits, *size) == 0
+
+
+def test_other_types_and_layouts():
+    logits = torch.randn(5, 8, 8, generator=torch.Generator().manual_seed(0))
+    wanted = class_map(logits, 30, 30)
+    assert torch.equal(class_map(logits.mT.contiguous().mT, 30, 30), wanted)
+    assert torch.equal(class_map(logits.bfloat16(), 30, 30), class_map(logits.bfloat16().float(), 30, 30))
+
+
+def test_real_photographs(real):
+    model = models.load(ROOT / "models/scenes-b0")
+    for path in sorted((real / "ADEChallengeData2016/images/validation").glob("*.jpg"))[:4]:
+        with Image.open(path) as image:
+            pixels = normalize(image.convert("RGB").resize((512, 512), Image.Resampling.BILINEAR))
+        assert assert_same_but_for_ties(forward(model, pixels[None])[0], 512, 683) == 0
+
+
+def most_held(call):
+    """The most bytes that PyTorch has allotted at one time within `call`."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
+    return max(held)
+
+
+def test_it_takes_less_than_32_megabytes():
+    coarse = torch.randn(150, 16, 16, generator=torch.Generator().manual_seed(0))
+    logits = F.interpolate(coarse[None], (128, 128), mode="bicubic")[0]
+    assert most_held(lambda: interpolated(logits, 512, 683).argmax(0)) > 200e6
+    assert most_held(lambda: class_map(logits, 512, 683)) < 32e6
+    assert most_held(lambda: class_map(logits, 2048, 2732)) < 48e6  # 5.6 of it the map
