@@ -52,14 +52,18 @@ def test_the_ratio_is_taken_pair_by_pair_and_above_one_is_faster(artifacts, monk
     assert result["latency_ms"] == {"p50": 20_000, "p90": 20_000, "n": 5}
 
 
-def test_a_slow_method_gets_fewer_runs_and_says_so(artifacts, monkeypatch):
-    now = iter(range(0, 10_000, 4))  # four seconds pass between looks at the clock
-    monkeypatch.setattr(speed.time, "perf_counter", lambda: next(now))
-    monkeypatch.setattr(speed, "_timed", lambda model, inputs: 1.0)
-    few = replace(SPEED, batch_sizes=(1,), runs=50, seconds=30)
-    assert measure(artifacts / "int8", artifacts / "float32", few, CPU)["latency_ms"]["n"] == 10
-    fewest = replace(few, seconds=1)
-    assert measure(artifacts / "int8", artifacts / "float32", fewest, CPU)["latency_ms"]["n"] == 3
+@pytest.mark.parametrize(("each", "pairs", "timed"), [(0.5, 50, 2), (4, 8, 2), (25, 3, 2), (40, 3, 1), (100, 1, 1)])
+def test_a_slow_method_gets_fewer_runs_and_says_so(artifacts, monkeypatch, each, pairs, timed):
+    """At 30 seconds a lane; what a pair of runs takes, how many there are, and how many batch sizes."""
+    now = iter(range(100_000))
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: each * next(now))
+    monkeypatch.setattr(speed, "_timed", lambda model, inputs: each)
+    asked = replace(SPEED, runs=50, warmup=1, seconds=30)
+    result = measure(artifacts / "int8", artifacts / "float32", asked, CPU)
+    assert result["latency_ms"]["n"] == pairs
+    assert [("latency_ms" in lane) for lane in result["lanes"]] == [True, timed == 2]
+    if timed == 1:
+        assert result["lanes"][1]["unavailable"] == f"not timed, a smaller batch takes {each} s"
 
 
 class Compiled(torch.nn.Module):

@@ -28,7 +28,6 @@ from segquant.files import write_json
 from segquant.quant.artifacts import load_artifact, load_quantized
 
 log = logging.getLogger(__name__)
-MIN_RUNS = 3  # fewer pairs than this give no spread
 LEAST_AGREEMENT = 0.98  # of the timed model's classes with the evaluated one's; compilers round otherwise
 
 
@@ -50,7 +49,20 @@ def measure(artifact: str | Path, float32: str | Path, speed: Speed, device: tor
     peak = _peak_memory(device) - before
 
     pair = loaded.model, load_quantized(float32, device)
-    lanes = [_lane(*pair, engine, inputs[size], speed) for engine in speed.engines for size in speed.batch_sizes]
+    lanes = []
+    for engine in speed.engines:
+        slow = 0.0
+        for size in speed.batch_sizes:
+            if slow > speed.seconds:
+                lane = {
+                    "engine": engine,
+                    "batch_size": size,
+                    "unavailable": f"not timed, a smaller batch takes {slow:.0f} s",
+                }
+            else:
+                lane = _lane(*pair, engine, inputs[size], speed)
+                slow = lane.get("latency_ms", {"p50": 0})["p50"] / 1e3
+            lanes.append(lane)
     first = next((lane for lane in lanes if "unavailable" not in lane), None)
     if first is None:
         return {"unavailable": lanes[0]["unavailable"]}
@@ -73,9 +85,9 @@ def _inputs(batch_size: int, height: int, width: int) -> torch.Tensor:
 
 def _lane(model: nn.Module, float32: nn.Module, engine: str, inputs: torch.Tensor, speed: Speed) -> dict[str, Any]:
     """Both models' speed on one engine and one batch of inputs."""
-    lane: dict[str, Any] = {"engine": engine, "batch_size": len(inputs)}
-    wanted = forward(model, inputs).argmax(1)
+    lane: dict[str, Any] = {"engine": engine, "batch_size": len(inputs), "agreement": 1.0}
     if engine == "compile":
+        wanted = forward(model, inputs).argmax(1)
         model, float32 = (torch.compile(one, dynamic=False) for one in (model, float32))
         try:
             lane["compile_seconds"] = _timed(model, inputs)
@@ -84,12 +96,12 @@ def _lane(model: nn.Module, float32: nn.Module, engine: str, inputs: torch.Tenso
             reason = " ".join(str(error).split())[:200]
             log.warning("compile: %s", reason)
             return {**lane, "unavailable": f"torch.compile failed: {reason}"}
-    lane["agreement"] = (forward(model, inputs).argmax(1) == wanted).double().mean().item()
-    if lane["agreement"] < LEAST_AGREEMENT:
-        return {**lane, "unavailable": f"its classes agree with the evaluated model's on {lane['agreement']:.1%} only"}
+        agreement = lane["agreement"] = (forward(model, inputs).argmax(1) == wanted).double().mean().item()
+        if agreement < LEAST_AGREEMENT:
+            return {**lane, "unavailable": f"its classes agree with the evaluated model's on {agreement:.1%} only"}
     for one in (model, float32):
-        _within(speed, speed.warmup, 1, lambda one=one: _timed(one, inputs))
-    pairs = _within(speed, speed.runs, MIN_RUNS, lambda: (_timed(model, inputs), _timed(float32, inputs)))
+        _within(speed.seconds, speed.warmup, lambda one=one: _timed(one, inputs))
+    pairs = _within(speed.seconds, speed.runs, lambda: (_timed(model, inputs), _timed(float32, inputs)))
     times = sorted(own for own, _ in pairs)
     ratios = sorted(other / own for own, other in pairs)
     median = statistics.median(times)
@@ -101,10 +113,13 @@ def _lane(model: nn.Module, float32: nn.Module, engine: str, inputs: torch.Tenso
     }
 
 
-def _within(speed: Speed, times: int, least: int, call: Callable[[], Any]) -> list[Any]:
-    """What `times` calls give; fewer, but `least`, where they take longer than `speed.seconds`."""
-    start, results = time.perf_counter(), []
-    while len(results) < times and (len(results) < least or time.perf_counter() - start < speed.seconds):
+def _within(seconds: float, times: int, call: Callable[[], Any]) -> list[Any]:
+    """What `times` calls give; fewer where they take longer than `seconds`: one at least, three within thrice that."""
+    start, results = time.perf_counter(), [call()]
+    while len(results) < times:
+        spent = time.perf_counter() - start
+        if spent > (3 * seconds if len(results) < 3 else seconds):
+            break
         results.append(call())
     return results
 
