@@ -134,7 +134,8 @@ def test_twenty_kills(place, wanted):
 
 
 def test_what_is_torn_or_of_another_run_is_not_trusted(place, wanted):
-    start_and_kill(place, ONE, 0.1, lambda p: psutil.Process(p.pid))
+    while start_and_kill(place, ONE, 0.1, lambda p: psutil.Process(p.pid))[1] != -signal.SIGKILL:
+        shutil.rmtree(place / "out")  # a busy machine let it end
     one, *others = sorted((place / "partial").glob("*-*"))
     one.write_bytes(one.read_bytes()[:-5])  # as after a power loss
     for other in others:
