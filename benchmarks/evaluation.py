@@ -12,6 +12,7 @@ image with numpy), in a process with glibc's default allocator settings. Both ta
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import subprocess
 import sys
@@ -84,7 +85,7 @@ def compare(a: argparse.Namespace) -> None:
     model = models.load(a.model).to(models.device(a.device))
     device, classes = next(model.parameters()).device, len(source.classes)
     settings = Eval(batch_size=a.batch_size, device=a.device, dtype=a.dtype, compile=a.compile, workers=a.workers)
-    engine = prepared(model, settings)
+    engine = prepared(copy.deepcopy(model), settings)
     protocol = f"fixed-{a.size}x{a.size}-v1"
 
     def ours() -> float:

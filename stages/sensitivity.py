@@ -19,9 +19,8 @@ def main() -> None:
     params, classes = config.load(), read_manifest(a.shards)["classes"]
     asked, model = params.sensitivity, models.load(a.baseline).to(models.device(params.eval.device))
     found = sensitivity(
-        model, list(read_rows(a.shards, "validation", asked.images)), bits=asked.bits, group_size=asked.group_size,
-        algorithm=asked.algorithm, num_classes=len(classes), protocol=params.protocol,
-        normalization=models.normalization(a.baseline),
+        model, list(read_rows(a.shards, "validation", asked.images)), asked, num_classes=len(classes),
+        protocol=params.protocol, normalization=models.normalization(a.baseline),
         label_map=load_label_map(params.data.label_map, model.config.num_labels, classes),
     )  # fmt: skip
     write_text(a.csv, to_csv(found))

@@ -1,8 +1,12 @@
-"""Which files of src/segquant a stage script runs: the closure of its imports, read from the source."""
+"""Which files of src/segquant a stage script runs: the closure of its imports, read from the source.
+
+`python tests/closure.py` writes them into the deps of every dvc.yaml.
+"""
 
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,3 +54,19 @@ def _files(name: str) -> set[Path]:
             if path.is_file():
                 found.add(path)
     return found
+
+
+def write_deps(pipeline: Path) -> None:
+    """Put each script's closure after it in the deps of a dvc.yaml, in place of the code that stands there."""
+
+    def block(found: re.Match) -> str:
+        indent, script = found.groups()
+        return "".join(f"{indent}- {path}\n" for path in (script, *sorted(closure(ROOT / script))))
+
+    text = pipeline.read_text()
+    pipeline.write_text(re.sub(r"^( *)- (stages/\w+\.py)\n(?:\1- src/.*\n)*", block, text, flags=re.M))
+
+
+if __name__ == "__main__":
+    for folder in ("", "models", "metrics"):
+        write_deps(ROOT / folder / "dvc.yaml")

@@ -26,7 +26,7 @@ def _problems(name, deps):
 @pytest.mark.parametrize("name", list(STAGES))
 def test_deps_are_the_import_closure(name):
     missing, extra = _problems(name, _code_deps(STAGES[name]))
-    assert not missing, f"stage {name} runs these but does not name them: {missing}"
+    assert not missing, f"stage {name} runs these but does not name them; run tests/closure.py: {missing}"
     assert not extra, f"stage {name} names these but does not run them: {extra}"
 
 

@@ -28,32 +28,26 @@ def cli() -> None:
     common.add_argument("--verbose", action="store_true", help="log more")
     common.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
-    run = commands.add_parser("run", parents=[common], help="benchmark a model on a labelled folder, without DVC")
+    scored = argparse.ArgumentParser(add_help=False)
+    scored.add_argument("--model", required=True, help="folder, hub id (owner/name), or https URL of safetensors")
+    scored.add_argument("--revision", help="of a hub id: commit, tag or branch")
+    scored.add_argument("--sha256", help="of the file behind a URL")
+    scored.add_argument("--data", required=True, help="'scenes', or a folder laid out as ADE20K, Cityscapes or CamVid")
+    scored.add_argument("--split", required=True, help="which split to score on, such as val")
+    scored.add_argument("--label-map", help="YAML file from the model's class ids to the data set's")
+    scored.add_argument("--protocol", help="aligned-512-v1 or fixed-HxW-v1 (default: params.yaml's)")
+    scored.add_argument("--output", required=True, type=Path, help="folder for what is found, made where missing")
+
+    run = commands.add_parser("run", parents=[common, scored], help="benchmark a model on a labelled folder, no DVC")
     run.set_defaults(call=_run)
-    run.add_argument("--model", required=True, help="folder, hub id (owner/name), or https URL of a safetensors file")
-    run.add_argument("--revision", help="of a hub id: commit, tag or branch")
-    run.add_argument("--sha256", help="of the file behind a URL")
-    run.add_argument("--data", required=True, help="'scenes', or a folder laid out as ADE20K, Cityscapes or CamVid")
-    run.add_argument("--split", required=True, help="which split to score on, such as val")
     run.add_argument("--train-data", help="where methods that calibrate find images (default: --data)")
     run.add_argument("--train-split", default="train", help="the split of it that they may look at (default: train)")
     run.add_argument("--methods", help="comma list of names under quant.methods (default: all)")
-    run.add_argument("--output", required=True, type=Path, help="folder for artifacts, manifest.json, results.json")
-    run.add_argument("--label-map", help="YAML file from the model's class ids to the data set's")
-    run.add_argument("--protocol", help="aligned-512-v1 or fixed-HxW-v1 (default: params.yaml's)")
     run.add_argument("--limit", type=int, help="score on the first N images only")
 
-    alone = commands.add_parser("sensitivity", parents=[common], help="quantize each layer alone and score it")
+    alone = commands.add_parser("sensitivity", parents=[common, scored], help="quantize each layer alone and score it")
     alone.set_defaults(call=_sensitivity)
-    alone.add_argument("--model", required=True, help="folder, hub id (owner/name), or https URL of a safetensors file")
-    alone.add_argument("--revision", help="of a hub id: commit, tag or branch")
-    alone.add_argument("--sha256", help="of the file behind a URL")
-    alone.add_argument("--data", required=True, help="'scenes', or a folder laid out as ADE20K, Cityscapes or CamVid")
-    alone.add_argument("--split", required=True, help="which split to score on, such as val")
     alone.add_argument("--bits", help="comma list of 2, 3, 4 and 8 (default: params.yaml's)")
-    alone.add_argument("--output", required=True, type=Path, help="folder for sensitivity.csv and sensitivity.svg")
-    alone.add_argument("--label-map", help="YAML file from the model's class ids to the data set's")
-    alone.add_argument("--protocol", help="aligned-512-v1 or fixed-HxW-v1 (default: params.yaml's)")
     alone.add_argument("--limit", type=int, help="score on the first N images (default: params.yaml's)")
 
     export = commands.add_parser("export", parents=[common], help="write an artifact in a form other programs load")
@@ -73,6 +67,12 @@ def cli() -> None:
     entry(lambda: arguments.call(arguments))
 
 
+def _scored(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that name a model, labelled data and where results go."""
+    names = ("model", "revision", "sha256", "data", "split", "label_map", "protocol", "output")
+    return {name: getattr(arguments, name) for name in names}
+
+
 def _run(arguments: argparse.Namespace) -> None:
     from segquant.hardware import probe
     from segquant.report import tables
@@ -82,15 +82,8 @@ def _run(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--limit must be at least 1, not {arguments.limit}")
     results = run(
         config.load(arguments.params),
-        model=arguments.model,
-        revision=arguments.revision,
-        sha256=arguments.sha256,
-        data=arguments.data,
-        split=arguments.split,
-        output=arguments.output,
+        **_scored(arguments),
         methods=[m.strip() for m in arguments.methods.split(",")] if arguments.methods else None,
-        label_map=arguments.label_map,
-        protocol=arguments.protocol,
         limit=arguments.limit,
         train_data=arguments.train_data,
         train_split=arguments.train_split,
@@ -113,11 +106,7 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
         chosen["images"] = arguments.limit
     given = {**asdict(params.sensitivity), "bits": list(params.sensitivity.bits), **chosen}
     asked = config.build(config.Sensitivity, given, "sensitivity")
-    found = layers(
-        params, asked, model=arguments.model, revision=arguments.revision, sha256=arguments.sha256,
-        data=arguments.data, split=arguments.split, output=arguments.output, label_map=arguments.label_map,
-        protocol=arguments.protocol,
-    )  # fmt: skip
+    found = layers(params, asked, **_scored(arguments))
     if arguments.json:
         print(json.dumps(found, indent=2))
         return

@@ -114,8 +114,8 @@ def layers(
     source = open_source(data, split, asked.images)
     loaded = models.load(folder).to(models.device(params.eval.device))
     found = sensitivity(
-        loaded, list(rows(source)), bits=asked.bits, group_size=asked.group_size, algorithm=asked.algorithm,
-        num_classes=len(source.classes), protocol=protocol, normalization=models.normalization(folder),
+        loaded, list(rows(source)), asked, num_classes=len(source.classes), protocol=protocol,
+        normalization=models.normalization(folder),
         label_map=load_label_map(label_map, loaded.config.num_labels, source.classes),
     )  # fmt: skip
     write_text(output / "sensitivity.csv", to_csv(found))

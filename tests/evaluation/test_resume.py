@@ -25,6 +25,7 @@ from segquant.evaluation.score import score
 from segquant.quant.build import build
 
 ENV = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/src", "WANDB_MODE": "disabled"}
+ENV.pop("OMP_NUM_THREADS", None)  # one process has all cores, torchrun's a thread each: the bytes are the same
 IMAGES = 12
 
 

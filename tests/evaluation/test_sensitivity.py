@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import torchao.quantization as ao
 from torch import nn
 
+from segquant.config import Sensitivity
 from segquant.data.images import decode_annotation, decode_image
 from segquant.data.protocols import IMAGENET, normalize, resize
 from segquant.data.sources import open_source, rows
@@ -24,10 +25,9 @@ def scenes():
 
 
 def _measure(model, scenes, bits):
-    return sensitivity(
-        model.requires_grad_(False), scenes, bits=bits, group_size=16, algorithm="affine", num_classes=150,
-        protocol=PROTOCOL, normalization=IMAGENET,
-    )  # fmt: skip
+    asked = Sensitivity(tuple(bits), group_size=16, algorithm="affine")
+    model.requires_grad_(False)
+    return sensitivity(model, scenes, asked, num_classes=150, protocol=PROTOCOL, normalization=IMAGENET)
 
 
 def _plain_miou(logits, scenes):

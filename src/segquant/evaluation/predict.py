@@ -18,6 +18,7 @@ from segquant.config import Eval
 from segquant.data.images import decode_image
 from segquant.data.protocols import IMAGENET, Normalization, normalize, resize, resize_steps
 from segquant.errors import DataError, SegquantError
+from segquant.evaluation.head import fuse_early
 from segquant.evaluation.upsample import class_map
 
 log = logging.getLogger(__name__)
@@ -47,9 +48,10 @@ def forward(model: nn.Module, inputs: torch.Tensor, dtype: str = "float32") -> t
 
 
 def prepared(model: nn.Module, settings: Eval) -> nn.Module:
-    """`model` compiled where settings ask for it, and this process ready to run it batch after batch.
+    """`model`, changed in place to give its logits sooner, and this process ready to run it batch after batch.
 
-    On CUDA PyTorch stays within `max_gpu_memory_gb` from here on, on a CPU freed memory is kept for the next batch.
+    The decode head fuses early, and settings may ask for compilation. On CUDA PyTorch stays within
+    `max_gpu_memory_gb` from here on, on a CPU freed memory is kept for the next batch.
     """
     device = next(model.parameters()).device
     if device.type == "cpu":
@@ -57,6 +59,7 @@ def prepared(model: nn.Module, settings: Eval) -> nn.Module:
     if device.type == "cuda":  # CUDA's own context is outside of what PyTorch allots: some 0.6 GB
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, (settings.max_gpu_memory_gb - 1) * 1e9 / total), device)
+    fuse_early(model)
     return torch.compile(model) if settings.compile else model
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from segquant.config import Recipe
+from segquant.config import Recipe, Sensitivity
 from segquant.data.images import IGNORE, decode_annotation, decode_image
 from segquant.data.protocols import Normalization, normalize, resize
 from segquant.errors import DataError
@@ -30,10 +30,8 @@ COLUMNS = ("module", "parameters", "bits", "mean_iou_loss", "snr_db")
 def sensitivity(
     model: nn.Module,
     rows: Sequence[dict],
+    asked: Sensitivity,
     *,
-    bits: Sequence[int],
-    group_size: int,
-    algorithm: str,
     num_classes: int,
     protocol: str,
     normalization: Normalization,
@@ -41,9 +39,9 @@ def sensitivity(
 ) -> list[dict[str, Any]]:
     """Quantize the weights of each Linear and dense Conv2d in turn, all else float32, and score the labelled `rows`.
 
-    Gives a row of COLUMNS for each width of `bits` and layer, in the model's order: the loss in points of mIoU
-    (0 to 100) and the logits' signal-to-noise in dB (None where they did not change). `algorithm` is one that
-    needs no images (affine or hqq). The images are held in memory, with float32's logits.
+    Gives a row of COLUMNS for each width of `asked.bits` and layer, in the model's order: the loss in points of
+    mIoU (0 to 100) and the logits' signal-to-noise in dB (None where they did not change). The images are held in
+    memory, with float32's logits.
     """
     images = [normalize(resize(decode_image(row["image"], row["id"]), protocol), normalization)[None] for row in rows]
     labels = [torch.from_numpy(decode_annotation(row["annotation"]).copy()) for row in rows]
@@ -66,13 +64,13 @@ def sensitivity(
     dense, names = set(dense_convs(model)), choose(model, "all")
     names = [name for name in names if name in dense or isinstance(model.get_submodule(name), nn.Linear)]
     found = []
-    with progress(total=len(names) * len(bits), desc="sensitivity", unit="layer") as bar:
-        for width in bits:
+    with progress(total=len(names) * len(asked.bits), desc="sensitivity", unit="layer") as bar:
+        for width in asked.bits:
             for name in names:
                 layer = model.get_submodule(name)
                 original = layer.weight.data
-                fitted = fitting(layer.weight[0].numel(), group_size)
-                layer.weight.data = _quantized(layer, Recipe(f"int{width}", fitted, algorithm))
+                fitted = fitting(layer.weight[0].numel(), asked.group_size)
+                layer.weight.data = _quantized(layer, Recipe(f"int{width}", fitted, asked.algorithm))
                 try:
                     logits = [forward(model, image)[0] for image in images]
                 finally:

@@ -11,6 +11,11 @@ def is_quantized(weight: torch.Tensor | None) -> bool:
     return hasattr(weight, "qdata")
 
 
+def quantizes_activations(weight: torch.Tensor) -> bool:
+    """Whether a product with `weight` quantizes the other operand too, as it comes."""
+    return bool(getattr(weight, "act_quant_kwargs", None) or getattr(weight, "activation_quantization", None))
+
+
 def bits(weight: torch.Tensor) -> int:
     """Bits of a quantized tensor's codes: of int4 in torchao's IntxUnpackedToInt8Tensor 4, though in a byte each."""
     target = getattr(weight, "target_dtype", None)

@@ -1,0 +1,79 @@
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import ROOT
+from torch import nn
+
+from segquant import models
+from segquant.config import Recipe, load
+from segquant.data.images import decode_image
+from segquant.data.protocols import normalize, resize
+from segquant.data.sources import open_source, rows
+from segquant.evaluation.head import EarlyFuse, fuse_early
+from segquant.evaluation.predict import forward
+from segquant.evaluation.upsample import class_map
+from segquant.quant.methods import quantize
+
+WEIGHT_ONLY = {
+    name: replace(recipe, algorithm="affine")  # another algorithm's codes are held the same way
+    for name, recipe in load(ROOT / "params.yaml").quant.methods.items()
+    if recipe.weights != "bfloat16" and not recipe.activations
+}
+
+
+def stirred(model):
+    """`model` with the statistics and biases that training would have left behind."""
+    generator = torch.Generator().manual_seed(1)
+    for module in model.decode_head.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.running_mean, module.weight.data, module.bias.data):
+                tensor.normal_(generator=generator)
+            module.running_var.uniform_(0.1, 4, generator=generator)
+        elif getattr(module, "bias", None) is not None:
+            module.bias.data.normal_(generator=generator)
+    return model.requires_grad_(False)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 64), (33, 127), (32, 32)])
+def test_the_logits_are_the_same_in_double_precision(tiny, size):
+    """With rounding out of the way, the other order of the same linear maps."""
+    early = copy.deepcopy(stirred(tiny))
+    assert isinstance(fuse_early(early).decode_head, EarlyFuse)
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    wanted = forward(tiny.double(), images)
+    assert wanted.dtype == torch.float64
+    assert (forward(early, images) - wanted).abs().max() < 1e-5 * wanted.abs().max()
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    some = rows(open_source("scenes", "validation", 2))
+    return torch.stack([normalize(resize(decode_image(row["image"], row["id"]), "fixed-128x128-v1")) for row in some])
+
+
+@pytest.mark.parametrize("name", WEIGHT_ONLY)
+def test_every_weight_only_method_gives_the_same_classes(name, scenes):
+    model = models.load(ROOT / "models/scenes-b0")
+    quantize(model, WEIGHT_ONLY[name], torch.device("cpu"), scenes)
+    wanted = forward(model, scenes)
+    found = forward(fuse_early(model), scenes)
+    assert isinstance(model.decode_head, EarlyFuse)
+    assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
+    differ = sum((class_map(a, 256, 256) != class_map(b, 256, 256)).sum() for a, b in zip(found, wanted))
+    assert differ <= 2  # of 131,072 pixels: ties but for rounding
+
+
+@pytest.mark.parametrize("recipe", [
+    Recipe("bfloat16"), Recipe("int8", activations="int8"), Recipe("int4", group_size=16, activations="int8"),
+])  # fmt: skip
+def test_a_head_that_rounds_on_its_way_is_left_as_it_is(tiny, recipe):
+    quantize(tiny, recipe, torch.device("cpu"))
+    head = tiny.decode_head
+    assert fuse_early(tiny).decode_head is head
+
+
+def test_a_model_without_such_a_head_is_left_as_it_is():
+    model = nn.Linear(2, 2)
+    assert fuse_early(model) is model
