@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch.profiler import ProfilerActivity, profile
@@ -42,6 +42,7 @@ def test_it_is_interpolate_and_argmax(classes, h, w, height, width, spread, seed
 
 @given(st.integers(1, 255), *sizes, st.integers(1, 3), st.integers(0, 2**31))
 @settings(deadline=None, max_examples=200)
+@example(classes=2, h=8, w=8, height=6, width=7, levels=1, seed=0)  # an edge that a place 1 ulp away moves over a tie
 def test_ties_and_flat_regions(classes, h, w, height, width, levels, seed):
     generator = torch.Generator().manual_seed(seed)
     assert_same_but_for_ties(

@@ -38,7 +38,10 @@ class _Axis:
     """How `output` positions fall into the `size` cells of one axis; cell i lies between inputs i and `after[i]`."""
 
     def __init__(self, size: int, output: int, device: torch.device) -> None:
-        place = ((torch.arange(output, device=device) + 0.5) * (size / output) - 0.5).clamp(min=0)
+        # F.interpolate's own places, to the last bit: a fused multiply-add in float32, which rounds once.
+        scale = torch.tensor(size, dtype=torch.float32).div(output).item()
+        place = (torch.arange(output, dtype=torch.float64, device=device) + 0.5) * scale - 0.5
+        place = place.float().clamp(min=0)
         self.cell = place.long()
         self.after = torch.arange(1, size + 1, device=device).clamp(max=size - 1)
         self.count = self.cell.bincount(minlength=size)
