@@ -16,11 +16,12 @@ from segquant.evaluation.predict import forward
 from segquant.evaluation.upsample import class_map
 from segquant.quant.methods import quantize
 
-WEIGHT_ONLY = {
+METHODS = {
     name: replace(recipe, algorithm="affine")  # another algorithm's codes are held the same way
     for name, recipe in load(ROOT / "params.yaml").quant.methods.items()
-    if recipe.weights != "bfloat16" and not recipe.activations
+    if recipe.activations != "float8"  # of a GPU
 }
+WEIGHT_ONLY = {n: recipe for n, recipe in METHODS.items() if recipe.weights != "bfloat16" and not recipe.activations}
 
 
 def stirred(model):
@@ -63,6 +64,22 @@ def test_every_weight_only_method_gives_the_same_classes(name, scenes):
     assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
     differ = sum((class_map(a, 256, 256) != class_map(b, 256, 256)).sum() for a, b in zip(found, wanted))
     assert differ <= 2  # of 131,072 pixels: ties but for rounding
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_number_of_threads_changes_no_bit(name):
+    """torchrun gives each of its processes one, where a process alone has as many as there are cores."""
+    model = models.load(ROOT / "models/scenes-b0")
+    quantize(model, METHODS[name], torch.device("cpu"))
+    images = torch.randn(4, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    threads, logits = torch.get_num_threads(), []
+    try:
+        for count in (2, 1):
+            torch.set_num_threads(count)
+            logits.append(forward(fuse_early(model), images))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*logits)
 
 
 @pytest.mark.parametrize("recipe", [

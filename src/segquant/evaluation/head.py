@@ -18,6 +18,8 @@ class EarlyFuse(nn.Module):
     4 D channels to D by a 1x1 convolution and batch normalization: all linear, and a matrix product over channels
     commutes with an interpolation over places. So each stage's projection, its part of the fusion and the
     normalization become one matrix, applied at the stage's own size. Same numbers but for float32's rounding.
+
+    1x1 convolutions are matrix products here: oneDNN's convolution rounds otherwise with another number of threads.
     """
 
     def __init__(self, head: SegformerDecodeHead):
@@ -31,17 +33,20 @@ class EarlyFuse(nn.Module):
         for projection, part in zip(head.linear_projections, reversed(parts), strict=True):  # the last stage is first
             weights.append(part @ _matrix(projection.proj))
             bias = bias + part @ projection.proj.bias.double()
-        self.weights = nn.ParameterList(nn.Parameter(w.float()[:, :, None, None], False) for w in weights)
+        self.weights = nn.ParameterList(nn.Parameter(w.float(), False) for w in weights)
         self.bias = nn.Parameter(bias.float(), False)
         self.classifier = head.classifier
 
     def forward(self, encoder_hidden_states: tuple[torch.Tensor, ...], **_kwargs) -> torch.Tensor:
         largest, *others = encoder_hidden_states
         first, *rest = self.weights
-        fused = F.conv2d(largest, first, self.bias)
+        fused = _pointwise(largest, first, self.bias)
         for state, weight in zip(others, rest, strict=True):
-            fused += F.interpolate(F.conv2d(state, weight), largest.shape[2:], mode="bilinear", align_corners=False)
-        return self.classifier(fused.relu_())
+            fused += F.interpolate(_pointwise(state, weight), largest.shape[2:], mode="bilinear", align_corners=False)
+        fused.relu_()
+        if isinstance(self.classifier, nn.Conv2d):
+            return _pointwise(fused, self.classifier.weight.flatten(1), self.classifier.bias)
+        return self.classifier(fused)
 
 
 def fuse_early(model: nn.Module) -> nn.Module:
@@ -57,6 +62,12 @@ def fuse_early(model: nn.Module) -> nn.Module:
         if all(w.dtype == torch.float32 and not quantizes_activations(w) for w in weights):
             model.decode_head = EarlyFuse(head)
     return model
+
+
+def _pointwise(maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """The 1x1 convolution of (B, C, h, w) by a weight (D, C): (B, D, h, w)."""
+    product = torch.matmul(weight, maps.flatten(2)).unflatten(2, maps.shape[2:])
+    return product if bias is None else product.add_(bias[:, None, None])
 
 
 def _weight(layer: nn.Module) -> torch.Tensor:
