@@ -16,10 +16,10 @@ def main() -> None:
     params.wandb.resolve()
     data = params.data
     sources = {
-        "train": open_source(data.source, data.train_split, data.limit),
-        "validation": open_source(data.source, data.validation_split, data.limit),
+        "train": open_source(data, data.train_split, data.limit),
+        "validation": open_source(data, data.validation_split, data.limit),
     }
-    write_shards(sources, arguments.output)
+    write_shards(sources, arguments.output, int(1e6 * data.shard_mb))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ os.environ["WANDB_MODE"] = "offline"
 if "PYTEST_XDIST_WORKER" in os.environ:  # two workers with two threads each would wait for one another
     os.environ["OMP_NUM_THREADS"] = "1"
 
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from PIL import Image  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = ROOT.parent / "shared" / "real"
@@ -23,6 +25,17 @@ def real() -> Path:
     if not REAL.is_dir():
         pytest.skip(f"needs the real weights and photographs in {REAL.relative_to(ROOT.parent)} beside the repository")
     return REAL
+
+
+def ade20k_folder(root: Path, split: str, count: int) -> Path:
+    """Pictures of noise with labels 0 to 150, laid out as in the official archive."""
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        for kind, suffix, shape in (("images", "jpg", (30, 40, 3)), ("annotations", "png", (30, 40))):
+            path = root / kind / split / f"ADE_{split}_{i:08d}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 151, shape, np.uint8)).save(path)
+    return root
 
 
 def small_segformer():

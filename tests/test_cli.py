@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, ade20k_folder
 from PIL import Image
 
 from segquant.config import Recipe
@@ -56,9 +56,60 @@ def test_run_on_a_labelled_folder(tiny_folder, tmp_path):
     assert manifest["splits"]["val"]["class_pixels"] == {"0": 1199, "10": 1200}
     assert manifest["splits"]["val"]["ignored_pixels"] == 1
     assert (tmp_path / "out" / "int4" / "model.safetensors").is_file()
+    classes = (tmp_path / "out" / "classes" / "int4.csv").read_text().splitlines()
+    assert classes[0] == "id,name,pixels,iou,accuracy" and classes[1].startswith("0,sky,1199,")
+    assert not (tmp_path / "out" / "classes" / "float8_dynamic.csv").exists()
     assert "fixed-64x96-v1, 1 images" in done.stdout
     assert "\x1b" not in done.stdout + done.stderr  # no colours, no moving bars when piped
     assert "\r" not in done.stderr
+
+
+def test_two_data_sets_are_scored_apart_and_listed_side_by_side(tiny_folder, tmp_path):
+    """Each as if it were alone; the second one's class ids differ from the model's."""
+    ade20k_folder(tmp_path / "roads", "validation", 2)
+    ade20k_folder(tmp_path / "rooms", "validation", 3)
+    (tmp_path / "map.yaml").write_text("map: {" + ", ".join(f"{i}: {149 - i}" for i in range(150)) + "}")
+    common = [
+        "run", "--model", tiny_folder, "--split", "validation", "--protocol", "fixed-64x64-v1",
+        "--methods", "float32,float8_dynamic",
+    ]  # fmt: skip
+    roads, rooms = ["--data", tmp_path / "roads"], ["--data", tmp_path / "rooms"]
+    maps = ["--label-map", "none", "--label-map", tmp_path / "map.yaml"]
+    done = segquant(*common, *roads, *rooms, *maps, "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    alone = {}
+    for name, options in (("roads", roads), ("rooms", [*rooms, *maps[2:]])):
+        segquant(*common, *options, "--output", tmp_path / name / "out")
+        alone[name] = json.loads((tmp_path / name / "out" / "results.json").read_text())
+        assert json.loads((tmp_path / "out" / "data" / name / "manifest.json").read_text())["classes"][0] == "wall"
+    for results in (found, alone):
+        for one in results.values():
+            one["float32"].pop("quantize"), one["float32"].pop("speed")
+    assert found == alone and found["roads"]["float32"] != found["rooms"]["float32"]
+    heading = next(line for line in done.stdout.splitlines() if "roads" in line)
+    assert heading.count("roads") == heading.count("rooms") == 3
+    assert "roads: fixed-64x64-v1, 2 images" in done.stdout and "rooms: fixed-64x64-v1, 3 images" in done.stdout
+    assert done.stdout.count("float8_dynamic is unavailable") == 1
+
+
+def test_two_data_sets_that_cannot_be_told_apart_are_refused(tiny_folder, tmp_path):
+    ade20k_folder(tmp_path / "set", "validation", 1)
+    ade20k_folder(tmp_path / "b" / "set", "validation", 1)
+    both = ["--data", tmp_path / "set", "--data", tmp_path / "b" / "set"]
+    for options, message in (
+        (both, "two data sets are called 'set': rename a folder"),
+        ([*both, *["--label-map", "none"] * 3], "there are 3 label maps for 2 data sets: give one, or one for each"),
+    ):
+        done = segquant("run", "--model", tiny_folder, "--split", "validation", "--output", tmp_path / "out", *options)
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+
+
+def test_fetch_data_knows_what_it_knows(tmp_path):
+    done = segquant("fetch-data", "coco", "--output", tmp_path)
+    assert done.returncode == 2 and done.stderr == "error: data set 'coco' is unknown: choose from ade20k\n"
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -66,7 +117,7 @@ def test_run_on_a_labelled_folder(tiny_folder, tmp_path):
     [
         ({"--methods": "int8,nope"}, "method 'nope' is unknown: choose from float32, bfloat16"),
         ({"--model": "nowhere"}, "model 'nowhere' is not there: give a folder, a hub id"),
-        ({"--data": "nowhere"}, "data source 'nowhere' is not a folder"),
+        ({"--data": "nowhere"}, "data source 'nowhere' is not there: give 'scenes', a labelled folder"),
         ({"--split": "test"}, "scenes has no split 'test'"),
         ({"--protocol": "fixed-1x1-v1"}, "protocol 'fixed-1x1-v1' is unknown"),
         ({"--limit": "0"}, "--limit must be at least 1"),
@@ -122,6 +173,12 @@ def test_export_says_what_it_wrote_or_why_not(tiny_folder, tmp_path):
         done = segquant("export", "--format", "transformers", *arguments)
         assert done.returncode == code and message in done.stdout + done.stderr
         assert (tmp_path / f"out-{layers}").exists() == (code == 0)
+
+
+def test_a_reader_that_leaves_is_no_error():
+    command = f"{sys.executable} -m segquant report --json | head -c 10 > /dev/null; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr == "" and done.returncode in (0, 141)  # 0 where all of it fitted into the pipe
 
 
 def test_report_without_results_says_what_to_do(tmp_path):

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, ade20k_folder
+from PIL import Image
 
 METHODS = ("float32", "float8_dynamic", "int4", "int2")
-ALWAYS = {"baseline", "probe_hardware"}  # asked on every run
+ALWAYS = {"baseline", "data_source", "probe_hardware"}  # asked on every run
 ENV = {
     **os.environ,
     "HF_HUB_OFFLINE": "1",
@@ -161,6 +163,39 @@ def test_a_model_from_elsewhere_that_is_the_same_rebuilds_nothing(clone, tmp_pat
     sh(clone, "git reset -q --hard && dvc checkout -q")
 
 
+def test_a_change_inside_the_data_is_seen_and_nothing_changed_costs_nothing(clone, tmp_path):
+    data = ade20k_folder(ade20k_folder(tmp_path / "set", "training", 3), "validation", 2)
+    params = yaml.safe_load((clone / "params.yaml").read_text())
+    params["data"] |= {"source": str(data), "limit": None}
+    (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    seen = []
+    for change in (None, None, "more", None, "label"):
+        if change == "more":
+            ade20k_folder(data, "validation", 3)
+        if change == "label":
+            label = sorted((data / "annotations/training").iterdir())[0]
+            Image.fromarray(np.full((30, 40), 7, np.uint8)).save(label)
+        output = sh(clone, "dvc repro prepare_shards")
+        manifest = json.loads((clone / "data/shards/manifest.json").read_text())
+        assert ran(output) == ALWAYS - {"baseline"} | ({"prepare_shards"} if change or not seen else set())
+        seen.append((manifest["splits"]["validation"]["images"], manifest["fingerprint"]))
+    assert [images for images, _ in seen] == [2, 2, 3, 3, 3]
+    assert len({fingerprint for _, fingerprint in seen}) == 3
+    sh(clone, "git reset -q --hard && dvc checkout -q")
+
+
+def test_shards_and_artifacts_come_back_from_a_remote(clone, tmp_path):
+    """As README's "Your own data" has it, with a folder for a remote."""
+    before = results(clone) | {str(p): p.read_bytes() for p in (clone / "data/shards").iterdir()}
+    sh(clone, f"dvc remote add -d store {tmp_path / 'store'} && dvc push -q && mv .dvc/cache {tmp_path / 'cache'}")
+    shutil.rmtree(clone / "data/shards")
+    shutil.rmtree(clone / "models/quantized")
+    sh(clone, "dvc pull -q")
+    assert results(clone) | {str(p): p.read_bytes() for p in (clone / "data/shards").iterdir()} == before
+    assert ran(sh(clone, "dvc repro")) == ALWAYS
+    sh(clone, "git reset -q --hard && dvc checkout -q")
+
+
 @pytest.mark.slow
 def test_the_launcher_of_params_starts_the_evaluation(clone):
     before = results(clone)
@@ -194,7 +229,7 @@ def test_a_new_method_is_yaml_and_no_code(clone):
             "error: quant.method 'nope' is unknown: choose one of float32, float8_dynamic, int4, int2",
         ),
         ("eval.batch_size=none", "error: eval.batch_size must be of type int, not 'none'"),
-        ("data.source=nowhere", "error: data source 'nowhere' is not a folder"),
+        ("data.source=nowhere", "error: data source 'nowhere' is not there: give 'scenes', a labelled folder"),
         ("model.source=owner/none", "error: model 'owner/none' is no folder here and the hub gives none"),
         (
             "+quant.methods.bad={weights: int4, layers: [head]}",

@@ -1,5 +1,7 @@
 """The real model on real photographs, against 30 lines of plain PyTorch that share nothing with segquant."""
 
+from itertools import chain
+
 import numpy as np
 import pytest
 import torch
@@ -58,6 +60,28 @@ def test_float32_is_the_plain_figure_and_int8_is_near_it(real, limit, tmp_path):
     print(f"{limit} photographs: plain {wanted:.4f}, float32 {float32:.4f}, int8 {int8:.4f}")
     assert abs(float32 - wanted) < 0.0005
     assert abs(float32 - int8) < 0.003
+
+
+def test_the_metric_on_ade20k_is_an_independent_computation(real, tiny):
+    """All 135 pairs, a random model of 150 classes: class by class, against the PNGs themselves."""
+    root = real / "ADEChallengeData2016"
+    sources = [open_source(str(root), split) for split in ("training", "validation")]
+    found = evaluate(tiny, chain(*map(rows, sources)), 135, num_classes=150, protocol="fixed-128x128-v1", pictures=135)
+    assert found.n_images == len(found.pictures) == 135
+    intersection, predicted, labelled = np.zeros((3, 150))
+    for path in root.glob("annotations/*/*.png"):
+        label, prediction = np.array(Image.open(path)), found.pictures[path.stem]
+        for c in np.union1d(label[label > 0].astype(int) - 1, prediction):
+            is_c, says_c = label == c + 1, (label > 0) & (prediction == c)
+            intersection[c] += (is_c & says_c).sum()
+            labelled[c] += is_c.sum()
+            predicted[c] += says_c.sum()
+    with np.errstate(invalid="ignore"):
+        iou, accuracy = intersection / (labelled + predicted - intersection), intersection / labelled
+    print(f"mIoU {found.scores.mean_iou:.12f}, independent {np.nanmean(iou):.12f}")
+    assert abs(found.scores.mean_iou - np.nanmean(iou)) < 1e-9
+    assert abs(found.scores.mean_accuracy - np.nanmean(accuracy)) < 1e-9
+    assert abs(found.scores.overall_accuracy - intersection.sum() / labelled.sum()) < 1e-9
 
 
 # method: (most points of mIoU lost, most megabytes with 150 classes)

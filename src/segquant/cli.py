@@ -15,6 +15,9 @@ from segquant.entry import run as entry
 from segquant.errors import ConfigError
 from segquant.files import read_json
 
+_DATA = "'scenes', a labelled folder, a zip archive, a folder of Parquet files or a hub id"
+_LABEL_MAP = "YAML file from the model's class ids to the data set's"
+
 
 def cli() -> None:
     """Entry point: exits 0, or 2 with one line for a user's mistake."""
@@ -32,23 +35,32 @@ def cli() -> None:
     scored.add_argument("--model", required=True, help="folder, hub id (owner/name), or https URL of safetensors")
     scored.add_argument("--revision", help="of a hub id: commit, tag or branch")
     scored.add_argument("--sha256", help="of the file behind a URL")
-    scored.add_argument("--data", required=True, help="'scenes', or a folder laid out as ADE20K, Cityscapes or CamVid")
     scored.add_argument("--split", required=True, help="which split to score on, such as val")
-    scored.add_argument("--label-map", help="YAML file from the model's class ids to the data set's")
     scored.add_argument("--protocol", help="aligned-512-v1 or fixed-HxW-v1 (default: params.yaml's)")
     scored.add_argument("--output", required=True, type=Path, help="folder for what is found, made where missing")
 
     run = commands.add_parser("run", parents=[common, scored], help="benchmark a model on a labelled folder, no DVC")
     run.set_defaults(call=_run)
-    run.add_argument("--train-data", help="where methods that calibrate find images (default: --data)")
+    run.add_argument("--data", required=True, action="append", help=f"{_DATA}; given again: another, scored apart")
+    run.add_argument(
+        "--label-map", action="append", help=f"{_LABEL_MAP}; given again: one for each --data in turn, or none"
+    )
+    run.add_argument("--train-data", help="where methods that calibrate find images (default: the first --data)")
     run.add_argument("--train-split", default="train", help="the split of it that they may look at (default: train)")
     run.add_argument("--methods", help="comma list of names under quant.methods (default: all)")
     run.add_argument("--limit", type=int, help="score on the first N images only")
 
     alone = commands.add_parser("sensitivity", parents=[common, scored], help="quantize each layer alone and score it")
     alone.set_defaults(call=_sensitivity)
+    alone.add_argument("--data", required=True, help=_DATA)
+    alone.add_argument("--label-map", help=_LABEL_MAP)
     alone.add_argument("--bits", help="comma list of 2, 3, 4 and 8 (default: params.yaml's)")
     alone.add_argument("--limit", type=int, help="score on the first N images (default: params.yaml's)")
+
+    fetch = commands.add_parser("fetch-data", parents=[common], help="fetch a published data set, verify and unpack it")
+    fetch.set_defaults(call=_fetch_data)
+    fetch.add_argument("name", help="ade20k: Scene Parse 150, 0.97 GB")
+    fetch.add_argument("--output", type=Path, default=Path("data/raw"), help="folder for it (default: data/raw)")
 
     export = commands.add_parser("export", parents=[common], help="write an artifact in a form other programs load")
     export.set_defaults(call=_export)
@@ -69,7 +81,7 @@ def cli() -> None:
 
 def _scored(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments that name a model, labelled data and where results go."""
-    names = ("model", "revision", "sha256", "data", "split", "label_map", "protocol", "output")
+    names = ("model", "revision", "sha256", "data", "split", "protocol", "output")
     return {name: getattr(arguments, name) for name in names}
 
 
@@ -83,6 +95,7 @@ def _run(arguments: argparse.Namespace) -> None:
     results = run(
         config.load(arguments.params),
         **_scored(arguments),
+        label_maps=[None if one == "none" else one for one in arguments.label_map or ["none"]],
         methods=[m.strip() for m in arguments.methods.split(",")] if arguments.methods else None,
         limit=arguments.limit,
         train_data=arguments.train_data,
@@ -91,7 +104,10 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(results, indent=2))
     else:
-        tables.show(results, probe())
+        if len(arguments.data) > 1:
+            tables.show_several(results, probe())
+        else:
+            tables.show(results, probe())
         print(f"Results: {arguments.output / 'results.json'}")
 
 
@@ -106,7 +122,7 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
         chosen["images"] = arguments.limit
     given = {**asdict(params.sensitivity), "bits": list(params.sensitivity.bits), **chosen}
     asked = config.build(config.Sensitivity, given, "sensitivity")
-    found = layers(params, asked, **_scored(arguments))
+    found = layers(params, asked, label_map=arguments.label_map, **_scored(arguments))
     if arguments.json:
         print(json.dumps(found, indent=2))
         return
@@ -115,6 +131,13 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
     for row in worst:
         print(f"{row['module']:60} {row['bits']:4} {row['mean_iou_loss']:5.2f} {row['snr_db'] or math.inf:7.1f}")
     print(f"The ten worst of {len(found)}, in points of mIoU; all: {arguments.output / 'sensitivity.csv'}")
+
+
+def _fetch_data(arguments: argparse.Namespace) -> None:
+    from segquant.data.fetch import fetch
+
+    folder = fetch(arguments.name, arguments.output)
+    print(json.dumps({"source": str(folder)}) if arguments.json else f"{folder}: what data.source and --data take")
 
 
 def _export(arguments: argparse.Namespace) -> None:

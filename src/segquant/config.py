@@ -58,14 +58,37 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Columns:
+    """Of a table: which one holds images and which one labels."""
+
+    image: str = "image"
+    annotation: str = "annotation"
+
+
+@dataclass(frozen=True)
 class Data:
+    """A labelled data set and how it is read; what is None is as its layout has it."""
+
     source: str
+    revision: str | None = None
+    configuration: str | None = None
+    columns: Columns = Columns()
+    images: str | None = None
+    annotations: str | None = None
+    classes: str | None = None
+    reduce_labels: bool | None = None
+    ignore: tuple[int, ...] | None = _at_least(0, default=None)
     train_split: str = "train"
     validation_split: str = "validation"
     limit: int | None = _at_least(1, default=None)
+    shard_mb: float = _at_least(0.1, default=4.0)
     label_map: str | None = None
 
     def __post_init__(self) -> None:
+        if (self.images is None) != (self.annotations is None):
+            raise ConfigError("data.images and data.annotations are two patterns of one pair: give both or none")
+        if self.ignore and max(self.ignore) > 255:
+            raise ConfigError(f"data.ignore has {max(self.ignore)}: labels hold 0 to 255")
         if self.label_map and not self.label_map.startswith(LABEL_MAPS):
             raise ConfigError(f"data.label_map '{self.label_map}' must lie in {LABEL_MAPS}, where DVC sees its changes")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 
@@ -16,10 +17,17 @@ def setup_logging(verbose: bool = False) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main`; exit 2 with one line for a SegquantError or an OSError, 130 when interrupted."""
+    """Call `main`; exit 2 with one line for a SegquantError or an OSError, 130 when interrupted.
+
+    141, and no line, when the reader of its output has left, as `head` does.
+    """
     setup_logging("--verbose" in sys.argv)
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes when it ends
+        sys.exit(141)
     except SegquantError as error:
         sys.exit(_fail(f"error: {' '.join(str(error).split())}", 2))
     except OSError as error:  # a full disk, a folder that may not be written

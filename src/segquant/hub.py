@@ -1,4 +1,4 @@
-"""Where a model's files are: in a folder, on the Hugging Face hub, or behind an https URL."""
+"""Where the files of a model are (a folder, the Hugging Face hub, an https URL), and those of a data set on the hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import urllib.error
 from http.client import HTTPException
 from pathlib import Path
 
-from segquant.errors import ConfigError, ModelError
+from segquant.errors import ConfigError, DataError, ModelError
 from segquant.files import replacing
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,22 @@ def locate(source: str | Path, revision: str | None = None, sha256: str | None =
     raise ModelError(f"model '{source}' is not there: give a folder, a hub id (owner/name) or an https URL")
 
 
+def data_snapshot(name: str, revision: str | None = None, configuration: str | None = None) -> Path:
+    """The local folder of a data set's Parquet files on the hub, of one `configuration` (folder) or all.
+
+    Raises DataError when the hub gives none.
+    """
+    from huggingface_hub import snapshot_download
+
+    patterns = [f"{configuration}/**" if configuration else "**.parquet"]
+    try:
+        folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=patterns))
+    except Exception as error:  # the hub, its cache and the network raise many types
+        raise DataError(f"data source '{name}' is nothing here and the hub gives none: {_line(error)}") from error
+    _say_revision(name, revision, folder.name, "data.revision")
+    return folder
+
+
 def files(folder: Path) -> list[Path]:
     """A model's files in `folder`: what lies beside the weights, and the weights, as safetensors if there are any.
 
@@ -57,16 +73,22 @@ def _snapshot(name: str, revision: str | None) -> Path:
         try:
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*BESIDE, weights]))
         except Exception as error:  # the hub, its cache and the network raise many types
-            reason = " ".join(str(error).split())[:200]
-            raise ModelError(f"model '{name}' is no folder here and the hub gives none: {reason}") from error
+            raise ModelError(f"model '{name}' is no folder here and the hub gives none: {_line(error)}") from error
         if (folder / weights).is_file():
             break
-    commit = folder.name
+    _say_revision(name, revision, folder.name, "model.revision")
+    return folder
+
+
+def _say_revision(name: str, revision: str | None, commit: str, key: str) -> None:
     if revision is None:
-        log.warning("%s is taken at its newest, %s: set model.revision to that to keep it", name, commit)
+        log.warning("%s is taken at its newest, %s: set %s to that to keep it", name, commit, key)
     else:
         log.info("%s at revision %s is commit %s", name, revision, commit)
-    return folder
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _download(url: str, sha256: str | None) -> Path:
@@ -87,7 +109,7 @@ def _download(url: str, sha256: str | None) -> Path:
                 _beside(f"{url.split('?')[0].rsplit('/', 1)[0]}/{name}", part / name, name == "config.json")
             download_url_to_file(url, str(part / WEIGHTS[0]), hash_prefix=sha256, progress=sys.stderr.isatty())
     except (OSError, RuntimeError, ValueError, HTTPException) as error:  # RuntimeError: a wrong hash
-        raise ModelError(f"model '{url}' cannot be fetched: {' '.join(str(error).split())[:200]}") from error
+        raise ModelError(f"model '{url}' cannot be fetched: {_line(error)}") from error
     return folder
 
 

@@ -31,11 +31,17 @@ class _Lines(tqdm):
         return lambda text: None
 
 
-def progress(*, total: int, desc: str, unit: str, initial: int = 0, every: float = 30.0, quiet: bool = False) -> Any:
-    """A context manager with `update(n)` and `set_postfix`; a line each `every` seconds when piped; none if `quiet`."""
+def progress(
+    *, total: int, desc: str, unit: str, initial: int = 0, every: float = 30.0, quiet: bool = False, scale: bool = False
+) -> Any:
+    """A context manager with `update(n)` and `set_postfix`; a line each `every` seconds when piped; none if `quiet`.
+
+    `scale` writes k, M and G.
+    """
     terminal = sys.stderr.isatty()
     kind = tqdm if terminal else _Lines
     return kind(
-        total=total, desc=desc, unit=unit, initial=initial, disable=quiet, dynamic_ncols=terminal, smoothing=0.1,
+        total=total, desc=desc, unit=unit, initial=initial, disable=quiet, unit_scale=scale,
+        dynamic_ncols=terminal, smoothing=0.1,
         mininterval=0.2 if terminal else every, maxinterval=10 if terminal else every, miniters=None if terminal else 1,
     )  # fmt: skip

@@ -6,21 +6,22 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from segquant import models
-from segquant.config import Params, Recipe, Sensitivity, check_protocol
+from segquant.config import Data, Params, Recipe, Sensitivity, check_protocol
 from segquant.data.calibration import calibration_batch, spread
 from segquant.data.label_map import load_label_map
-from segquant.data.shards import open_shards, write_shards
+from segquant.data.shards import Shard, open_shards, write_shards
 from segquant.data.sources import open_source, rows
-from segquant.errors import DataError, SegquantError
+from segquant.errors import ConfigError, DataError, SegquantError
 from segquant.evaluation.reference import write_reference
-from segquant.evaluation.score import score
+from segquant.evaluation.score import classes_csv, score
 from segquant.evaluation.sensitivity import sensitivity, to_csv
 from segquant.evaluation.shardwise import kept
 from segquant.files import read_json, write_json, write_text
@@ -35,62 +36,115 @@ def run(
     model: str,
     revision: str | None = None,
     sha256: str | None = None,
-    data: str,
+    data: Sequence[str],
     split: str,
     output: Path,
     methods: list[str] | None = None,
-    label_map: str | None = None,
+    label_maps: Sequence[str | None] = (None,),
     protocol: str | None = None,
     limit: int | None = None,
     train_data: str | None = None,
     train_split: str = "train",
 ) -> dict[str, dict[str, Any]]:
-    """Quantize, evaluate and time each method; write artifacts, manifest.json and results.json to `output`.
+    """Quantize, evaluate and time each method; write artifacts, manifest.json, classes/METHOD.csv and results.json to
+    `output`.
 
     `model`, `revision` and `sha256` are as `hub.locate` takes them, `methods` names under quant.methods
     (None: all); `protocol` None is params.yaml's. Methods that calibrate do so on `train_split` of
-    `train_data` (None: `data`), without its labels. Everything that can be wrong with the input is looked at
-    before the first method is built. Gives {method: accuracy keys, `quantize` and `speed`}.
+    `train_data` (None: the first of `data`), without its labels. Each of `data` is scored apart; `label_maps`
+    has one for each or one for all. Everything that can be wrong with the input is looked at before the first
+    method is built. Gives {method: accuracy keys, `quantize` and `speed`}, of several data sets {name: that}.
     """
     recipes = params.quant.choose(methods)
     protocol = check_protocol(protocol or params.protocol)
     model = str(locate(model, revision, sha256))
     device = models.device(params.eval.device)
-    source = open_source(data, split, limit)
+    sets = _data_sets(params.data, data, label_maps, split, limit, output)
     baseline = models.load(model)
-    load_label_map(label_map, baseline.config.num_labels, source.classes)
+    for one in sets.values():
+        load_label_map(one.label_map, baseline.config.num_labels, one.source.classes)
     for recipe in recipes.values():
         plan(baseline, recipe)
-    images = _calibration(recipes, train_data or data, train_split, model, protocol)
-    manifest = write_shards({split: source}, output / "shards")
-    if not manifest["splits"][split]["class_pixels"]:
-        shutil.rmtree(output / "shards")
-        raise DataError(f"{data} has no labelled pixel in split '{split}': every one is to be ignored")
-    write_json(output / "manifest.json", manifest)
-
-    shards, partial = open_shards(output / "shards", split), output / "partial"
-    write_reference(
-        model, shards, output / "reference", protocol=protocol, settings=params.eval, partial=partial / "reference"
-    )
+    train = replace(params.data, source=train_data or data[0])
+    images = _calibration(recipes, train, train_split, model, protocol)
+    partial = output / "partial"
+    for name, one in sets.items():
+        one.prepare(int(1e6 * params.data.shard_mb))
+        write_reference(
+            model, one.shards, one.folder / "reference", protocol=protocol, settings=params.eval,
+            partial=partial / name / "reference",
+        )  # fmt: skip
     float32 = output / "float32"
     if "float32" not in recipes:  # speed is told against it
         build(model, Recipe("float32"), float32, device)
-    results = {}
+    results: dict[str, dict[str, Any]] = {name: {} for name in sets}
     with kept(partial):
         for method, recipe in recipes.items():
             built = build(model, recipe, output / method, device, images.get(recipe.calibration_images))
-            results[method], _ = score(
-                output / method, shards, manifest["classes"], protocol=protocol, reference=output / "reference",
-                label_map=label_map, settings=replace(params.eval, pictures=0), partial=partial / method, name=method,
-            )  # fmt: skip
-            if "unavailable" not in built:
-                results[method]["quantize"] = built
-    write_json(output / "results.json", results)  # kept should timing fail
-    for method, result in results.items():
-        if "unavailable" not in result:
-            result["speed"] = _speed(output / method, float32, params)
-    write_json(output / "results.json", results)
-    return results
+            for name, one in sets.items():
+                result, evaluation = score(
+                    output / method, one.shards, one.source.classes, protocol=protocol,
+                    reference=one.folder / "reference", label_map=one.label_map,
+                    settings=replace(params.eval, pictures=0), partial=partial / name / method, name=method,
+                )  # fmt: skip
+                if evaluation:
+                    text = classes_csv(evaluation, one.source.classes)
+                    write_text(one.folder / "classes" / f"{method}.csv", text)
+                results[name][method] = result if "unavailable" in built else {**result, "quantize": built}
+    found = results if len(sets) > 1 else next(iter(results.values()))
+    write_json(output / "results.json", found)  # kept should timing fail
+    for method in recipes:
+        measured = [one[method] for one in results.values() if "unavailable" not in one[method]]
+        if measured:
+            speed = _speed(output / method, float32, params)
+            for result in measured:
+                result["speed"] = speed
+    write_json(output / "results.json", found)
+    return found
+
+
+@dataclass(frozen=True)
+class _DataSet:
+    """One of those that a run scores on, and the folder for what is made of it."""
+
+    data: str
+    source: Any
+    split: str
+    label_map: str | None
+    folder: Path
+
+    @property
+    def shards(self) -> list[Shard]:
+        return open_shards(self.folder / "shards", self.split)
+
+    def prepare(self, shard_bytes: int) -> None:
+        manifest = write_shards({self.split: self.source}, self.folder / "shards", shard_bytes)
+        if not manifest["splits"][self.split]["class_pixels"]:
+            shutil.rmtree(self.folder / "shards")
+            raise DataError(f"{self.data} has no labelled pixel in split '{self.split}': every one is to be ignored")
+        write_json(self.folder / "manifest.json", manifest)
+
+
+def _data_sets(
+    params: Data, data: Sequence[str], label_maps: Sequence[str | None], split: str, limit: int | None, output: Path
+) -> dict[str, _DataSet]:
+    """By name, the last part of each one's path; a single one is kept in `output` itself."""
+    if len(label_maps) not in (1, len(data)):
+        raise ConfigError(
+            f"there are {len(label_maps)} label maps for {len(data)} data sets: give one, or one for each"
+        )
+    names = [Path(one).resolve().name if Path(one).exists() else one.replace("/", "-") for one in data]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise ConfigError(f"two data sets are called '{twice}': rename a folder, as results are told by its name")
+    maps = list(label_maps) * (len(data) if len(label_maps) == 1 else 1)
+    return {
+        name: _DataSet(
+            one, open_source(replace(params, source=one), split, limit), split, label_map,
+            output if len(data) == 1 else output / "data" / name,
+        )
+        for name, one, label_map in zip(names, data, maps)
+    }  # fmt: skip
 
 
 def layers(
@@ -111,7 +165,7 @@ def layers(
 
     protocol = check_protocol(protocol or params.protocol)
     folder = locate(model, revision, sha256)
-    source = open_source(data, split, asked.images)
+    source = open_source(replace(params.data, source=data), split, asked.images)
     loaded = models.load(folder).to(models.device(params.eval.device))
     found = sensitivity(
         loaded, list(rows(source)), asked, num_classes=len(source.classes), protocol=protocol,
@@ -124,7 +178,7 @@ def layers(
 
 
 def _calibration(
-    recipes: dict[str, Recipe], data: str, split: str, model: str, protocol: str
+    recipes: dict[str, Recipe], data: Data, split: str, model: str, protocol: str
 ) -> dict[int, torch.Tensor]:
     """The images that recipes calibrate on, by how many they want; nothing is opened where none does."""
     wanted = {recipe.calibration_images for recipe in recipes.values()} - {0}

@@ -1,6 +1,11 @@
+from fractions import Fraction
+from math import floor
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from transformers import SegformerImageProcessorPil
 
@@ -30,13 +35,55 @@ def test_fixed_squashes_to_height_by_width():
     assert protocols.resize(image, "fixed-64x96-v1").size == (96, 64)
 
 
-def test_fixed_512_is_the_image_processors_own():
+def photographs(real=None):
     rng = np.random.default_rng(0)
-    image = Image.fromarray(rng.integers(0, 256, (375, 500, 3), dtype=np.uint8))
-    processor = SegformerImageProcessorPil(do_reduce_labels=False)
+    yield Image.fromarray(rng.integers(0, 256, (375, 500, 3), dtype=np.uint8))
+    yield Image.fromarray(rng.integers(0, 256, (700, 333, 3), dtype=np.uint8))
+    for path in sorted((real / "ADEChallengeData2016/images/validation").iterdir()) if real else ():
+        yield Image.open(path).convert("RGB")
+
+
+@pytest.mark.parametrize("which", ["made up", "real"])
+@pytest.mark.parametrize(("height", "width"), [(512, 512), (384, 512), (256, 256), (97, 1000)])
+def test_fixed_is_the_image_processors_own_to_the_last_bit(which, height, width, request):
+    real = request.getfixturevalue("real") if which == "real" else None
+    processor = SegformerImageProcessorPil(do_reduce_labels=False, size={"height": height, "width": width})
+    for image in photographs(real):
+        wanted = processor(image, return_tensors="pt")["pixel_values"][0]
+        assert torch.equal(protocols.normalize(protocols.resize(image, f"fixed-{height}x{width}-v1")), wanted)
+
+
+@pytest.mark.parametrize("size", [(640, 512), (512, 1024), (1280, 1024)])
+def test_aligned_is_the_image_processors_own_where_one_resize_does(size):
+    """Where the rescaled sides are multiples of 32 already."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    ((width, height),) = set(protocols.resize_steps("aligned-512-v1", *size))
+    processor = SegformerImageProcessorPil(do_reduce_labels=False, size={"height": height, "width": width})
     wanted = processor(image, return_tensors="pt")["pixel_values"][0]
-    ours = protocols.normalize(protocols.resize(image, "fixed-512x512-v1"))
-    assert torch.equal(ours, wanted) or (ours - wanted).abs().max() < 1e-6
+    assert torch.equal(protocols.normalize(protocols.resize(image, "aligned-512-v1")), wanted)
+
+
+def described(width, height):
+    """The official protocol in exact arithmetic: the largest size of the same shape inside 2048x512 (the long side
+    at most 2048, the short one at most 512), to whole pixels; then each side up to a multiple of 32."""
+    long, short = max(width, height), min(width, height)
+    scale = min(Fraction(2048, long), Fraction(512, short))
+    rescaled = [floor(side * scale + Fraction(1, 2)) for side in (width, height)]
+    return rescaled, [side if side % 32 == 0 else side + 32 - side % 32 for side in rescaled]
+
+
+@given(st.integers(16, 5000), st.integers(16, 5000))
+def test_aligned_is_what_the_paper_describes(width, height):
+    found = protocols.resize_steps("aligned-512-v1", width, height)
+    rescaled, aligned = described(width, height)
+    assert [list(step) for step in found] == [rescaled, aligned]
+
+
+def test_aligned_resizes_twice_as_the_official_code_does():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (375, 500, 3), dtype=np.uint8))
+    rescaled, aligned = described(500, 375)
+    wanted = image.resize(rescaled, Image.Resampling.BILINEAR).resize(aligned, Image.Resampling.BILINEAR)
+    assert protocols.resize(image, "aligned-512-v1").tobytes() == wanted.tobytes()
 
 
 @pytest.mark.parametrize("name", ["aligned", "fixed-0x512-v1", "fixed-512x512", "fixed-512x512-v2", ""])

@@ -85,8 +85,8 @@ def _break(tmp_path, what):
     ("what", "message"),
     [
         ("no label", "a.png has no label"),
-        ("sizes", "valannot/a.png is 4x4 but its image a.png is 3x2"),
-        ("id", "valannot/a.png holds class id 60, but the layout has 11 classes"),
+        ("sizes", "valannot/a.png is 4x4 but its image "),
+        ("id", "valannot/a.png holds class id 60, but there are 11 classes"),
         ("rgb label", "valannot/a.png is a RGB image: a label must be 8-bit"),
         ("truncated image", "val/a.png is not a readable image"),
         ("empty image", "val/a.png is not a readable image"),
@@ -103,7 +103,7 @@ def test_a_broken_pair_is_named(tmp_path, what, message):
 
 
 def test_missing_folders_and_splits(tmp_path):
-    with pytest.raises(DataError, match="is not a folder"):
+    with pytest.raises(DataError, match="is not there: give 'scenes', a labelled folder"):
         open_source(str(tmp_path / "none"), "val")
     with pytest.raises(DataError, match="has no split 'val' in a layout known here"):
         open_source(str(tmp_path), "val")

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segquant.data.images import IGNORE, decode_annotation
-from segquant.errors import DataError
+from segquant.errors import DataError, SegquantError
 from segquant.files import read_json, replacing, sha256, write_json
 from segquant.progress import progress
 
@@ -28,21 +28,24 @@ SCHEMA = pa.schema(
         ("height", pa.int32()),
     ]
 )
-SHARD_BYTES = 4_000_000  # some 40 photographs: what a killed evaluation loses at most, and what processes share
+SHARD_BYTES = 4_000_000
 
 
 def write_shards(sources: dict[str, Any], folder: str | Path, shard_bytes: int = SHARD_BYTES) -> dict[str, Any]:
     """Write `{split: source}` as `SPLIT-NNNNN-of-NNNNN.parquet` with `manifest.json`; give back the manifest.
 
     Images keep their original bytes. Memory holds one shard at a time. The folder exists whole or
-    not at all. Raises DataError from a broken source.
+    not at all. Raises DataError from a broken source, SegquantError when the disk is full.
     """
-    with replacing(folder) as part:
-        part.mkdir()
-        splits = {split: _write_split(source, split, part, shard_bytes) for split, source in sources.items()}
-        first = next(iter(sources.values()))
-        manifest = make_manifest(first.classes, splits)
-        write_json(part / "manifest.json", manifest)
+    try:
+        with replacing(folder) as part:
+            part.mkdir()
+            splits = {split: _write_split(source, split, part, shard_bytes) for split, source in sources.items()}
+            first = next(iter(sources.values()))
+            manifest = make_manifest(first.classes, splits)
+            write_json(part / "manifest.json", manifest)
+    except OSError as error:  # of files that are read a source says itself which
+        raise SegquantError(f"cannot write {folder}: {error.strerror or error}") from error
     return manifest
 
 

@@ -1,4 +1,4 @@
-"""Where labelled images come from: the built-in scenes or a folder.
+"""Where labelled images come from: the built-in scenes, a folder, a zip archive, Parquet, or the hub.
 
 A source has a length, `[i]` gives a shard row (`id`, `image` and `annotation` as encoded bytes,
 `width`, `height`), and `classes` names its class ids. Annotations leave here as PNGs of uint8 class
@@ -8,18 +8,36 @@ ids at the image's own size with 255 for ignored pixels, whatever the layout sto
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
+from segquant.config import Data
 from segquant.data import classes, scenes
-from segquant.data.images import IGNORE, decode_image
-from segquant.errors import DataError
+from segquant.data.images import IGNORE, Pair, decode_label, image_size
+from segquant.data.layouts import KNOWN, Layout, matching, recognise
+from segquant.data.tables import is_table, open_table
+from segquant.data.tree import Archive, Folder, open_tree
+from segquant.errors import ConfigError, DataError
+from segquant.hub import HUB_ID, data_snapshot
 
-_IMAGES = {".jpg", ".jpeg", ".png"}
+# What is known of data sets on the hub: where it is not said otherwise, they are read so.
+HUB = {
+    "zhoubolei/scene_parse_150": {
+        "revision": "refs/convert/parquet", "configuration": "scene_parsing", "classes": "ade20k",
+        "reduce_labels": True,
+    },
+}  # fmt: skip
+CLASSES = {"ade20k": classes.ADE20K, "cityscapes": classes.CITYSCAPES, "camvid": classes.CAMVID}
+
+
+class Pairs(Protocol):
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Pair: ...
 
 
 @dataclass(frozen=True)
@@ -41,118 +59,139 @@ class Scenes:
 
 
 @dataclass(frozen=True)
-class Folder:
-    """Image and label files; `lookup` (256,) maps the stored label values to class ids."""
+class Files:
+    """Pairs of files in a folder or an archive."""
 
-    pairs: Sequence[tuple[Path, Path]]
+    tree: Folder | Archive
+    layout: Layout
+
+    def __len__(self) -> int:
+        return len(self.layout.pairs)
+
+    def __getitem__(self, index: int) -> Pair:
+        name, image, label = self.layout.pairs[index]
+        read, where = self.tree.read, self.tree.where
+        return Pair(name, read(image), read(label), where(image), where(label))
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The first `size` of `pairs`; `lookup` (256,) maps the stored label values to class ids."""
+
+    pairs: Pairs
+    size: int
     classes: Sequence[str]
     lookup: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return self.size
 
     def __getitem__(self, index: int) -> dict:
-        image_path, label_path = self.pairs[index]
-        data = image_path.read_bytes()
-        width, height = decode_image(data, str(image_path)).size
-        labels = self.lookup[_read_label(label_path)]
+        if not 0 <= index < self.size:
+            raise IndexError(index)
+        pair = self.pairs[index]
+        width, height = image_size(pair.image, pair.image_name)
+        labels = self.lookup[decode_label(pair.label, pair.label_name)]
         if labels.shape != (height, width):
             raise DataError(
-                f"{label_path} is {labels.shape[1]}x{labels.shape[0]} but its image {image_path.name} is "
+                f"{pair.label_name} is {labels.shape[1]}x{labels.shape[0]} but its image {pair.image_name} is "
                 f"{width}x{height}: they must be of one size"
             )
         bad = np.setdiff1d(labels[labels != IGNORE], np.arange(len(self.classes)))
         if bad.size:
-            raise DataError(f"{label_path} holds class id {bad[0]}, but the layout has {len(self.classes)} classes")
+            raise DataError(
+                f"{pair.label_name} holds class id {bad[0]}, but there are {len(self.classes)} classes: see "
+                "data.classes, data.ignore and data.reduce_labels"
+            )
         encoded = io.BytesIO()
         Image.fromarray(labels).save(encoded, "PNG", compress_level=3)
-        return {
-            "id": image_path.stem,
-            "image": data,
-            "annotation": encoded.getvalue(),
-            "width": width,
-            "height": height,
-        }
+        return {"id": pair.id, "image": pair.image, "annotation": encoded.getvalue(), "width": width, "height": height}
 
 
-def open_source(spec: str, split: str, limit: int | None = None) -> Scenes | Folder:
-    """Open one split of `scenes` or of a folder, at most `limit` images of it.
+def open_source(data: str | Data, split: str, limit: int | None = None) -> Scenes | Labelled:
+    """Open one split of what `data` names (a string: its source), at most `limit` images of it.
 
-    Raises DataError when there is no such split, no pair, or no known layout.
+    Raises DataError when there is no such data, split or pair, ConfigError when it is not said how to read it.
     """
-    if spec == "scenes":
+    data = Data(data) if isinstance(data, str) else data
+    if data.source == "scenes":
         if split not in scenes.SIZES:
             raise DataError(f"scenes has no split '{split}': choose one of {', '.join(scenes.SIZES)}")
         return Scenes(split, min(scenes.SIZES[split], limit or scenes.SIZES[split]))
-    root = Path(spec)
-    if not root.is_dir():
-        raise DataError(f"data source '{spec}' is not a folder: give 'scenes' or the path of a labelled folder")
-    for layout in (_ade, _cityscapes, _camvid):
-        found = layout(root, split)
-        if found is not None:
-            images, label_of, names, lookup = found
-            return Folder(_pairs(images, label_of, limit), names, lookup)
-    raise DataError(
-        f"{spec} has no split '{split}' in a layout known here: images/{split} with annotations/{split} (ADE20K), "
-        f"leftImg8bit/{split} with gtFine/{split} (Cityscapes), or {split} with {split}annot (CamVid)"
-    )
+    data, path = find(data)
+    if path.is_dir() and is_table(path, data):
+        pairs, layout = open_table(path, split, data), None
+    else:
+        pairs = _files(path, split, data)
+        layout = pairs.layout
+    names = _classes(data, layout)
+    lookup = _lookup(data, layout)
+    return Labelled(pairs, min(len(pairs), limit or len(pairs)), names, lookup)
 
 
-def rows(source: Scenes | Folder) -> Iterator[dict]:
+def rows(source: Scenes | Labelled) -> Iterator[dict]:
     """The rows of a source in order."""
     return (source[i] for i in range(len(source)))
 
 
-def _read_label(path: Path) -> np.ndarray:
+def find(data: Data) -> tuple[Data, Path]:
+    """Where the data are on this machine, fetched from the hub if need be, and how they are read."""
+    path = Path(data.source)
+    if path.exists():
+        if path.is_file() and path.suffix.lower() != ".zip":
+            raise DataError(f"data source '{path}' is a file: give a folder, a zip archive or a hub id")
+        return data, path
+    if not HUB_ID.fullmatch(data.source):
+        raise DataError(
+            f"data source '{data.source}' is not there: give 'scenes', a labelled folder, a zip archive or a hub id "
+            "(owner/name)"
+        )
+    known = HUB.get(data.source, {})
+    data = replace(data, **{key: value for key, value in known.items() if getattr(data, key) is None})
+    return data, data_snapshot(data.source, data.revision, data.configuration)
+
+
+def _files(path: Path, split: str, data: Data) -> Files:
+    tree = open_tree(path)
+    if data.images:
+        return Files(tree, matching(tree, split, data.images, data.annotations))
+    layout = recognise(tree, split)
+    if layout is None:
+        raise DataError(
+            f"{path} has no split '{split}' in a layout known here: {KNOWN}; for another one give data.images and "
+            "data.annotations"
+        )
+    return Files(tree, layout)
+
+
+def _classes(data: Data, layout: Layout | None) -> Sequence[str]:
+    """The names of the classes, by data.classes or else as the layout has them."""
+    if data.classes is None:
+        if layout is None or not layout.classes:
+            raise ConfigError(
+                f"{data.source} does not name its classes: give data.classes, one of {', '.join(CLASSES)} or a text "
+                "file with a name a line"
+            )
+        return layout.classes
+    if data.classes in CLASSES:
+        return CLASSES[data.classes]
     try:
-        with Image.open(path) as image:
-            if image.mode not in ("L", "P"):
-                raise DataError(f"{path} is a {image.mode} image: a label must be 8-bit with one class id a pixel")
-            return np.array(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path} is not a readable label ({error})") from error
+        names = [line.strip() for line in Path(data.classes).read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"data.classes '{data.classes}' is none of {', '.join(CLASSES)} and no text file with a name a line"
+        ) from error
+    if not 0 < len(names) <= IGNORE:
+        raise ConfigError(f"data.classes '{data.classes}' names {len(names)} classes: 1 to {IGNORE} work")
+    return names
 
 
-def _pairs(folder: Path, label_of: Callable[[Path], Path], limit: int | None) -> tuple[tuple[Path, Path], ...]:
-    images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _IMAGES)
-    if not images:
-        raise DataError(f"{folder} has no images")
-    names: dict[str, Path] = {}
-    for image in images:
-        if names.setdefault(image.stem, image) != image:
-            raise DataError(f"{image} and {names[image.stem]} have one name, and so one label: rename one")
-    pairs = tuple((image, label_of(image)) for image in images[:limit])
-    for image, label in pairs:
-        if not label.is_file():
-            raise DataError(f"{image} has no label: {label} does not exist")
-    return pairs
-
-
-def _ade(root: Path, split: str):
-    split = {"train": "training", "val": "validation"}.get(split, split)
-    images, labels = root / "images" / split, root / "annotations" / split
-    if not (images.is_dir() and labels.is_dir()):
-        return None
-    lookup = (np.arange(256) - 1).astype(np.uint8)  # 0 = other becomes 255 = ignore
-    return images, lambda p: labels / f"{p.stem}.png", classes.ADE20K, lookup
-
-
-def _cityscapes(root: Path, split: str):
-    images, labels = root / "leftImg8bit" / split, root / "gtFine" / split
-    if not (images.is_dir() and labels.is_dir()):
-        return None
-
-    def label(image: Path) -> Path:
-        stem = image.stem.removesuffix("_leftImg8bit")
-        return labels / image.parent.name / f"{stem}_gtFine_labelTrainIds.png"
-
-    return images, label, classes.CITYSCAPES, np.arange(256).astype(np.uint8)
-
-
-def _camvid(root: Path, split: str):
-    images, labels = root / split, root / f"{split}annot"
-    if not (images.is_dir() and labels.is_dir()):
-        return None
-    lookup = np.arange(256).astype(np.uint8)
-    lookup[11] = IGNORE
-    return images, lambda p: labels / f"{p.stem}.png", classes.CAMVID, lookup
+def _lookup(data: Data, layout: Layout | None) -> np.ndarray:
+    """Class ids uint8 (256,) of the values that labels store; 255 for those that do not count."""
+    layout = layout or Layout((), ())
+    reduce = layout.reduce_labels if data.reduce_labels is None else data.reduce_labels
+    table = np.arange(256)
+    if reduce:
+        table = (table - 1) % 256  # 0 becomes 255
+    table[list(layout.ignore if data.ignore is None else data.ignore)] = IGNORE
+    return table.astype(np.uint8)

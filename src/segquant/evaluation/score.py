@@ -30,7 +30,7 @@ from segquant.quant.tensors import CASTS
 def score(
     artifact: str | Path,
     shards: Sequence[Shard],
-    classes: list[str],
+    classes: Sequence[str],
     *,
     protocol: str,
     reference: str | Path,
@@ -95,7 +95,7 @@ def score(
 def write_scores(
     metrics: dict[str, Any],
     result: Evaluation | None,
-    classes: list[str],
+    classes: Sequence[str],
     metrics_path: str | Path,
     classes_path: str | Path,
     pictures_folder: str | Path,
@@ -105,11 +105,7 @@ def write_scores(
     The pictures' folder gets a copy of the metrics, so that the report can depend on one folder for
     whatever methods there are.
     """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["id", "name", "pixels", "iou", "accuracy"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(class_rows(result, classes))
-    write_text(classes_path, text.getvalue())
+    write_text(classes_path, classes_csv(result, classes))
     with replacing(pictures_folder) as part:
         part.mkdir()
         for name, prediction in (result.pictures if result else {}).items():
@@ -120,7 +116,16 @@ def write_scores(
     write_json(metrics_path, metrics)
 
 
-def class_rows(result: Evaluation | None, classes: list[str]) -> list[dict[str, Any]]:
+def classes_csv(result: Evaluation | None, classes: Sequence[str]) -> str:
+    """A line for each of `class_rows`, under a heading."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["id", "name", "pixels", "iou", "accuracy"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(class_rows(result, classes))
+    return text.getvalue()
+
+
+def class_rows(result: Evaluation | None, classes: Sequence[str]) -> list[dict[str, Any]]:
     """Every class that occurs or is predicted: id, name, labelled pixels, IoU, accuracy (None where undefined)."""
     if result is None:
         return []

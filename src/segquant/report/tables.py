@@ -162,6 +162,34 @@ def show(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | None = N
         console.print(note, style="dim", highlight=False, soft_wrap=True)
 
 
+def show_several(found: dict[str, dict[str, dict[str, Any]]], hardware: dict[str, Any] | None = None) -> None:
+    """Print {data set: results} side by side: each one's accuracy, then what they have in common."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.width, 200))
+    first = next(iter(found.values()))
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    apart, common = ("mean_iou", "loss_points", "agreement"), ("size_mb", "compression", "latency_ms", "speedup")
+    headings = {name: heading for name, heading, _, _ in COLUMNS}
+    for name in found:
+        for column in apart:
+            table.add_column(f"{name}\n{headings[column]}", justify="right")
+    for column in common:
+        table.add_column(f"\n{headings[column]}", justify="right")
+    at = {name: i for i, (name, *_) in enumerate(COLUMNS)}
+    for method in measured(first):
+        rows = [cells(results, method) for results in found.values()]
+        table.add_row(method, *(row[at[c]] for row in rows for c in apart), *(rows[0][at[c]] for c in common))
+    console.print(table)
+    _show_speed(console, first)
+    notes = {name: footnotes(results, hardware) for name, results in found.items()}
+    common_notes = [note for note in notes[next(iter(found))] if all(note in some for some in notes.values())]
+    own = [f"{name}: {note}" for name, some in notes.items() for note in some if note not in common_notes]
+    for note in own + common_notes:
+        console.print(note, style="dim", highlight=False, soft_wrap=True)
+
+
 def _show_speed(console: Console, results: dict[str, dict[str, Any]]) -> None:
     """The lanes, where there are more than the table above tells of."""
     rows = speed_rows(results)

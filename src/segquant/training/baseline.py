@@ -41,10 +41,10 @@ def make_baseline(params: Params, output: str | Path, checkpoint: str | Path, co
     """Train, save to the folder `output` (whole or not at all), and write metrics.json and README.md into it."""
     options, data = params.train, params.data
     device = models.device(params.eval.device)
-    source = open_source(data.source, data.train_split, options.images)
+    source = open_source(data, data.train_split, options.images)
     torch.manual_seed(options.seed)
     model = train(models.new_segformer_b0(source.classes), source, options, device, Path(checkpoint))
-    validation = open_source(data.source, data.validation_split, options.validation_images)
+    validation = open_source(data, data.validation_split, options.validation_images)
     with replacing(output) as part:
         models.save(model, part, torch.float16, size=options.phases[-1].crop)
         result = evaluate(

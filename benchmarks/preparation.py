@@ -1,0 +1,52 @@
+"""Time and peak memory of preparing shards, each number of images in a process of its own.
+
+python benchmarks/preparation.py --images 2000 20000                  # built-in scenes
+python benchmarks/preparation.py --data FOLDER --split training --images 2000 20000
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+from segquant.data.shards import write_shards
+from segquant.data.sources import open_source
+from segquant.entry import run
+
+
+def prepare(data: str, split: str, count: int) -> None:
+    """Prepare and say what it took; in this process, whose peak memory is what the kernel tells."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        manifest = write_shards({split: open_source(data, split, count)}, Path(folder) / "shards")
+        seconds = time.perf_counter() - start
+    found = manifest["splits"][split]
+    size = sum(shard["bytes"] for shard in found["shards"])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(
+        f"{found['images']} images of {data} ({split}): {seconds:.0f} s, {found['images'] / seconds:.0f} images/s, "
+        f"{len(found['shards'])} shards of {size / 1e6:.0f} MB in all, {peak:.0f} MB of memory at most",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="scenes")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--images", type=int, nargs="+", default=[2000, 20000])
+    arguments = parser.parse_args()
+    for count in arguments.images:
+        child = os.fork()
+        if not child:
+            prepare(arguments.data, arguments.split, count)
+            os._exit(0)
+        os.waitpid(child, 0)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,69 @@
+import os
+import shutil
+
+import pytest
+from conftest import ade20k_folder
+
+from segquant.config import Data
+from segquant.data.fingerprint import fingerprint
+from segquant.errors import DataError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    ade20k_folder(tmp_path / "set", "validation", 2)
+    return tmp_path / "set"
+
+
+def test_every_change_in_a_folder_is_seen_and_nothing_else(folder, tmp_path):
+    image = next((folder / "images/validation").iterdir())
+    label = next((folder / "annotations/validation").iterdir())
+    changes = [
+        lambda: image.write_bytes(image.read_bytes() + b" "),
+        lambda: os.utime(label, ns=(1, 1)),  # other bytes of the same size come with another time
+        lambda: label.rename(label.with_name("other.png")),
+        lambda: shutil.copy(image, image.with_name("more.jpg")),
+        lambda: image.unlink(),
+    ]
+    seen = [fingerprint(Data(str(folder)))]
+    for change in changes:
+        assert fingerprint(Data(str(folder))) == seen[-1]
+        change()
+        seen.append(fingerprint(Data(str(folder))))
+    assert len({one["listing"] for one in seen}) == 6
+    (folder / ".DS_Store").write_text("x")
+    assert fingerprint(Data(str(folder))) == seen[-1]
+    assert [one["files"] for one in seen] == [4, 4, 4, 4, 5, 4]
+
+
+def test_an_archive_is_told_by_its_size_and_time(folder, tmp_path):
+    archive = shutil.make_archive(str(tmp_path / "set"), "zip", folder)
+    before = fingerprint(Data(archive))
+    assert before["files"] == 1 and before["bytes"] == os.path.getsize(archive)
+    os.utime(archive, ns=(1, 1))
+    assert fingerprint(Data(archive))["listing"] != before["listing"]
+
+
+def test_the_hub_is_told_by_its_commit(tmp_path, monkeypatch):
+    repository = tmp_path / "datasets--owner--name"
+    (repository / "snapshots" / COMMIT).mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert fingerprint(Data("owner/name")) == {"source": "owner/name", "commit": COMMIT}
+
+
+def test_the_names_of_the_classes_count_too(tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("road\n")
+    before = fingerprint(Data("scenes", classes=str(names)))
+    names.write_text("sky\n")
+    assert fingerprint(Data("scenes", classes=str(names))) != before
+    assert fingerprint(Data("scenes", classes="camvid")) == fingerprint(Data("scenes")) == {"source": "scenes"}
+
+
+def test_no_data_is_one_line(tmp_path):
+    with pytest.raises(DataError, match="is not there: give 'scenes', a labelled folder"):
+        fingerprint(Data(str(tmp_path / "none")))

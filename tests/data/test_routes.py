@@ -1,0 +1,236 @@
+"""The same labelled images by every route: folder, archive, patterns, Parquet, save_to_disk, the hub's shape."""
+
+import io
+import shutil
+import zipfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from conftest import ade20k_folder
+from PIL import Image
+
+from segquant.config import Columns, Data
+from segquant.data.classes import ADE20K
+from segquant.data.images import decode_annotation
+from segquant.data.shards import write_shards
+from segquant.data.sources import open_source, rows
+from segquant.errors import ConfigError, DataError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+ADE = {"classes": "ade20k", "reduce_labels": True}
+
+
+@pytest.fixture(scope="module", params=["made up", "real"])
+def official(request, tmp_path_factory):
+    """A folder ADEChallengeData2016: made up, or the real one."""
+    if request.param == "real":
+        return request.getfixturevalue("real") / "ADEChallengeData2016"
+    root = tmp_path_factory.mktemp("data") / "ADEChallengeData2016"
+    for split, count in (("training", 5), ("validation", 3)):
+        ade20k_folder(root, split, count)
+    return root
+
+
+def features():
+    return datasets.Features({"image": datasets.Image(), "annotation": datasets.Image(), "scene_category": datasets.Value("int32")})  # fmt: skip
+
+
+def as_dataset(official, split):
+    images = sorted((official / "images" / split).glob("*.jpg"))
+    labels = [official / "annotations" / split / f"{path.stem}.png" for path in images]
+
+    def cell(path):
+        return {"bytes": path.read_bytes(), "path": path.name}
+
+    columns = {"image": [cell(p) for p in images], "annotation": [cell(p) for p in labels], "scene_category": [0] * len(images)}  # fmt: skip
+    return datasets.Dataset.from_dict(columns, features())
+
+
+def to_zip(official, path):
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in official.rglob("*"):
+            archive.write(file, file.relative_to(official.parent))
+    return path
+
+
+@pytest.fixture(scope="module")
+def routes(official, tmp_path_factory):
+    """{route: (data, name of the validation split)}"""
+    base = tmp_path_factory.mktemp("routes")
+    validation, train = as_dataset(official, "validation"), as_dataset(official, "training")
+    datasets.DatasetDict({"train": train, "validation": validation}).save_to_disk(str(base / "saved"))
+    repository = base / "hub" / "datasets--zhoubolei--scene_parse_150"
+    snapshot = repository / "snapshots" / COMMIT
+    for split, one in (("train", train), ("validation", validation)):
+        for part in range(2):
+            file = snapshot / "scene_parsing" / split / f"{part:04d}.parquet"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            one.shard(2, part, contiguous=True).to_parquet(str(file))
+        other = snapshot / "instance_segmentation" / split / "0000.parquet"
+        other.parent.mkdir(parents=True)
+        one.select_columns(["scene_category"]).to_parquet(str(other))
+    (repository / "refs" / "refs" / "convert").mkdir(parents=True)
+    (repository / "refs" / "refs" / "convert" / "parquet").write_text(COMMIT)
+    (base / "flat").mkdir()
+    validation.to_parquet(str(base / "flat" / "validation-00000-of-00001.parquet"))
+    train.to_parquet(str(base / "flat" / "train-00000-of-00001.parquet"))
+    (base / "renamed").mkdir()
+    for split, one in (("train", train), ("validation", validation)):
+        one.rename_columns({"image": "photo", "annotation": "mask"}).to_parquet(
+            str(base / "renamed" / f"{split}.parquet")
+        )
+    return {
+        "archive": Data(str(to_zip(official, base / "ADEChallengeData2016.zip"))),
+        "folder above": Data(str(official)),
+        "patterns": Data(str(official), images="images/{split}/*.jpg", annotations="annotations/{split}/*.png", **ADE),
+        "saved to disk": Data(str(base / "saved"), **ADE),
+        "Parquet": Data(str(base / "flat"), **ADE),
+        "a configuration's folder": Data(str(snapshot), configuration="scene_parsing", **ADE),
+        "other columns": Data(str(base / "renamed"), columns=Columns("photo", "mask"), **ADE),
+        "the hub": Data("zhoubolei/scene_parse_150"),
+        "the hub at a commit": Data("zhoubolei/scene_parse_150", revision=COMMIT),
+    }, base / "hub"
+
+
+ROUTES = (
+    "archive", "patterns", "saved to disk", "Parquet", "a configuration's folder", "other columns", "the hub",
+    "the hub at a commit",
+)  # fmt: skip
+
+
+@pytest.fixture
+def hub(routes, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(routes[1]))
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize("route", ROUTES)
+def test_every_route_makes_the_same_shards(route, split, official, routes, hub, tmp_path):
+    data = routes[0][route]
+    if data.images:
+        split = {"train": "training"}.get(split, split)  # a pattern takes it as it is
+    wanted = write_shards({split: open_source(str(official), split)}, tmp_path / "wanted", 200_000)
+    found = write_shards({split: open_source(data, split)}, tmp_path / "found", 200_000)
+    assert found == wanted and found["classes"] == list(ADE20K)
+    for shard in wanted["splits"][split]["shards"]:
+        assert (tmp_path / "found" / shard["file"]).read_bytes() == (tmp_path / "wanted" / shard["file"]).read_bytes()
+
+
+@pytest.mark.parametrize("split", ["training", "validation"])
+def test_labels_are_the_pngs_minus_one(official, split):
+    """Every pixel of every pair, and the images are the files as they are."""
+    source = open_source(str(official), split)
+    assert len(source) == len(list((official / "images" / split).iterdir()))
+    for row in rows(source):
+        stored = np.asarray(Image.open(official / "annotations" / split / f"{row['id']}.png")).astype(int)
+        np.testing.assert_array_equal(decode_annotation(row["annotation"]), np.where(stored == 0, 255, stored - 1))
+        assert row["image"] == (official / "images" / split / f"{row['id']}.jpg").read_bytes()
+        assert (row["height"], row["width"]) == stored.shape
+
+
+def test_the_real_pairs_are_all_there(real):
+    for split, count in (("training", 126), ("validation", 9)):
+        assert len(open_source(str(real / "ADEChallengeData2016"), split)) == count
+
+
+def test_a_limit_and_random_access(routes, hub):
+    for route in ROUTES:
+        source = open_source(routes[0][route], "validation", 2)
+        whole = open_source(routes[0][route], "validation")
+        assert len(source) == 2 and source[1] == whole[1]
+        with pytest.raises(IndexError):
+            source[2]
+
+
+def pair(root, image, label, values):
+    for name, array in ((image, np.zeros((*np.shape(values), 3), np.uint8)), (label, np.array(values, np.uint8))):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(root / name)
+
+
+@pytest.fixture
+def names(tmp_path):
+    (tmp_path / "names.txt").write_text("road\nsky\n\n car \n")
+    return str(tmp_path / "names.txt")
+
+
+def test_patterns_across_folders(tmp_path, names):
+    """Two drives with frames of one name; masks elsewhere, with another ending."""
+    for drive in ("a/day", "b"):
+        for frame in ("0001", "0002"):
+            pair(tmp_path / "set", f"drives/{drive}/{frame}.png", f"masks/v1/{drive}/{frame}_mask.png", [[0, 1, 2, 9]])
+    data = Data(str(tmp_path / "set"), images="drives/**/*.png", annotations="masks/v1/**/*_mask.png", classes=names, ignore=(9,))  # fmt: skip
+    source = open_source(data, "any")
+    assert [row["id"] for row in rows(source)] == ["a-day-0001", "a-day-0002", "b-0001", "b-0002"]
+    assert source.classes == ["road", "sky", "car"]
+    assert decode_annotation(source[0]["annotation"]).tolist() == [[0, 1, 2, 255]]
+
+
+def test_what_is_said_of_labels_wins_over_the_layout(tmp_path, names):
+    pair(tmp_path, "val/a.png", "valannot/a.png", [[0, 1, 3, 200, 11]])
+    data = Data(str(tmp_path), classes=names, reduce_labels=True, ignore=(200, 11))
+    source = open_source(data, "val")
+    assert decode_annotation(source[0]["annotation"]).tolist() == [[255, 0, 2, 255, 255]]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"images": "val/*.png", "annotations": "valannot/*"}, "does not name its classes: give data.classes"),
+        ({"images": "val/a.png", "annotations": "valannot/a.png"}, "must have the same wildcards, one at least"),
+        ({"images": "val/*.png", "annotations": "*/*.png"}, "must have the same wildcards, one at least"),
+        ({"images": "none/{split}/*.png", "annotations": "x/*.png"}, "none/val/*.png matches no file"),
+        ({"images": "val/*.png", "annotations": "labels/*.png", "classes": "camvid"}, "labels/a.png does not exist"),
+        ({"classes": "nowhere.txt"}, "data.classes 'nowhere.txt' is none of ade20k, cityscapes, camvid and no text file"),
+    ],
+)  # fmt: skip
+def test_a_description_that_does_not_fit_is_one_line(tmp_path, keys, message):
+    pair(tmp_path, "val/a.png", "valannot/a.png", [[0, 1]])
+    if keys.get("annotations") == "valannot/*":
+        keys = {**keys, "images": "val/*"}
+    with pytest.raises((ConfigError, DataError)) as caught:
+        open_source(Data(str(tmp_path), **keys), "val")
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_tables_that_do_not_fit_are_one_line(routes, hub, tmp_path):
+    flat = routes[0]["Parquet"]
+    for data, split, message in (
+        (flat, "test", "has no split 'test': its Parquet files are train-00000-of-00001.parquet, validation-"),
+        (routes[0]["saved to disk"], "test", "has no split 'test': choose one of train, validation"),
+        (Data(flat.source), "validation", "does not name its classes: give data.classes"),
+        (Data(flat.source, columns=Columns("photo"), **ADE), "validation", "has no column 'photo': set data.columns.image to one of image, annotation, scene_category"),
+        (Data("owner/none", **ADE), "validation", "data source 'owner/none' is nothing here and the hub gives none"),
+        (Data("zhoubolei/scene_parse_150", revision="v9"), "validation", "the hub gives none"),
+    ):  # fmt: skip
+        with pytest.raises((ConfigError, DataError)) as caught:
+            open_source(data, split)
+        assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_broken_tables_are_one_line(routes, tmp_path):
+    whole = Path(routes[0]["Parquet"].source, "validation-00000-of-00001.parquet").read_bytes()
+    for broken in (b"", whole[: len(whole) // 2], b"PAR1" + whole[4:-8] + b"????PAR1"):
+        folder = tmp_path / str(len(broken))
+        folder.mkdir()
+        (folder / "validation.parquet").write_bytes(broken)
+        with pytest.raises(DataError, match="cannot be read as a table of images") as caught:
+            open_source(Data(str(folder), **ADE), "validation")
+        assert "\n" not in str(caught.value)
+    shutil.copytree(routes[0]["saved to disk"].source, tmp_path / "saved")
+    for file in (tmp_path / "saved" / "validation").glob("*.arrow"):
+        file.unlink()
+    with pytest.raises(DataError, match="cannot be read as a table of images"):
+        open_source(Data(str(tmp_path / "saved"), **ADE), "validation")
+
+
+def test_a_row_without_an_image_is_named(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("L", (4, 4)).save(buffer, "PNG")
+    cells = {"image": [None], "annotation": [{"bytes": buffer.getvalue(), "path": None}]}
+    table = datasets.Dataset.from_dict(cells, datasets.Features({k: v for k, v in features().items() if k in cells}))
+    table.to_parquet(str(tmp_path / "val.parquet"))
+    with pytest.raises(DataError, match=r"\(val\) row 0 \(00000000\), column image holds nothing"):
+        open_source(Data(str(tmp_path), **ADE), "val")[0]
