@@ -42,7 +42,7 @@ def locate(source: str | Path, revision: str | None = None, sha256: str | None =
 def data_snapshot(name: str, revision: str | None = None, configuration: str | None = None) -> Path:
     """The local folder of a data set's Parquet files on the hub, of one `configuration` (folder) or all.
 
-    Raises DataError when the hub gives none.
+    Raises DataError when the hub gives none, or the data set has no Parquet files.
     """
     from huggingface_hub import snapshot_download
 
@@ -51,6 +51,14 @@ def data_snapshot(name: str, revision: str | None = None, configuration: str | N
         folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub, its cache and the network raise many types
         raise DataError(f"data source '{name}' is nothing here and the hub gives none: {_line(error)}") from error
+    if next((folder / (configuration or "")).rglob("*.parquet"), None) is None:
+        where = (
+            f"{configuration} at revision {revision or 'main'}" if configuration else f"revision {revision or 'main'}"
+        )
+        raise DataError(
+            f"data source '{name}' has no Parquet files in {where}: choose data.configuration and data.revision "
+            "(refs/convert/parquet is what the hub makes of most data sets)"
+        )
     _say_revision(name, revision, folder.name, "data.revision")
     return folder
 

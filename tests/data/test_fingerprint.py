@@ -49,6 +49,7 @@ def test_an_archive_is_told_by_its_size_and_time(folder, tmp_path):
 def test_the_hub_is_told_by_its_commit(tmp_path, monkeypatch):
     repository = tmp_path / "datasets--owner--name"
     (repository / "snapshots" / COMMIT).mkdir(parents=True)
+    (repository / "snapshots" / COMMIT / "train.parquet").touch()
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))

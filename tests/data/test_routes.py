@@ -204,6 +204,7 @@ def test_tables_that_do_not_fit_are_one_line(routes, hub, tmp_path):
         (Data(flat.source, columns=Columns("photo"), **ADE), "validation", "has no column 'photo': set data.columns.image to one of image, annotation, scene_category"),
         (Data("owner/none", **ADE), "validation", "data source 'owner/none' is nothing here and the hub gives none"),
         (Data("zhoubolei/scene_parse_150", revision="v9"), "validation", "the hub gives none"),
+        (Data("zhoubolei/scene_parse_150", configuration="none"), "validation", "has no Parquet files in none at revision refs/convert/parquet: choose data.configuration"),
     ):  # fmt: skip
         with pytest.raises((ConfigError, DataError)) as caught:
             open_source(data, split)
@@ -224,6 +225,22 @@ def test_broken_tables_are_one_line(routes, tmp_path):
         file.unlink()
     with pytest.raises(DataError, match="cannot be read as a table of images"):
         open_source(Data(str(tmp_path / "saved"), **ADE), "validation")
+
+
+def test_rows_of_one_name_go_by_their_number(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("L", (4, 4)).save(buffer, "PNG")
+    for name, paths, ids in (
+        ("one", ["a/x.png", "b/x.png"], ["00000000", "00000001"]),
+        ("none", [None, None], ["00000000", "00000001"]),
+        ("two", ["a/x.png", "b/y.png"], ["x", "y"]),
+    ):
+        cells = [{"bytes": buffer.getvalue(), "path": path} for path in paths]
+        columns = datasets.Features({"image": datasets.Image(), "annotation": datasets.Image()})
+        table = datasets.Dataset.from_dict({"image": cells, "annotation": cells}, columns)
+        table.to_parquet(str(tmp_path / name / "val.parquet"))
+        source = open_source(Data(str(tmp_path / name), classes="camvid"), "val")
+        assert [row["id"] for row in rows(source)] == ids
 
 
 def test_a_row_without_an_image_is_named(tmp_path):

@@ -119,7 +119,7 @@ def open_source(data: str | Data, split: str, limit: int | None = None) -> Scene
             raise DataError(f"scenes has no split '{split}': choose one of {', '.join(scenes.SIZES)}")
         return Scenes(split, min(scenes.SIZES[split], limit or scenes.SIZES[split]))
     data, path = find(data)
-    if path.is_dir() and is_table(path, data):
+    if path.is_dir() and not data.images and is_table(path, data):
         pairs, layout = open_table(path, split, data), None
     else:
         pairs = _files(path, split, data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,10 @@ _SAVED = ("dataset_dict.json", "state.json")  # of save_to_disk: of several spli
 
 @dataclass(frozen=True)
 class Table:
-    """Pairs in the rows of a `datasets.Dataset`, whose two columns hold {"bytes", "path"}."""
+    """Pairs in the rows of a `datasets.Dataset`, whose two columns hold {"bytes", "path"}; `ids` has one a row."""
 
     dataset: Any
+    ids: Sequence[str]
     image: str
     annotation: str
     name: str
@@ -29,9 +31,7 @@ class Table:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Pair:
-        """The id is the image file's name where the row knows it, else the row's number."""
-        row = self.dataset[index]
-        name = Path((row[self.image] or {}).get("path") or "").stem or f"{index:08d}"
+        row, name = self.dataset[index], self.ids[index]
         where = [f"{self.name} row {index} ({name}), column {column}" for column in (self.image, self.annotation)]
         return Pair(name, _bytes(row[self.image], where[0]), _bytes(row[self.annotation], where[1]), *where)
 
@@ -46,7 +46,7 @@ def _bytes(cell: dict[str, Any] | None, where: str) -> bytes:
 
 
 def is_table(folder: Path, data: Data) -> bool:
-    """Whether a folder holds Parquet files or what `save_to_disk` writes, and not image files."""
+    """Whether a folder holds Parquet files or what `save_to_disk` writes."""
     base = folder / (data.configuration or "")
     return any((base / name).is_file() for name in _SAVED) or next(base.rglob("*.parquet"), None) is not None
 
@@ -76,7 +76,19 @@ def open_table(folder: Path, split: str, data: Data) -> Table:
             known = ", ".join(dataset.column_names)
             raise ConfigError(f"{base} has no column '{column}': set data.columns.{key} to one of {known}")
         dataset = dataset.cast_column(column, datasets.Image(decode=False))
-    return Table(dataset, data.columns.image, data.columns.annotation, f"{base} ({split})")
+    ids = _ids(dataset, data.columns.image)
+    return Table(dataset, ids, data.columns.image, data.columns.annotation, f"{base} ({split})")
+
+
+def _ids(dataset: Any, column: str) -> Sequence[str]:
+    """The names of the image files where the rows know them and they differ, else the rows' numbers."""
+    import pyarrow.compute as pc
+
+    paths = pc.struct_field(dataset.data[column], "path").to_pylist()
+    names = [Path(path or "").stem for path in paths]
+    if len(set(names) - {""}) == len(names):
+        return names
+    return [f"{index:08d}" for index in range(len(dataset))]
 
 
 def _saved(found: Any, split: str, base: Path) -> Any:
