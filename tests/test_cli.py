@@ -57,7 +57,7 @@ def test_run_on_a_labelled_folder(tiny_folder, tmp_path):
     assert manifest["splits"]["val"]["ignored_pixels"] == 1
     assert (tmp_path / "out" / "int4" / "model.safetensors").is_file()
     classes = (tmp_path / "out" / "classes" / "int4.csv").read_text().splitlines()
-    assert classes[0] == "id,name,pixels,iou,accuracy" and classes[1].startswith("0,sky,1199,")
+    assert classes[0] == "id,name,pixels,iou,accuracy" and classes[1].startswith("0,Sky,1199,")
     assert not (tmp_path / "out" / "classes" / "float8_dynamic.csv").exists()
     assert "fixed-64x96-v1, 1 images" in done.stdout
     assert "\x1b" not in done.stdout + done.stderr  # no colours, no moving bars when piped
