@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -45,7 +46,8 @@ def main() -> None:
         if not child:
             prepare(arguments.data, arguments.split, count)
             os._exit(0)
-        os.waitpid(child, 0)
+        if os.waitpid(child, 0)[1]:
+            sys.exit(2)
 
 
 if __name__ == "__main__":

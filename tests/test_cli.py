@@ -106,6 +106,16 @@ def test_two_data_sets_that_cannot_be_told_apart_are_refused(tiny_folder, tmp_pa
         assert not (tmp_path / "out").exists()
 
 
+def test_no_network_is_one_line(tiny_folder, tmp_path):
+    """The hub's real client, with nobody at the other end."""
+    options = ["--model", tiny_folder, "--data", "owner/name", "--split", "val", "--output", tmp_path / "out"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "segquant", "run", *map(str, options)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "'owner/name' is nothing here and the hub gives none: " in done.stderr and "refused" in done.stderr
+
+
 def test_fetch_data_knows_what_it_knows(tmp_path):
     done = segquant("fetch-data", "coco", "--output", tmp_path)
     assert done.returncode == 2 and done.stderr == "error: data set 'coco' is unknown: choose from ade20k\n"

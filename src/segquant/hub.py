@@ -52,12 +52,10 @@ def data_snapshot(name: str, revision: str | None = None, configuration: str | N
     except Exception as error:  # the hub, its cache and the network raise many types
         raise DataError(f"data source '{name}' is nothing here and the hub gives none: {_line(error)}") from error
     if next((folder / (configuration or "")).rglob("*.parquet"), None) is None:
-        where = (
-            f"{configuration} at revision {revision or 'main'}" if configuration else f"revision {revision or 'main'}"
-        )
+        where = f"{configuration} at " if configuration else ""
         raise DataError(
-            f"data source '{name}' has no Parquet files in {where}: choose data.configuration and data.revision "
-            "(refs/convert/parquet is what the hub makes of most data sets)"
+            f"data source '{name}' has no Parquet files in {where}revision {revision or 'main'}: choose "
+            "data.configuration and data.revision (refs/convert/parquet is what the hub makes of most data sets)"
         )
     _say_revision(name, revision, folder.name, "data.revision")
     return folder

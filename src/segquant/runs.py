@@ -68,8 +68,9 @@ def run(
     train = replace(params.data, source=train_data or data[0])
     images = _calibration(recipes, train, train_split, model, protocol)
     partial = output / "partial"
-    for name, one in sets.items():
+    for one in sets.values():
         one.prepare(int(1e6 * params.data.shard_mb))
+    for name, one in sets.items():
         write_reference(
             model, one.shards, one.folder / "reference", protocol=protocol, settings=params.eval,
             partial=partial / name / "reference",

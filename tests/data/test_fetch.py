@@ -89,7 +89,19 @@ def test_a_download_that_was_stopped_goes_on_with_the_same_command(server, archi
 def test_a_server_that_cannot_go_on_gives_it_from_the_start(server, archive, tmp_path):
     (tmp_path / "ADEChallengeData2016.zip.part").write_bytes(b"?" * 1000)
     server.resumes = False
-    assert fetch.fetch("ade20k", tmp_path).is_dir()
+    assert fetch.fetch("ade20k", tmp_path).is_dir() and server.asked == ["bytes=1000-"]
+
+
+def test_an_archive_that_is_there_is_verified_and_never_removed(server, archive, tmp_path):
+    file = tmp_path / "ADEChallengeData2016.zip"
+    for other in (archive[:-100], archive[:-1] + b"?"):
+        file.write_bytes(other)
+        with pytest.raises(DataError, match="is there and is not the published file: move it away"):
+            fetch.fetch("ade20k", tmp_path)
+        assert file.read_bytes() == other and not server.asked
+    file.write_bytes(archive)
+    (tmp_path / "ADEChallengeData2016").mkdir()  # empty: not what is asked for
+    assert len(list(fetch.fetch("ade20k", tmp_path).iterdir())) == 2 and not server.asked
 
 
 def test_no_bytes_are_one_line_and_what_is_here_stays(server, archive, tmp_path):

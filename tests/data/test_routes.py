@@ -81,9 +81,12 @@ def routes(official, tmp_path_factory):
         one.rename_columns({"image": "photo", "annotation": "mask"}).to_parquet(
             str(base / "renamed" / f"{split}.parquet")
         )
+    above = base / "above"
+    (above / "docs").mkdir(parents=True)
+    (above / official.name).symlink_to(official)
     return {
         "archive": Data(str(to_zip(official, base / "ADEChallengeData2016.zip"))),
-        "folder above": Data(str(official)),
+        "folder above": Data(str(above)),
         "patterns": Data(str(official), images="images/{split}/*.jpg", annotations="annotations/{split}/*.png", **ADE),
         "saved to disk": Data(str(base / "saved"), **ADE),
         "Parquet": Data(str(base / "flat"), **ADE),
@@ -95,7 +98,7 @@ def routes(official, tmp_path_factory):
 
 
 ROUTES = (
-    "archive", "patterns", "saved to disk", "Parquet", "a configuration's folder", "other columns", "the hub",
+    "archive", "folder above", "patterns", "saved to disk", "Parquet", "a configuration's folder", "other columns", "the hub",
     "the hub at a commit",
 )  # fmt: skip
 
@@ -152,7 +155,7 @@ def pair(root, image, label, values):
 
 @pytest.fixture
 def names(tmp_path):
-    (tmp_path / "names.txt").write_text("road\nsky\n\n car \n")
+    (tmp_path / "names.txt").write_text("\ufeffroad\nsky\n car \n\n")
     return str(tmp_path / "names.txt")
 
 
@@ -168,6 +171,14 @@ def test_patterns_across_folders(tmp_path, names):
     assert decode_annotation(source[0]["annotation"]).tolist() == [[0, 1, 2, 255]]
 
 
+def test_double_stars_may_be_no_folder_and_suffixes_of_any_case(tmp_path, names):
+    for name in ("0", "a/1", "a/b/2"):
+        pair(tmp_path / "set", f"drives/{name}.JPG", f"masks/{name}.PNG", [[0, 1, 2]])
+    data = Data(str(tmp_path / "set"), images="./drives/**/*.jpg", annotations="masks/**/*.png", classes=names)
+    source = open_source(data, "any")
+    assert [row["id"] for row in rows(source)] == ["0", "a-1", "a-b-2"]
+
+
 def test_what_is_said_of_labels_wins_over_the_layout(tmp_path, names):
     pair(tmp_path, "val/a.png", "valannot/a.png", [[0, 1, 3, 200, 11]])
     data = Data(str(tmp_path), classes=names, reduce_labels=True, ignore=(200, 11))
@@ -179,14 +190,20 @@ def test_what_is_said_of_labels_wins_over_the_layout(tmp_path, names):
     ("keys", "message"),
     [
         ({"images": "val/*.png", "annotations": "valannot/*"}, "does not name its classes: give data.classes"),
-        ({"images": "val/a.png", "annotations": "valannot/a.png"}, "must have the same wildcards, one at least"),
-        ({"images": "val/*.png", "annotations": "*/*.png"}, "must have the same wildcards, one at least"),
+        ({"images": "val/a.png", "annotations": "valannot/a.png"}, "must have the same wildcards (* and **), one"),
+        ({"images": "val/*.png", "annotations": "*/*.png"}, "must have the same wildcards (* and **), one"),
         ({"images": "none/{split}/*.png", "annotations": "x/*.png"}, "none/val/*.png matches no file"),
         ({"images": "val/*.png", "annotations": "labels/*.png", "classes": "camvid"}, "labels/a.png does not exist"),
+        ({"classes": "blank.txt"}, "data.classes 'blank.txt' has no name in line 2: a class is a line"),
+        ({"classes": "empty.txt"}, "data.classes 'empty.txt' must name 1 to 255 classes, a name a line"),
+        ({"classes": "camvid"}, "has labels of a known layout, but classes of your own: say data.reduce_labels and"),
         ({"classes": "nowhere.txt"}, "data.classes 'nowhere.txt' is none of ade20k, cityscapes, camvid and no text file"),
     ],
 )  # fmt: skip
-def test_a_description_that_does_not_fit_is_one_line(tmp_path, keys, message):
+def test_a_description_that_does_not_fit_is_one_line(tmp_path, keys, message, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "blank.txt").write_text("road\n\nsky\n")
+    (tmp_path / "empty.txt").write_text("\n")
     pair(tmp_path, "val/a.png", "valannot/a.png", [[0, 1]])
     if keys.get("annotations") == "valannot/*":
         keys = {**keys, "images": "val/*"}
@@ -217,13 +234,13 @@ def test_broken_tables_are_one_line(routes, tmp_path):
         folder = tmp_path / str(len(broken))
         folder.mkdir()
         (folder / "validation.parquet").write_bytes(broken)
-        with pytest.raises(DataError, match="cannot be read as a table of images") as caught:
+        with pytest.raises(DataError, match="cannot be read as a table") as caught:
             open_source(Data(str(folder), **ADE), "validation")
         assert "\n" not in str(caught.value)
     shutil.copytree(routes[0]["saved to disk"].source, tmp_path / "saved")
     for file in (tmp_path / "saved" / "validation").glob("*.arrow"):
         file.unlink()
-    with pytest.raises(DataError, match="cannot be read as a table of images"):
+    with pytest.raises(DataError, match="cannot be read as a table"):
         open_source(Data(str(tmp_path / "saved"), **ADE), "validation")
 
 

@@ -43,7 +43,7 @@ def test_the_manifest_counts_what_is_there(folder):
 
 
 def test_the_fingerprint_is_of_the_content(tmp_path):
-    """Another photograph with the same labels is another data set."""
+    """Another photograph with the same labels is another data set; other shards of the same ones are not."""
     row = open_source("scenes", "train", 1)[0]
     fingerprints = set()
     for image in (row["image"], row["image"] + b" "):
@@ -51,6 +51,10 @@ def test_the_fingerprint_is_of_the_content(tmp_path):
         counts.add({**row, "image": image})
         fingerprints.add(shards.make_manifest(["a"], {"val": counts.summary()})["fingerprint"])
     assert len(fingerprints) == 2
+    source = {"train": open_source("scenes", "train", 6)}
+    large, small = (shards.write_shards(source, tmp_path / str(size), size) for size in (10**6, 10**4))
+    assert len(large["splits"]["train"]["shards"]) < len(small["splits"]["train"]["shards"])
+    assert large["fingerprint"] == small["fingerprint"]
 
 
 def test_writing_twice_gives_the_same_bytes(folder, tmp_path):

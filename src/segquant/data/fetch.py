@@ -48,11 +48,13 @@ def fetch(name: str, output: str | Path) -> Path:
     wanted = PUBLISHED[name]
     archive = Path(output) / wanted.url.rsplit("/", 1)[1]
     folder = archive.with_suffix("")
-    if folder.is_dir():
+    if folder.is_dir() and any(folder.iterdir()):
         log.info("%s is there already", folder)
         return folder
     if not archive.is_file():
         _download(wanted, archive)
+    elif archive.stat().st_size != wanted.size or sha256(archive) != wanted.sha256:
+        raise DataError(f"{archive} is there and is not the published file: move it away to fetch that one")
     _unpack(archive, folder)
     archive.unlink()
     return folder

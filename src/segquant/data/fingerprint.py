@@ -23,7 +23,7 @@ def fingerprint(data: Data) -> dict[str, Any]:
         found["classes"] = files.sha256(data.classes)
     if data.source == "scenes":
         return found
-    _, path = find(data)
+    path = find(data)
     if not Path(data.source).exists():  # the hub's: the folder of a snapshot is named after its commit
         return {**found, "commit": path.name}
     names = Folder(path).names() if path.is_dir() else [""]

@@ -10,6 +10,10 @@ from PIL import Image
 
 from segquant.errors import DataError
 
+# Formats of labels, and compressions of TIFF
+_LOSSLESS = {
+    "PNG", "BMP", "GIF", "PPM", "raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "lzma", "zstd",
+}  # fmt: skip
 IGNORE = 255  # the annotation of pixels that do not count
 
 
@@ -67,10 +71,10 @@ def decode_label(data: bytes, name: str) -> np.ndarray:
         image.load()
     except Exception as error:  # as above
         raise DataError(f"{name} is not a readable label ({error}): replace it or take it out") from error
-    if image.format == "JPEG":
-        raise DataError(f"{name} is a JPEG, whose compression changes class ids: make labels PNG from their source")
+    if image.format not in _LOSSLESS and image.info.get("compression") not in _LOSSLESS:
+        raise DataError(f"{name} is a {image.format}, which may change class ids: make labels PNG from their source")
     if image.mode not in ("L", "P", "1"):
-        kind = "16-bit" if image.mode[0] in "IF" else image.mode
+        kind = {"I": "32-bit", "F": "32-bit"}.get(image.mode, "16-bit" if image.mode[0] == "I" else image.mode)
         raise DataError(f"{name} is a {kind} image: a label must be 8-bit with one class id a pixel")
     values = np.array(image).astype(np.uint8)
     if image.mode == "L" and image.format == "PNG":  # Pillow stretches 2 and 4 bits of grey to 0..255

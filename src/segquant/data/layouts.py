@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -16,6 +16,13 @@ KNOWN = (
     "images/SPLIT with annotations/SPLIT (ADE20K), leftImg8bit/SPLIT with gtFine/SPLIT (Cityscapes), or SPLIT with "
     "SPLITannot (CamVid)"
 )
+# Cityscapes' labelIds and trainIds (cityscapesscripts.helpers.labels); the others do not count.
+TRAIN_IDS = {
+    7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13, 27: 14, 28: 15,
+    31: 16, 32: 17, 33: 18,
+}  # fmt: skip
+_ANY = {"**/": "((?:.*/)?)", "**": "(.*)", "*": "([^/]*)"}
+_WILD = re.compile(r"(\*\*/|\*\*|\*)")
 
 
 @dataclass(frozen=True)
@@ -23,46 +30,56 @@ class Layout:
     """`pairs` of (id, image's name, label's name).
 
     `reduce_labels` says that 0 is no class and the others are one too high, `ignore` which values, as they are
-    stored, do not count.
+    stored, do not count; `ids` gives the class ids of values where they are others, and all else does not count.
     """
 
     pairs: Sequence[tuple[str, str, str]]
     classes: Sequence[str]
     reduce_labels: bool = False
     ignore: Sequence[int] = (255,)
+    ids: Mapping[int, int] | None = None
 
 
-def recognise(tree: Folder | Archive, split: str) -> Layout | None:
-    """ADE20K's, Cityscapes' or CamVid's layout, whichever has files of this split."""
+def recognise(tree: Folder | Archive, split: str) -> tuple[Folder | Archive, Layout] | None:
+    """ADE20K's, Cityscapes' or CamVid's layout, whichever has files of this split, and where it was found.
+
+    That may be a folder in `tree`, if there is just one such.
+    """
     for layout in (_ade, _cityscapes, _camvid):
-        found = layout(tree, split)
-        if found is not None:
-            return found
-    return None
+        if found := layout(tree, split):
+            return tree, found
+    below = [tree.below(folder) for folder in tree.folders()]
+    inside = [(one, found) for one in below for layout in (_ade, _cityscapes, _camvid) if (found := layout(one, split))]
+    return inside[0] if len(inside) == 1 else None
 
 
 def matching(tree: Folder | Archive, split: str, images: str, annotations: str) -> Layout:
     """Pairs by two patterns in which {split} stands for the split, `*` for any text of one name and `**` of many.
 
-    What the wildcards stand for in an image's name stands in its label's, in the same order, and is its id.
-    Raises ConfigError when the two have different wildcards, DataError when nothing matches.
+    What the wildcards stand for in an image's name stands in its label's, in the same order, and is its id; as
+    elsewhere `**/` may be no folder at all. Raises ConfigError when the two have different wildcards, DataError when
+    nothing matches.
     """
-    images, annotations = (pattern.replace("{split}", split) for pattern in (images, annotations))
-    wild = re.compile(r"\*\*|\*")
-    if not wild.search(images) or wild.findall(images) != wild.findall(annotations):
+    images, annotations = (one.replace("{split}", split).removeprefix("./") for one in (images, annotations))
+    if not _WILD.search(images) or _WILD.findall(images) != _WILD.findall(annotations):
         raise ConfigError(
-            f"data.images '{images}' and data.annotations '{annotations}' must have the same wildcards, one at least: "
-            "what they stand for names the pair"
+            f"data.images '{images}' and data.annotations '{annotations}' must have the same wildcards (* and **), one "
+            "at least: what they stand for names the pair"
         )
-    any_text = {"*": "([^/]*)", "**": "(.*)"}
-    parts = re.split(r"(\*\*|\*)", images)
-    pattern = re.compile("".join(any_text.get(part) or re.escape(part) for part in parts))
-    label = wild.sub("{}", annotations.replace("{", "{{").replace("}", "}}"))
-    texts = ((name, found.groups()) for name in tree.names(_folder(parts[0])) if (found := pattern.fullmatch(name)))
-    pairs = [("-".join(held).replace("/", "-"), name, label.format(*held)) for name, held in texts]
+    parts = _WILD.split(images)
+    *body, suffix = (_ANY.get(part) or re.escape(part) for part in parts)
+    pattern = re.compile("".join(body) + f"(?i:{suffix})")
+    label = _WILD.sub("{}", annotations.replace("{", "{{").replace("}", "}}"))
+    names = tree.names(_folder(parts[0]))
+    texts = [(name, found.groups()) for name in names if (found := pattern.fullmatch(name))]
+    pairs = [
+        ("-".join(t.strip("/").replace("/", "-") for t in held if t), name, label.format(*held)) for name, held in texts
+    ]
     if not pairs:
-        raise DataError(f"{tree.where(images)} matches no file: data.images must be a pattern below data.source")
-    return Layout(_checked(tree, pairs, tree.names(_folder(wild.split(annotations)[0]))), ())
+        raise DataError(
+            f"{tree.where(images)} matches no file: data.images must be a pattern (of * and **) below data.source"
+        )
+    return Layout(_checked(tree, pairs, tree.names(_folder(_WILD.split(annotations)[0]))), ())
 
 
 def _ade(tree: Folder | Archive, split: str) -> Layout | None:
@@ -73,14 +90,16 @@ def _ade(tree: Folder | Archive, split: str) -> Layout | None:
 
 
 def _cityscapes(tree: Folder | Archive, split: str) -> Layout | None:
+    """With trainIds where they have been made, else with the labelIds that are published."""
     folders = f"leftImg8bit/{split}", f"gtFine/{split}"
+    trained = any(name.endswith("_labelTrainIds.png") for name in tree.names(folders[1]))
 
     def label(image: PurePosixPath) -> str:
-        stem = image.stem.removesuffix("_leftImg8bit")
-        return f"{folders[1]}/{image.parent.name}/{stem}_gtFine_labelTrainIds.png"
+        stem, kind = image.stem.removesuffix("_leftImg8bit"), "labelTrainIds" if trained else "labelIds"
+        return f"{folders[1]}/{image.parent.name}/{stem}_gtFine_{kind}.png"
 
     pairs = _pairs(tree, *folders, label)
-    return pairs and Layout(pairs, classes.CITYSCAPES)
+    return pairs and Layout(pairs, classes.CITYSCAPES, ids=None if trained else TRAIN_IDS)
 
 
 def _camvid(tree: Folder | Archive, split: str) -> Layout | None:
@@ -104,12 +123,17 @@ def _pairs(tree: Folder | Archive, images: str, labels: str, label_of: Callable[
 
 
 def _checked(tree: Folder | Archive, pairs: list[tuple[str, str, str]], labels: Iterable[str]):
-    """`pairs`, each with a name of its own and a label that is there."""
-    known, names = set(labels), {}
+    """`pairs`, each with a name of its own and a label that is there, its suffix in whatever case."""
+    known, names = {_lower_suffix(label): label for label in labels}, {}
     for name, image, label in pairs:
         if names.setdefault(name, image) != image:
             other = names[name].rpartition("/")[2]
             raise DataError(f"{tree.where(image)} and {other} have one name, and so one label: rename one")
-        if label not in known:
+        if _lower_suffix(label) not in known:
             raise DataError(f"{tree.where(image)} has no label: {tree.where(label)} does not exist")
-    return tuple(pairs)
+    return tuple((name, image, known[_lower_suffix(label)]) for name, image, label in pairs)
+
+
+def _lower_suffix(name: str) -> str:
+    stem, dot, suffix = name.rpartition(".")
+    return f"{stem}{dot}{suffix.lower()}"

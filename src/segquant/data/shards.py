@@ -50,9 +50,10 @@ def write_shards(sources: dict[str, Any], folder: str | Path, shard_bytes: int =
 
 
 def make_manifest(classes: Sequence[str], splits: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of some splits, with a fingerprint over all that it says."""
+    """The manifest of some splits, with a fingerprint of classes, ids, images and labels, in whatever shards."""
     manifest = {"classes": list(classes), "ignore": IGNORE, "splits": splits}
-    return {**manifest, "fingerprint": hashlib.sha256(json.dumps(manifest).encode()).hexdigest()}
+    content = {**manifest, "splits": {name: split["content"] for name, split in splits.items()}}
+    return {**manifest, "fingerprint": hashlib.sha256(json.dumps(content).encode()).hexdigest()}
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:

@@ -8,8 +8,9 @@ ids at the image's own size with 255 for ignored pixels, whatever the layout sto
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -25,13 +26,9 @@ from segquant.data.tree import Archive, Folder, open_tree
 from segquant.errors import ConfigError, DataError
 from segquant.hub import HUB_ID, data_snapshot
 
-# What is known of data sets on the hub: where it is not said otherwise, they are read so.
-HUB = {
-    "zhoubolei/scene_parse_150": {
-        "revision": "refs/convert/parquet", "configuration": "scene_parsing", "classes": "ade20k",
-        "reduce_labels": True,
-    },
-}  # fmt: skip
+# Data sets on the hub that are known: revision, configuration, and how they are read where it is not said otherwise.
+HUB = {"zhoubolei/scene_parse_150": ("refs/convert/parquet", "scene_parsing", Layout((), classes.ADE20K, True))}
+log = logging.getLogger(__name__)
 CLASSES = {"ade20k": classes.ADE20K, "cityscapes": classes.CITYSCAPES, "camvid": classes.CAMVID}
 
 
@@ -118,15 +115,16 @@ def open_source(data: str | Data, split: str, limit: int | None = None) -> Scene
         if split not in scenes.SIZES:
             raise DataError(f"scenes has no split '{split}': choose one of {', '.join(scenes.SIZES)}")
         return Scenes(split, min(scenes.SIZES[split], limit or scenes.SIZES[split]))
-    data, path = find(data)
-    if path.is_dir() and not data.images and is_table(path, data):
-        pairs, layout = open_table(path, split, data), None
+    path, layout = find(data), HUB.get(data.source, (None, None, None))[2]
+    if not Path(data.source).exists() or data.configuration:  # the hub's, or one that only tables have
+        pairs: Pairs = open_table(_configured(path, data), split, data)
     else:
-        pairs = _files(path, split, data)
-        layout = pairs.layout
-    names = _classes(data, layout)
-    lookup = _lookup(data, layout)
-    return Labelled(pairs, min(len(pairs), limit or len(pairs)), names, lookup)
+        pairs, layout = _local(path, split, data)
+    names, lookup = _classes(data, layout), _lookup(data, layout)
+    size = min(len(pairs), limit or len(pairs))
+    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    log.info("%s, split %s: %d images, %d classes (%s)", data.source, split, size, len(names), shown)
+    return Labelled(pairs, size, names, lookup)
 
 
 def rows(source: Scenes | Labelled) -> Iterator[dict]:
@@ -134,34 +132,44 @@ def rows(source: Scenes | Labelled) -> Iterator[dict]:
     return (source[i] for i in range(len(source)))
 
 
-def find(data: Data) -> tuple[Data, Path]:
-    """Where the data are on this machine, fetched from the hub if need be, and how they are read."""
+def find(data: Data) -> Path:
+    """Where the data are on this machine, fetched from the hub if need be."""
     path = Path(data.source)
     if path.exists():
         if path.is_file() and path.suffix.lower() != ".zip":
             raise DataError(f"data source '{path}' is a file: give a folder, a zip archive or a hub id")
-        return data, path
+        return path
     if not HUB_ID.fullmatch(data.source):
         raise DataError(
             f"data source '{data.source}' is not there: give 'scenes', a labelled folder, a zip archive or a hub id "
             "(owner/name)"
         )
-    known = HUB.get(data.source, {})
-    data = replace(data, **{key: value for key, value in known.items() if getattr(data, key) is None})
-    return data, data_snapshot(data.source, data.revision, data.configuration)
+    revision, configuration, _ = HUB.get(data.source, (None, None, None))
+    return data_snapshot(data.source, data.revision or revision, data.configuration or configuration)
 
 
-def _files(path: Path, split: str, data: Data) -> Files:
+def _configured(path: Path, data: Data) -> Path:
+    configuration = data.configuration or HUB.get(data.source, (None, None, None))[1]
+    if configuration and not (path / configuration).is_dir():
+        raise ConfigError(f"{path} has no folder '{configuration}': see data.configuration")
+    return path / (configuration or "")
+
+
+def _local(path: Path, split: str, data: Data) -> tuple[Pairs, Layout | None]:
+    """Pairs in a folder or an archive, by the patterns if there are any, else as a layout or a table has them."""
     tree = open_tree(path)
     if data.images:
-        return Files(tree, matching(tree, split, data.images, data.annotations))
-    layout = recognise(tree, split)
-    if layout is None:
-        raise DataError(
-            f"{path} has no split '{split}' in a layout known here: {KNOWN}; for another one give data.images and "
-            "data.annotations"
-        )
-    return Files(tree, layout)
+        layout = matching(tree, split, data.images, data.annotations)
+        return Files(tree, layout), layout
+    found = recognise(tree, split)
+    if found:
+        return Files(*found), found[1]
+    if path.is_dir() and is_table(path):
+        return open_table(path, split, data), None
+    raise DataError(
+        f"{path} has no split '{split}' in a layout known here: {KNOWN}; for another one give data.images and "
+        "data.annotations"
+    )
 
 
 def _classes(data: Data, layout: Layout | None) -> Sequence[str]:
@@ -176,21 +184,31 @@ def _classes(data: Data, layout: Layout | None) -> Sequence[str]:
     if data.classes in CLASSES:
         return CLASSES[data.classes]
     try:
-        names = [line.strip() for line in Path(data.classes).read_text().splitlines() if line.strip()]
+        names = [line.strip() for line in Path(data.classes).read_text(encoding="utf-8-sig").strip().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"data.classes '{data.classes}' is none of {', '.join(CLASSES)} and no text file with a name a line"
         ) from error
-    if not 0 < len(names) <= IGNORE:
-        raise ConfigError(f"data.classes '{data.classes}' names {len(names)} classes: 1 to {IGNORE} work")
+    if "" in names[1:]:
+        raise ConfigError(f"data.classes '{data.classes}' has no name in line {names.index('') + 1}: a class is a line")
+    if not 0 < len(names) <= IGNORE or names == [""]:
+        raise ConfigError(f"data.classes '{data.classes}' must name 1 to {IGNORE} classes, a name a line")
     return names
 
 
 def _lookup(data: Data, layout: Layout | None) -> np.ndarray:
     """Class ids uint8 (256,) of the values that labels store; 255 for those that do not count."""
     layout = layout or Layout((), ())
+    own = layout.reduce_labels, tuple(layout.ignore), layout.ids
+    if data.classes and own != (False, (IGNORE,), None) and None in (data.reduce_labels, data.ignore):
+        raise ConfigError(
+            f"{data.source} has labels of a known layout, but classes of your own: say data.reduce_labels and "
+            "data.ignore too (false and [255] take the labels as they are stored)"
+        )
     reduce = layout.reduce_labels if data.reduce_labels is None else data.reduce_labels
     table = np.arange(256)
+    if layout.ids is not None and data.reduce_labels is None and not data.classes:
+        table = np.array([layout.ids.get(value, IGNORE) for value in range(256)])
     if reduce:
         table = (table - 1) % 256  # 0 becomes 255
     table[list(layout.ignore if data.ignore is None else data.ignore)] = IGNORE

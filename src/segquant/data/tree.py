@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import lzma
 import os
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 from segquant.errors import DataError
@@ -19,6 +22,13 @@ class Folder:
 
     def has(self, folder: str) -> bool:
         return (self.root / folder).is_dir()
+
+    def folders(self) -> list[str]:
+        """Names of the folders in this one, sorted."""
+        return sorted(path.name for path in self.root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+    def below(self, folder: str) -> Folder:
+        return Folder(self.root / folder)
 
     def names(self, under: str = "") -> list[str]:
         """Names of the files in and below the folder `under`, sorted; none where there is no such folder."""
@@ -45,28 +55,47 @@ class Archive:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._opened: tuple[int, zipfile.ZipFile] | None = None
-        names = [entry.filename for entry in self._file().infolist() if not entry.is_dir()]
-        outside = next((name for name in names if is_outside(name)), None)
-        if outside is not None:
-            raise DataError(f"{path} holds '{outside}', which would lie outside of it: do not trust this archive")
-        names = [name for name in names if not name.startswith("__MACOSX/") and "/." not in f"/{name}"]
-        tops = {name.split("/")[0] if "/" in name else "" for name in names}
-        self.top = f"{tops.pop()}/" if len(tops) == 1 and "" not in tops else ""
-        self._names = sorted(name.removeprefix(self.top) for name in names)
+        self._stored: dict[str, str] = {}  # the name in the archive, by the one that is used here
+        for entry in self._file().infolist():
+            name = entry.filename.replace("\\", "/")  # as some programs of Windows write it
+            if is_outside(name):
+                raise DataError(f"{path} holds '{name}', which would lie outside of it: do not trust this archive")
+            if name.endswith("/") or name.startswith("__MACOSX/") or "/." in f"/{name}":
+                continue
+            if name in self._stored:
+                raise DataError(f"{path} holds '{name}' twice: make it again")
+            self._stored[name] = entry.filename
+        self.top, self._names = "", sorted(self._stored)
+        folders = self.folders()
+        if len(folders) == 1 and len(self.names(folders[0])) == len(self._names):
+            self.top, self._names = f"{folders[0]}/", self.below(folders[0])._names
 
     def has(self, folder: str) -> bool:
         return bool(self.names(folder))
+
+    def folders(self) -> list[str]:
+        """Names of the folders in this one, sorted."""
+        return sorted({name.split("/")[0] for name in self._names if "/" in name})
+
+    def below(self, folder: str) -> Archive:
+        part = copy.copy(self)
+        part.top = f"{self.top}{folder}/"
+        part._names = [name.removeprefix(f"{folder}/") for name in self.names(folder)]
+        return part
 
     def names(self, under: str = "") -> list[str]:
         return [name for name in self._names if not under or name.startswith(f"{under}/")]
 
     def read(self, name: str) -> bytes:
+        stored = self._stored[self.top + name]
         try:
-            size = self._file().getinfo(self.top + name).file_size
+            size = self._file().getinfo(stored).file_size
             if size > LARGEST:
                 raise DataError(f"{self.where(name)} unpacks to {size} bytes, which no image has: take it out")
-            return self._file().read(self.top + name)
-        except (OSError, RuntimeError, KeyError, zipfile.BadZipFile) as error:  # RuntimeError: it is encrypted
+            return self._file().read(stored)
+        except RuntimeError as error:  # it is encrypted, or compressed in a way that Python does not know
+            raise DataError(f"{self.where(name)} cannot be read ({error}): unpack the archive to a folder") from error
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
             raise DataError(f"{self.where(name)} cannot be read ({error}): fetch the archive again") from error
 
     def where(self, name: str) -> str:
@@ -77,14 +106,14 @@ class Archive:
         if self._opened is None or self._opened[0] != os.getpid():
             try:
                 self._opened = os.getpid(), zipfile.ZipFile(self.path)
-            except (OSError, zipfile.BadZipFile) as error:
+            except (OSError, ValueError, zipfile.BadZipFile) as error:  # ValueError: names of no encoding
                 raise DataError(f"{self.path} is not a readable zip archive ({error}): fetch it again") from error
         return self._opened[1]
 
 
 def is_outside(name: str) -> bool:
     """Whether an archive's entry would be written outside of the folder that it is unpacked to."""
-    path = PurePosixPath(name.replace("\\", "/"))
+    path = PurePosixPath(name)
     return path.is_absolute() or ".." in path.parts or (len(name) > 1 and name[1] == ":")
 
 
