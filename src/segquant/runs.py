@@ -62,7 +62,10 @@ def run(
     sets = _data_sets(params.data, data, label_maps, split, limit, output)
     baseline = models.load(model)
     for one in sets.values():
-        load_label_map(one.label_map, baseline.config.num_labels, one.source.classes)
+        try:
+            load_label_map(one.label_map, baseline.config.num_labels, one.source.classes)
+        except DataError as error:
+            raise DataError(f"{one.data}: {error}") from error
     for recipe in recipes.values():
         plan(baseline, recipe)
     train = replace(params.data, source=train_data or data[0])

@@ -218,6 +218,7 @@ def test_tables_that_do_not_fit_are_one_line(routes, hub, tmp_path):
         (flat, "test", "has no split 'test': its Parquet files are train-00000-of-00001.parquet, validation-"),
         (routes[0]["saved to disk"], "test", "has no split 'test': choose one of train, validation"),
         (Data(flat.source), "validation", "does not name its classes: give data.classes"),
+        (Data(flat.source, classes="ade20k"), "validation", "say data.reduce_labels, true where labels hold 1 to 150"),
         (Data(flat.source, columns=Columns("photo"), **ADE), "validation", "has no column 'photo': set data.columns.image to one of image, annotation, scene_category"),
         (Data("owner/none", **ADE), "validation", "data source 'owner/none' is nothing here and the hub gives none"),
         (Data("zhoubolei/scene_parse_150", revision="v9"), "validation", "the hub gives none"),

@@ -24,8 +24,8 @@ def load_label_map(path: str | Path | None, model_classes: int, data_classes: Se
         if model_classes == len(data_classes):
             return None
         raise DataError(
-            f"the model has {model_classes} classes but the data set has {len(data_classes)}: give data.label_map, "
-            "a YAML file with `map: {model id: data set id}` (as data/label_maps/cityscapes_to_camvid.yaml)"
+            f"the model has {model_classes} classes but the data set has {len(data_classes)}: give data.label_map "
+            "(--label-map), a YAML file with `map: {model id: data id}`, as data/label_maps/cityscapes_to_camvid.yaml"
         )
     try:
         entries = yaml.safe_load(Path(path).read_text())["map"]

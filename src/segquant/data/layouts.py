@@ -77,7 +77,7 @@ def matching(tree: Folder | Archive, split: str, images: str, annotations: str) 
     ]
     if not pairs:
         raise DataError(
-            f"{tree.where(images)} matches no file: data.images must be a pattern (of * and **) below data.source"
+            f"{tree.where(images)} matches no file: see data.images (its wildcards are * and **) and data.source"
         )
     return Layout(_checked(tree, pairs, tree.names(_folder(_WILD.split(annotations)[0]))), ())
 

@@ -205,6 +205,11 @@ def _lookup(data: Data, layout: Layout | None) -> np.ndarray:
             f"{data.source} has labels of a known layout, but classes of your own: say data.reduce_labels and "
             "data.ignore too (false and [255] take the labels as they are stored)"
         )
+    if data.classes == "ade20k" and own == (False, (IGNORE,), None) and data.reduce_labels is None:
+        raise ConfigError(
+            f"{data.source}: say data.reduce_labels, true where labels hold 1 to 150 and 0 is no class, as "
+            "ADE20K's own do, false where they hold 0 to 149"
+        )
     reduce = layout.reduce_labels if data.reduce_labels is None else data.reduce_labels
     table = np.arange(256)
     if layout.ids is not None and data.reduce_labels is None and not data.classes:
