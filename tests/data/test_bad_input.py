@@ -17,6 +17,8 @@ from PIL import Image
 
 from segquant.data import tree
 from segquant.data.classes import CAMVID
+from segquant.data.images import decode_annotation, decode_image
+from segquant.data.shards import read_rows
 from segquant.entry import run
 from stages import prepare_shards
 
@@ -29,20 +31,19 @@ def encoded(array, format="PNG", **options):
     return buffer.getvalue()
 
 
-def bomb():
-    """A PNG that says it is 30000x30000 pixels of grey."""
+def grey_png(height, width, bits, data):
+    """A PNG that says it is of this size and depth, which Pillow may not be able to write."""
 
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-    )
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
 
 IMAGE = np.full((3, 4, 3), 120, np.uint8)
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+BOMB = grey_png(30_000, 30_000, 8, bytes(1000))
 WIDE = encoded(LABELS.astype(np.uint16))
 
 
@@ -113,8 +114,8 @@ TABLE = {
     "a truncated label": (put("valannot/b.png", encoded(NOISE[..., 0])[:-40]), {}, "set/valannot/b.png is not a readable label"),
     "text for an image": (put("val/b.png", b"<html>"), {}, "set/val/b.png is not a readable image"),
     "floats for an image": (put("val/b.png", encoded(np.ones((3, 4), np.float32), "TIFF")), {}, "val/b.png is not a readable image (it has 32 bits a pixel"),
-    "a decompression bomb": (put("val/b.png", bomb()), {}, "val/b.png is not a readable image (Image size (900000000 pixels) exceeds limit"),
-    "a bomb for a label": (put("valannot/b.png", bomb()), {}, "valannot/b.png is not a readable label (Image size"),
+    "a decompression bomb": (put("val/b.png", BOMB), {}, "val/b.png is not a readable image (Image size (900000000 pixels) exceeds limit"),
+    "a bomb for a label": (put("valannot/b.png", BOMB), {}, "valannot/b.png is not a readable label (Image size"),
     "two images of one name": (put("val/b.jpg", encoded(IMAGE, "JPEG")), {}, "set/val/b.png and b.jpg have one name, and so one label"),
     "an archive with ../": (lambda root: zipped(root, {"../evil.png": b"x"}), ZIP, "set.zip holds '../evil.png', which would lie outside"),
     "an archive with /": (lambda root: zipped(root, {"/etc/evil.png": b"x"}), ZIP, "set.zip holds '/etc/evil.png', which would lie outside"),
@@ -207,8 +208,6 @@ def test_a_disk_that_fills(place, capsys, monkeypatch):
 
 
 def rows(place, capsys, monkeypatch):
-    from segquant.data.shards import read_rows
-
     assert prepare(place, capsys, monkeypatch, {}) == (0, [])
     return {row["id"]: row for row in read_rows(place / "out/shards", "validation")}
 
@@ -226,8 +225,6 @@ UNUSUAL = {
 
 @pytest.mark.parametrize("what", list(UNUSUAL))
 def test_unusual_images_are_taken_as_they_are(what, place, capsys, monkeypatch):
-    from segquant.data.images import decode_image
-
     image, format, options = UNUSUAL[what]
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
@@ -241,8 +238,6 @@ def test_unusual_images_are_taken_as_they_are(what, place, capsys, monkeypatch):
 
 def test_exif_rotation_is_not_applied(place, capsys, monkeypatch):
     """The labels are not rotated, so neither is the image."""
-    from segquant.data.images import decode_image
-
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
     put("val/b.png", encoded(IMAGE, "JPEG", exif=exif))(place / "set")
@@ -250,43 +245,31 @@ def test_exif_rotation_is_not_applied(place, capsys, monkeypatch):
     assert (row["width"], row["height"]) == (4, 3) == decode_image(row["image"], "b").size
 
 
-def grey_png(values, bits):
-    """A PNG of `bits` a pixel, which Pillow cannot write."""
-    packed = b""
-    for line in values:
-        word = "".join(f"{v:0{bits}b}" for v in line)
-        packed += b"\0" + bytes(int(word[i : i + 8].ljust(8, "0"), 2) for i in range(0, len(word), 8))
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", len(values[0]), len(values), bits, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(packed)) + chunk(b"IEND", b"")
+def packed(values, bits):
+    """The lines of a PNG's picture, each after its filter's number."""
+    lines = ["".join(f"{value:0{bits}b}" for value in line) for line in values]
+    return b"".join(
+        b"\0" + bytes(int(line[i : i + 8].ljust(8, "0"), 2) for i in range(0, len(line), 8)) for line in lines
+    )
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_labels_of_few_bits_keep_their_ids(bits, place, capsys, monkeypatch):
     """Pillow stretches greys of 2 and 4 bits to 0..255: id 1 of 4 bits would become 17."""
-    from segquant.data.images import decode_annotation
-
     values = (np.arange(12).reshape(3, 4) % min(2**bits, len(CAMVID))).tolist()
-    put("valannot/b.png", grey_png(values, bits))(place / "set")
+    put("valannot/b.png", grey_png(3, 4, bits, packed(values, bits)))(place / "set")
     found = decode_annotation(rows(place, capsys, monkeypatch)["b"]["annotation"])
     assert found.tolist() == values
 
 
 @pytest.mark.parametrize("format", ["BMP", "GIF", "PPM", "TIFF"])
 def test_labels_without_loss_may_be_of_other_formats(format, place, capsys, monkeypatch):
-    from segquant.data.images import decode_annotation
-
     options = {"compression": "tiff_lzw"} if format == "TIFF" else {}
     put("valannot/b.png", encoded(LABELS % 11, format, **options))(place / "set")
     np.testing.assert_array_equal(decode_annotation(rows(place, capsys, monkeypatch)["b"]["annotation"]), LABELS % 11)
 
 
 def test_a_palette_label_holds_its_indices(place, capsys, monkeypatch):
-    from segquant.data.images import decode_annotation
-
     label = Image.fromarray(LABELS % 11, "P")
     label.putpalette([200, 10, 10] * 256)
     buffer = io.BytesIO()

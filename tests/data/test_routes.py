@@ -195,6 +195,7 @@ def test_what_is_said_of_labels_wins_over_the_layout(tmp_path, names):
         ({"images": "none/{split}/*.png", "annotations": "x/*.png"}, "none/val/*.png matches no file"),
         ({"images": "val/*.png", "annotations": "labels/*.png", "classes": "camvid"}, "labels/a.png does not exist"),
         ({"classes": "blank.txt"}, "data.classes 'blank.txt' has no name in line 2: a class is a line"),
+        ({"classes": "first.txt"}, "data.classes 'first.txt' has no name in line 1: a class is a line"),
         ({"classes": "empty.txt"}, "data.classes 'empty.txt' must name 1 to 255 classes, a name a line"),
         ({"classes": "camvid"}, "has labels of a known layout, but classes of your own: say data.reduce_labels and"),
         ({"classes": "nowhere.txt"}, "data.classes 'nowhere.txt' is none of ade20k, cityscapes, camvid and no text file"),
@@ -203,6 +204,7 @@ def test_what_is_said_of_labels_wins_over_the_layout(tmp_path, names):
 def test_a_description_that_does_not_fit_is_one_line(tmp_path, keys, message, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "blank.txt").write_text("road\n\nsky\n")
+    (tmp_path / "first.txt").write_text("\nroad\nsky\n")
     (tmp_path / "empty.txt").write_text("\n")
     pair(tmp_path, "val/a.png", "valannot/a.png", [[0, 1]])
     if keys.get("annotations") == "valannot/*":

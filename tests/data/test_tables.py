@@ -93,6 +93,19 @@ def test_rows_are_found_in_every_row_group(tmp_path):
     assert [source[i]["id"] for i in (7, 0, 4, 2)] == ["7", "0", "4", "2"]
 
 
+def test_a_column_that_not_all_files_have_is_none(tmp_path):
+    put(tmp_path / "val-0.parquet", [1])
+    pq.write_table(pa.table({"image": [png(1)], "mask": [png(1)]}), tmp_path / "val-1.parquet")
+    with pytest.raises(ConfigError, match=r"has no column 'annotation': set data.columns.annotation to one of image$"):
+        found(tmp_path, "val")
+
+
+def test_a_table_without_rows_is_told(tmp_path):
+    pq.write_table(pa.table({"image": [png(1)], "annotation": [png(1)]}).slice(0, 0), tmp_path / "val.parquet")
+    with pytest.raises(DataError, match=r"\(val\) has no rows"):
+        found(tmp_path, "val")
+
+
 def test_a_cell_may_be_bytes_or_a_path(tmp_path):
     put(tmp_path / "bytes" / "val.parquet", [1, 2], png)
     assert found(tmp_path / "bytes", "val") == [1, 2]

@@ -53,7 +53,7 @@ def fetch(name: str, output: str | Path) -> Path:
         return folder
     if not archive.is_file():
         _download(wanted, archive)
-    elif archive.stat().st_size != wanted.size or sha256(archive) != wanted.sha256:
+    elif not _is(archive, wanted):
         raise DataError(f"{archive} is there and is not the published file: move it away to fetch that one")
     _unpack(archive, folder)
     archive.unlink()
@@ -76,15 +76,14 @@ def _download(wanted: Published, target: Path) -> None:
                     f"{wanted.url} cannot be fetched ({stopped}); {have} of {wanted.size} bytes are here: the same "
                     "command goes on from there"
                 )
-    found = sha256(part)
-    if part.stat().st_size != wanted.size or found != wanted.sha256:
-        size = part.stat().st_size
+    if not _is(part, wanted):
         part.unlink()
-        raise DataError(
-            f"{wanted.url} gave {size} bytes of SHA-256 {found} and not the {wanted.size} bytes that were published: "
-            "they are removed, fetch again"
-        )
+        raise DataError(f"{wanted.url} gave other bytes than were published: they are removed, fetch again")
     part.rename(target)
+
+
+def _is(file: Path, wanted: Published) -> bool:
+    return file.stat().st_size == wanted.size and sha256(file) == wanted.sha256
 
 
 def _append(wanted: Published, part: Path, have: int, bar) -> None:

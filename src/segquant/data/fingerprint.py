@@ -8,7 +8,7 @@ from typing import Any
 
 from segquant import files
 from segquant.config import Data
-from segquant.data.sources import find
+from segquant.data.sources import find, on_hub
 from segquant.data.tree import Folder
 
 
@@ -24,7 +24,7 @@ def fingerprint(data: Data) -> dict[str, Any]:
     if data.source == "scenes":
         return found
     path = find(data)
-    if not Path(data.source).exists():  # the hub's: the folder of a snapshot is named after its commit
+    if on_hub(data):  # where the folder of a snapshot is named after its commit
         return {**found, "commit": path.name}
     names = Folder(path).names() if path.is_dir() else [""]
     states = [(name, (path / name).stat()) for name in names]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -32,32 +34,28 @@ def decode_image(data: bytes, name: str) -> Image.Image:
 
     Grey becomes RGB, alpha is dropped, 16 bits become 8. Raises DataError, naming it, when it is broken.
     """
-    try:
+    with _readable(name, "image"):
         image = _open(data)
         if image.mode.startswith("I;16"):  # convert would clip at 255
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         return image.convert("RGB")
-    except Exception as error:  # Pillow raises a dozen types for broken files
-        raise DataError(f"{name} is not a readable image ({error}): replace it or take it out") from error
 
 
 def image_size(data: bytes, name: str) -> tuple[int, int]:
     """(width, height) of an image that `decode_image` can read. Raises DataError as it does."""
-    try:
+    with _readable(name, "image"):
         image = _open(data)
         size = image.size
         image.draft("L", (1, 1))  # of a JPEG every byte is looked at, but few pixels are made
         image.load()
         return size
-    except Exception as error:  # as above
-        raise DataError(f"{name} is not a readable image ({error}): replace it or take it out") from error
 
 
 def decode_annotation(data: bytes, name: str = "an annotation") -> np.ndarray:
     """A shard's annotation as uint8 (H, W). Raises DataError, naming it, when it is broken."""
     try:
         return np.array(Image.open(io.BytesIO(data)))
-    except Exception as error:  # as above
+    except Exception as error:  # as in _readable
         raise DataError(f"{name} has no readable label ({error}): make the shards again") from error
 
 
@@ -66,11 +64,9 @@ def decode_label(data: bytes, name: str) -> np.ndarray:
 
     Raises DataError, naming it, when it is broken or cannot hold one class id a pixel without loss.
     """
-    try:
+    with _readable(name, "label"):
         image = Image.open(io.BytesIO(data))
         image.load()
-    except Exception as error:  # as above
-        raise DataError(f"{name} is not a readable label ({error}): replace it or take it out") from error
     if image.format not in _LOSSLESS and image.info.get("compression") not in _LOSSLESS:
         raise DataError(f"{name} is a {image.format}, which may change class ids: make labels PNG from their source")
     if image.mode not in ("L", "P", "1"):
@@ -78,8 +74,16 @@ def decode_label(data: bytes, name: str) -> np.ndarray:
         raise DataError(f"{name} is a {kind} image: a label must be 8-bit with one class id a pixel")
     values = np.array(image).astype(np.uint8)
     if image.mode == "L" and image.format == "PNG":  # Pillow stretches 2 and 4 bits of grey to 0..255
-        values //= 255 // (2 ** min(data[24], 8) - 1)  # IHDR's bit depth
+        values //= 255 // (2 ** data[24] - 1)  # IHDR's bit depth
     return values
+
+
+@contextmanager
+def _readable(name: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Pillow raises a dozen types for broken files
+        raise DataError(f"{name} is not a readable {what} ({error}): replace it or take it out") from error
 
 
 def _open(data: bytes) -> Image.Image:

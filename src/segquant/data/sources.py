@@ -10,9 +10,9 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
@@ -26,10 +26,19 @@ from segquant.data.tree import Archive, Folder, open_tree
 from segquant.errors import ConfigError, DataError
 from segquant.hub import HUB_ID, data_snapshot
 
-# Data sets on the hub that are known: revision, configuration, and how they are read where it is not said otherwise.
-HUB = {"zhoubolei/scene_parse_150": ("refs/convert/parquet", "scene_parsing", Layout((), classes.ADE20K, True))}
 log = logging.getLogger(__name__)
 CLASSES = {"ade20k": classes.ADE20K, "cityscapes": classes.CITYSCAPES, "camvid": classes.CAMVID}
+
+
+class Known(NamedTuple):
+    """How a data set on the hub is read where it is not said otherwise."""
+
+    revision: str | None = None
+    configuration: str | None = None
+    layout: Layout | None = None
+
+
+HUB = {"zhoubolei/scene_parse_150": Known("refs/convert/parquet", "scene_parsing", Layout((), classes.ADE20K, True))}
 
 
 class Pairs(Protocol):
@@ -115,9 +124,11 @@ def open_source(data: str | Data, split: str, limit: int | None = None) -> Scene
         if split not in scenes.SIZES:
             raise DataError(f"scenes has no split '{split}': choose one of {', '.join(scenes.SIZES)}")
         return Scenes(split, min(scenes.SIZES[split], limit or scenes.SIZES[split]))
-    path, layout = find(data), HUB.get(data.source, (None, None, None))[2]
-    if not Path(data.source).exists() or data.configuration:  # the hub's, or one that only tables have
-        pairs: Pairs = open_table(_configured(path, data), split, data)
+    path = find(data)
+    if on_hub(data):
+        known = HUB.get(data.source, Known())
+        folder = path / (data.configuration or known.configuration or "")
+        pairs, layout = open_table(folder, split, data), known.layout
     else:
         pairs, layout = _local(path, split, data)
     names, lookup = _classes(data, layout), _lookup(data, layout)
@@ -132,10 +143,14 @@ def rows(source: Scenes | Labelled) -> Iterator[dict]:
     return (source[i] for i in range(len(source)))
 
 
+def on_hub(data: Data) -> bool:
+    return not Path(data.source).exists()
+
+
 def find(data: Data) -> Path:
     """Where the data are on this machine, fetched from the hub if need be."""
     path = Path(data.source)
-    if path.exists():
+    if not on_hub(data):
         if path.is_file() and path.suffix.lower() != ".zip":
             raise DataError(f"data source '{path}' is a file: give a folder, a zip archive or a hub id")
         return path
@@ -144,19 +159,16 @@ def find(data: Data) -> Path:
             f"data source '{data.source}' is not there: give 'scenes', a labelled folder, a zip archive or a hub id "
             "(owner/name)"
         )
-    revision, configuration, _ = HUB.get(data.source, (None, None, None))
-    return data_snapshot(data.source, data.revision or revision, data.configuration or configuration)
-
-
-def _configured(path: Path, data: Data) -> Path:
-    configuration = data.configuration or HUB.get(data.source, (None, None, None))[1]
-    if configuration and not (path / configuration).is_dir():
-        raise ConfigError(f"{path} has no folder '{configuration}': see data.configuration")
-    return path / (configuration or "")
+    known = HUB.get(data.source, Known())
+    return data_snapshot(data.source, data.revision or known.revision, data.configuration or known.configuration)
 
 
 def _local(path: Path, split: str, data: Data) -> tuple[Pairs, Layout | None]:
     """Pairs in a folder or an archive, by the patterns if there are any, else as a layout or a table has them."""
+    if data.configuration:  # which only tables have
+        if not (path / data.configuration).is_dir():
+            raise ConfigError(f"{path} has no folder '{data.configuration}': see data.configuration")
+        return open_table(path / data.configuration, split, data), None
     tree = open_tree(path)
     if data.images:
         layout = matching(tree, split, data.images, data.annotations)
@@ -184,28 +196,29 @@ def _classes(data: Data, layout: Layout | None) -> Sequence[str]:
     if data.classes in CLASSES:
         return CLASSES[data.classes]
     try:
-        names = [line.strip() for line in Path(data.classes).read_text(encoding="utf-8-sig").strip().splitlines()]
+        names = [line.strip() for line in Path(data.classes).read_text(encoding="utf-8-sig").rstrip().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"data.classes '{data.classes}' is none of {', '.join(CLASSES)} and no text file with a name a line"
         ) from error
-    if "" in names[1:]:
+    if "" in names:
         raise ConfigError(f"data.classes '{data.classes}' has no name in line {names.index('') + 1}: a class is a line")
-    if not 0 < len(names) <= IGNORE or names == [""]:
+    if not 0 < len(names) <= IGNORE:
         raise ConfigError(f"data.classes '{data.classes}' must name 1 to {IGNORE} classes, a name a line")
     return names
 
 
 def _lookup(data: Data, layout: Layout | None) -> np.ndarray:
     """Class ids uint8 (256,) of the values that labels store; 255 for those that do not count."""
-    layout = layout or Layout((), ())
-    own = layout.reduce_labels, tuple(layout.ignore), layout.ids
-    if data.classes and own != (False, (IGNORE,), None) and None in (data.reduce_labels, data.ignore):
+    plain = Layout((), ())
+    layout = layout or plain
+    as_stored = replace(layout, pairs=(), classes=()) == plain
+    if data.classes and not as_stored and None in (data.reduce_labels, data.ignore):
         raise ConfigError(
             f"{data.source} has labels of a known layout, but classes of your own: say data.reduce_labels and "
             "data.ignore too (false and [255] take the labels as they are stored)"
         )
-    if data.classes == "ade20k" and own == (False, (IGNORE,), None) and data.reduce_labels is None:
+    if data.classes == "ade20k" and as_stored and data.reduce_labels is None:
         raise ConfigError(
             f"{data.source}: say data.reduce_labels, true where labels hold 1 to 150 and 0 is no class, as "
             "ADE20K's own do, false where they hold 0 to 149"

@@ -33,18 +33,15 @@ class Rows(Protocol):
 
 
 class Parquet:
-    """Rows of some files in turn, a row group in memory at a time."""
+    """Rows of some files in turn, a row group in memory at a time; its columns are those that all files have."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.files, self.folder = files, files[0].parent
-        self.schema = pq.read_schema(files[0])
-        self._groups: list[tuple[Path, int]] = []
-        counts = []
-        for path in files:
-            metadata = pq.read_metadata(path)
-            for group in range(metadata.num_row_groups):
-                self._groups.append((path, group))
-                counts.append(metadata.row_group(group).num_rows)
+        footers = [pq.read_metadata(path) for path in files]
+        first, *others = (footer.schema.to_arrow_schema() for footer in footers)
+        self.schema = pa.schema([field for field in first if all(field.name in other.names for other in others)])
+        self._groups = [(p, group) for p, footer in zip(files, footers) for group in range(footer.num_row_groups)]
+        counts = [footer.row_group(group).num_rows for footer in footers for group in range(footer.num_row_groups)]
         self._ends = list(accumulate(counts))
         self._held: tuple[int, pa.Table] | None = None
 
@@ -95,6 +92,8 @@ class Table:
 
     def __init__(self, rows: Rows, data: Data, name: str) -> None:
         self.rows, self.name = rows, name
+        if not len(rows):
+            raise DataError(f"{name} has no rows")
         self.columns = data.columns.image, data.columns.annotation
         for key, column in zip(("image", "annotation"), self.columns):
             if column not in rows.schema.names:

@@ -144,12 +144,8 @@ def footnotes(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | Non
 
 def show(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | None = None) -> None:
     """Print the table to stdout: with colours on a terminal only, with fewer columns on a narrow one."""
-    console = Console()
-    wide = not console.is_terminal or console.width >= 190
-    if wide:
-        console = Console(width=max(console.width, 200))
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("method", no_wrap=True)
+    console, table = _console_and_table()
+    wide = console.width >= 190
     for name, heading, _, _ in COLUMNS:
         if wide or name in NARROW:
             table.add_column(heading, justify="right", no_wrap=True)
@@ -158,18 +154,13 @@ def show(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | None = N
         table.add_row(method, *(text for (name, *_), text in row if wide or name in NARROW))
     console.print(table)
     _show_speed(console, results)
-    for note in footnotes(results, hardware):
-        console.print(note, style="dim", highlight=False, soft_wrap=True)
+    _print_notes(console, footnotes(results, hardware))
 
 
 def show_several(found: dict[str, dict[str, dict[str, Any]]], hardware: dict[str, Any] | None = None) -> None:
     """Print {data set: results} side by side: each one's accuracy, then what they have in common."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(console.width, 200))
+    console, table = _console_and_table()
     first = next(iter(found.values()))
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("method", no_wrap=True)
     apart, common = ("mean_iou", "loss_points", "agreement"), ("size_mb", "compression", "latency_ms", "speedup")
     headings = {name: heading for name, heading, _, _ in COLUMNS}
     for name in found:
@@ -186,7 +177,21 @@ def show_several(found: dict[str, dict[str, dict[str, Any]]], hardware: dict[str
     notes = {name: footnotes(results, hardware) for name, results in found.items()}
     common_notes = [note for note in notes[next(iter(found))] if all(note in some for some in notes.values())]
     own = [f"{name}: {note}" for name, some in notes.items() for note in some if note not in common_notes]
-    for note in own + common_notes:
+    _print_notes(console, own + common_notes)
+
+
+def _console_and_table() -> tuple[Console, Table]:
+    """As wide as the terminal, or all of it where there is none."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.width, 200))
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    return console, table
+
+
+def _print_notes(console: Console, notes: Iterable[str]) -> None:
+    for note in notes:
         console.print(note, style="dim", highlight=False, soft_wrap=True)
 
 
