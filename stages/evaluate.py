@@ -7,7 +7,8 @@ from segquant import config, tracking
 from segquant.data.shards import open_shards, read_manifest
 from segquant.entry import run
 from segquant.evaluation.score import class_rows, score, write_scores
-from segquant.evaluation.shardwise import kept, ranks
+from segquant.evaluation.shardwise import kept
+from segquant.ranks import ranks
 
 
 def main() -> None:

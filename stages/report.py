@@ -21,7 +21,8 @@ def main() -> None:
     classes = read_manifest(a.shards)["classes"]
     rows = read_rows(a.shards, "validation", params.eval.pictures)
     write_text(a.csv, tables.to_csv(results))
-    page.write_page(a.page, results, rows, Path(a.metrics) / "predictions", classes, hardware)
+    pictures = Path(a.metrics) / "predictions"
+    page.write_page(a.page, results, rows, pictures, classes, hardware, params.quant.methods)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,9 @@
 
 import argparse
 
-from segquant import config
+from segquant import config, tracking
 from segquant.entry import run
 from segquant.training.baseline import make_baseline
-
-COMMAND = "dvc unfreeze models/dvc.yaml:train && dvc repro models/dvc.yaml:train && dvc freeze models/dvc.yaml:train"
 
 
 def main() -> None:
@@ -14,7 +12,9 @@ def main() -> None:
     parser.add_argument("--output", required=True)
     parser.add_argument("--checkpoint", required=True)
     arguments = parser.parse_args()
-    make_baseline(config.load(), arguments.output, arguments.checkpoint, COMMAND)
+    params = config.load()
+    with tracking.training(params.wandb, "train", params.train) as record:
+        make_baseline(params, arguments.output, arguments.checkpoint, record)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,25 @@ def test_run_on_a_labelled_folder(tiny_folder, tmp_path):
     assert "\r" not in done.stderr
 
 
+def test_run_trains_on_photographs_without_labels(tiny_folder, tmp_path):
+    ade20k_folder(tmp_path / "data", "validation", 2)
+    ade20k_folder(tmp_path / "other", "validation", 3)
+    photos = tmp_path / "other" / "images" / "validation"
+    params = (ROOT / "params.yaml").read_text()
+    train = "train: {steps: 2, batch_size: 2, crop: 32, validate_every: 1, workers: 0}"
+    recipe = "{weights: int2, group_size: 16, algorithm: gptq, calibration: {images: 2}, " + train + "}"
+    (tmp_path / "params.yaml").write_text(params.replace("    int2_hqq:", f"    mine: {recipe}\n    int2_hqq:"))
+    done = segquant(
+        "run", "--params", tmp_path / "params.yaml", "--model", tiny_folder, "--data", tmp_path / "data",
+        "--split", "validation", "--protocol", "fixed-64x64-v1", "--methods", "mine", "--train-data", photos,
+        "--output", tmp_path / "out",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["mine"]["algorithm"] == "qat"
+    assert "train: 100%" in done.stderr and "mIoU=" in done.stderr
+    assert not (tmp_path / "out" / "partial").exists() and not (tmp_path / "wandb").exists()
+
+
 def test_two_data_sets_are_scored_apart_and_listed_side_by_side(tiny_folder, tmp_path):
     """Each as if it were alone; the second one's class ids differ from the model's."""
     ade20k_folder(tmp_path / "roads", "validation", 2)

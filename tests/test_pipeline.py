@@ -14,7 +14,7 @@ import yaml
 from conftest import ROOT, ade20k_folder
 from PIL import Image
 
-METHODS = ("float32", "float8_dynamic", "int4", "int2")
+METHODS = ("float32", "float8_dynamic", "int4", "int2", "int2_qat")
 ALWAYS = {"baseline", "data_source", "probe_hardware"}  # asked on every run
 ENV = {
     **os.environ,
@@ -55,6 +55,9 @@ def clone(tmp_path_factory):
             stale.unlink(missing_ok=True)
     params = yaml.safe_load((folder / "params.yaml").read_text())
     params["quant"]["methods"] = {k: params["quant"]["methods"][k] for k in METHODS}
+    params["quant"]["methods"]["int2_qat"]["train"] = {
+        "steps": 3, "crop": 64, "batch_size": 2, "validate_every": 3, "validation_images": 2, "workers": 0,
+    }  # fmt: skip
     params["data"]["limit"] = 4
     params["protocol"] = "fixed-64x64-v1"
     params["eval"]["pictures"] = 2
@@ -64,7 +67,9 @@ def clone(tmp_path_factory):
     sh(folder, "git add -A && git commit -qm start")
     output = sh(folder, "dvc repro")
     assert {"prepare_shards", "reference", "select", "report"} <= ran(output)
-    assert len(list((folder / "wandb").glob("offline-run-*"))) == 3  # a run each evaluation, none for the unavailable
+    assert (
+        len(list((folder / "wandb").glob("offline-run-*"))) == 5
+    )  # a run each evaluation and training, none for the unavailable
     sh(folder, "git add -A && git commit -qm results")
     return folder
 
@@ -107,6 +112,10 @@ def test_the_files_others_rely_on(clone):
     assert manifest["quantized_fraction"] > 0.985
     html = (clone / "metrics/report/index.html").read_text()
     assert all(m in html for m in METHODS)
+    trained = json.loads((clone / "metrics/int2_qat.json").read_text())
+    assert trained["algorithm"] == "qat" and trained["size_bytes"] == int2["size_bytes"]
+    assert trained["agreement"] != int2["agreement"] and "What training did: int2_qat" in html
+    assert not list((clone / "models/checkpoints").iterdir())
 
 
 def test_a_method_this_machine_cannot_run_is_reported_with_the_reason(clone):
@@ -226,7 +235,7 @@ def test_a_new_method_is_yaml_and_no_code(clone):
     [
         (
             "quant.method=nope",
-            "error: quant.method 'nope' is unknown: choose one of float32, float8_dynamic, int4, int2",
+            "error: quant.method 'nope' is unknown: choose one of float32, float8_dynamic, int4, int2, int2_qat",
         ),
         ("eval.batch_size=none", "error: eval.batch_size must be of type int, not 'none'"),
         ("data.source=nowhere", "error: data source 'nowhere' is not there: give 'scenes', a labelled folder"),
@@ -251,7 +260,8 @@ def test_a_bad_parameter_ends_in_one_line(clone, change, message):
     [
         "prepare_shards --output x/shards",
         "reference --baseline models/baseline --shards data/shards --partial x/partial --output x/reference",
-        "quantize --method int4 --baseline models/baseline --shards data/shards --output x/int4 --times x/int4.json",
+        "quantize --method int4 --baseline models/baseline --shards data/shards --trained models/trained --output x/int4 "
+        "--times x/int4.json",
         "evaluate --method int4 --artifact models/quantized/int4 --shards data/shards --reference data/reference "
         "--partial x/partial --metrics x/int4.json --classes x/int4.csv --pictures x/pictures",
     ],
@@ -264,5 +274,7 @@ def test_online_tracking_without_a_key_stops_every_stage_before_any_work(clone, 
 
 def test_a_stage_given_an_unknown_method_is_one_line(clone):
     assert "error: method 'nope' is unknown: choose from" in sh(
-        clone, "python -m stages.quantize --method nope --baseline x --shards x --output x --times x", code=2
+        clone,
+        "python -m stages.quantize --method nope --baseline x --shards x --trained x --output x --times x",
+        code=2,
     )

@@ -40,6 +40,10 @@ def _at_least(low: float, **kw: Any) -> Any:
     return field(metadata={"low": low}, **kw)
 
 
+def _within(low: float, high: float, **kw: Any) -> Any:
+    return field(metadata={"low": low, "high": high}, **kw)
+
+
 def check_protocol(protocol: str) -> str:
     """Give back `protocol`, the name of an input protocol (data/protocols.py); ConfigError when there is none."""
     match = FIXED_PROTOCOL.fullmatch(protocol)
@@ -103,10 +107,88 @@ class Override:
 
 
 @dataclass(frozen=True)
+class SmallLayers:
+    """Layers of no more weights than `weights` share scales in groups of `group_size`."""
+
+    weights: int = _at_least(1)
+    group_size: int = _at_least(2)
+
+
+@dataclass(frozen=True)
 class Calibration:
     """Unlabelled images of the train split that a recipe looks at."""
 
     images: int = _at_least(1, default=64)
+
+
+@dataclass(frozen=True)
+class Phase:
+    steps: int = _at_least(1)
+    crop: int = _at_least(32)
+    batch_size: int = _at_least(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What every training has: the optimizer, its schedule, and upkeep."""
+
+    seed: int = _at_least(0, default=0)
+    lr: float = _at_least(0.0, default=1e-3)
+    weight_decay: float = _at_least(0.0, default=0.01)
+    warmup: int = _at_least(0, default=200)
+    schedule: str = _choice("poly", "cosine", default="poly")
+    power: float = _at_least(0.0, default=1.0)
+    clip: float = _at_least(0.0, default=1.0)
+    accumulate: int = _at_least(1, default=1)
+    ema: float = _within(0.0, 0.99999, default=0.0)
+    amp: str = _choice("bfloat16", "float32", default="bfloat16")
+    workers: int = _at_least(0, default=1)
+    checkpoint_every: int = _at_least(1, default=100)
+    validate_every: int = _at_least(1, default=1000)
+    validation_images: int = _at_least(1, default=64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Training):
+    """Training of the built-in model from nothing."""
+
+    phases: tuple[Phase, ...]
+    images: int | None = _at_least(1, default=None)
+    scale: float = _at_least(1.0, default=1.4)
+    balance: float = _at_least(0.0, default=0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill(Training):
+    """Training of a student on labels and on a larger teacher's predictions."""
+
+    teacher: str
+    student: str
+    steps: int = _at_least(1)
+    crop: int = _at_least(32)
+    batch_size: int = _at_least(1)
+    alpha: float = _within(0.0, 1.0, default=0.5)
+    temperature: float = _at_least(0.1, default=2.0)
+    images: int | None = _at_least(1, default=None)
+    scale: tuple[float, float] = _at_least(0.1, default=(0.75, 1.5))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qat(Training):
+    """Quantization-aware training of what calibration found; `lr` is in codes a step.
+
+    `teacher` is `float32` (the model itself before it is quantized), `none` (labels), or where another model is.
+    """
+
+    steps: int = _at_least(1)
+    batch_size: int = _at_least(1, default=1)
+    crop: int = _at_least(32, default=512)
+    teacher: str = "float32"
+    range_learning: bool = True
+    lr: float = _at_least(0.0, default=0.004)
+    weight_decay: float = _at_least(0.0, default=0.0)
+    warmup: int = _at_least(0, default=20)
+    schedule: str = _choice("poly", "cosine", default="cosine")
 
 
 @dataclass(frozen=True)
@@ -121,8 +203,10 @@ class Recipe:
     algorithm: str = _choice(*ALGORITHMS, default="affine")
     activations: str | None = _choice("int8", "float8", default=None)
     layers: str | tuple[str, ...] = _choice("all", "linear", default="all")
+    small_layers: SmallLayers | None = None
     overrides: dict[str, Override] = field(default_factory=dict)
     calibration: Calibration | None = None
+    train: Qat | None = None
 
     @property
     def calibration_images(self) -> int:
@@ -135,6 +219,7 @@ class Recipe:
 class Quant:
     method: str
     methods: dict[str, Recipe]
+    launcher: str = "python"
 
     def __post_init__(self) -> None:
         for name in self.methods:
@@ -188,35 +273,6 @@ class Sensitivity:
 
 
 @dataclass(frozen=True)
-class Phase:
-    steps: int = _at_least(1)
-    crop: int = _at_least(32)
-    batch_size: int = _at_least(1)
-
-
-@dataclass(frozen=True)
-class Train:
-    phases: tuple[Phase, ...]
-    seed: int = _at_least(0, default=0)
-    images: int | None = _at_least(1, default=None)
-    scale: float = _at_least(1.0, default=1.4)
-    balance: float = _at_least(0.0, default=0.5)
-    lr: float = _at_least(0.0, default=1e-3)
-    weight_decay: float = _at_least(0.0, default=0.01)
-    warmup: int = _at_least(0, default=200)
-    power: float = _at_least(0.0, default=1.0)
-    clip: float = _at_least(0.0, default=1.0)
-    amp: str = _choice("bfloat16", "float32", default="bfloat16")
-    workers: int = _at_least(0, default=1)
-    checkpoint_every: int = _at_least(1, default=100)
-    validation_images: int = _at_least(1, default=256)
-
-    @property
-    def steps(self) -> int:
-        return sum(phase.steps for phase in self.phases)
-
-
-@dataclass(frozen=True)
 class Wandb:
     mode: str = _choice(*WANDB_MODES, default="offline")
     project: str = "segquant"
@@ -244,6 +300,7 @@ class Params:
     speed: Speed
     sensitivity: Sensitivity
     train: Train
+    distill: Distill
     wandb: Wandb
 
     def __post_init__(self) -> None:
@@ -336,4 +393,6 @@ def _scalar(hint: type, value: Any, at: str, metadata: Any) -> Any:
         raise ConfigError(f"{at} '{value}' is unknown: choose one of {', '.join(map(str, metadata['choices']))}")
     if "low" in metadata and not value >= metadata["low"]:
         raise ConfigError(f"{at} must be at least {metadata['low']}, not {value}")
+    if "high" in metadata and not value <= metadata["high"]:
+        raise ConfigError(f"{at} must be at most {metadata['high']}, not {value}")
     return value

@@ -78,11 +78,17 @@ def load(source: str | Path) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def save(model: nn.Module, folder: str | Path, dtype: torch.dtype = torch.float32, size: int = 512) -> None:
-    """Save config.json, preprocessor_config.json (`size` squared) and model.safetensors, floats as `dtype`."""
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    size: int = 512,
+    baseline: str | Path | None = None,
+) -> None:
+    """Save config.json, preprocessor_config.json (as save_preprocessor) and model.safetensors, floats as `dtype`."""
     state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()}
     model.save_pretrained(folder, state_dict={k: v.contiguous() for k, v in state.items()})
-    save_preprocessor(folder, size=size)
+    save_preprocessor(folder, baseline, size)
 
 
 def save_preprocessor(folder: str | Path, baseline: str | Path | None = None, size: int = 512) -> None:

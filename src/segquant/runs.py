@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import subprocess
@@ -16,9 +17,10 @@ import torch
 from segquant import models
 from segquant.config import Data, Params, Recipe, Sensitivity, check_protocol
 from segquant.data.calibration import calibration_batch, spread
+from segquant.data.fingerprint import fingerprint
 from segquant.data.label_map import load_label_map
 from segquant.data.shards import Shard, open_shards, write_shards
-from segquant.data.sources import open_source, rows
+from segquant.data.sources import open_images, open_source, rows
 from segquant.errors import ConfigError, DataError, SegquantError
 from segquant.evaluation.reference import write_reference
 from segquant.evaluation.score import classes_csv, score
@@ -28,6 +30,8 @@ from segquant.files import read_json, write_json, write_text
 from segquant.hub import locate
 from segquant.quant.build import build
 from segquant.quant.methods import plan
+from segquant.training.baseline import scorer
+from segquant.training.qat import build_trained
 
 
 def run(
@@ -50,10 +54,11 @@ def run(
     `output`.
 
     `model`, `revision` and `sha256` are as `hub.locate` takes them, `methods` names under quant.methods
-    (None: all); `protocol` None is params.yaml's. Methods that calibrate do so on `train_split` of
-    `train_data` (None: the first of `data`), without its labels. Each of `data` is scored apart; `label_maps`
-    has one for each or one for all. Everything that can be wrong with the input is looked at before the first
-    method is built. Gives {method: accuracy keys, `quantize` and `speed`}, of several data sets {name: that}.
+    (None: all); `protocol` None is params.yaml's. Methods that calibrate or train do so on `train_split` of
+    `train_data` (None: the first of `data`), without its labels unless they have no teacher. Each of `data` is
+    scored apart; `label_maps` has one for each or one for all. Everything that can be wrong with the input is
+    looked at before the first method is built. Gives {method: accuracy keys, `quantize` and `speed`}, of several
+    data sets {name: that}.
     """
     recipes = params.quant.choose(methods)
     protocol = check_protocol(protocol or params.protocol)
@@ -70,6 +75,7 @@ def run(
         plan(baseline, recipe)
     train = replace(params.data, source=train_data or data[0])
     images = _calibration(recipes, train, train_split, model, protocol)
+    training = _training(recipes, train, train_split, params, next(iter(sets.values())), baseline, model, protocol)
     partial = output / "partial"
     for one in sets.values():
         one.prepare(int(1e6 * params.data.shard_mb))
@@ -84,7 +90,14 @@ def run(
     results: dict[str, dict[str, Any]] = {name: {} for name in sets}
     with kept(partial):
         for method, recipe in recipes.items():
-            built = build(model, recipe, output / method, device, images.get(recipe.calibration_images))
+            to_calibrate_on = functools.partial(images.get, recipe.calibration_images)
+            if recipe.train:
+                built = build_trained(
+                    model, recipe, output / method, device, to_calibrate_on, **training,
+                    checkpoint=partial / f"{method}.pt",
+                )  # fmt: skip
+            else:
+                built = build(model, recipe, output / method, device, to_calibrate_on())
             for name, one in sets.items():
                 result, evaluation = score(
                     output / method, one.shards, one.source.classes, protocol=protocol,
@@ -189,12 +202,31 @@ def _calibration(
     if not wanted:
         return {}
     try:
-        source = open_source(data, split)
+        source = open_images(data, split)
     except DataError as error:
         names = ", ".join(name for name, recipe in recipes.items() if recipe.calibration_images)
         raise DataError(f"{error}; {names} calibrate on it: give --train-data and --train-split") from error
     normalization = models.normalization(model)
     return {n: calibration_batch((source[i] for i in spread(len(source), n)), protocol, normalization) for n in wanted}
+
+
+def _training(
+    recipes: dict[str, Recipe], data: Data, split: str, params: Params, scored: _DataSet, baseline: Any, model: str,
+    protocol: str,
+) -> dict[str, Any]:  # fmt: skip
+    """What recipes that train want to know of the data, as `build_trained` takes it; empty where none does."""
+    options = [recipe.train for recipe in recipes.values() if recipe.train]
+    if not options:
+        return {}
+    params = replace(params, protocol=protocol, data=replace(params.data, label_map=scored.label_map))
+    first = min(len(scored.source), max(one.validation_images for one in options))
+    validation, classes = [scored.source[i] for i in range(first)], scored.source.classes
+    return {
+        "source": open_images(data, split),
+        "data": [fingerprint(data), split],
+        "protocol": protocol,
+        "validate": scorer(params, validation, classes, baseline.config.num_labels, models.normalization(model)),
+    }
 
 
 def _speed(artifact: Path, float32: Path, params: Params) -> dict[str, Any]:

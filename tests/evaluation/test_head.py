@@ -11,13 +11,13 @@ from segquant.config import Recipe, load
 from segquant.data.images import decode_image
 from segquant.data.protocols import normalize, resize
 from segquant.data.sources import open_source, rows
-from segquant.evaluation.head import EarlyFuse, fuse_early
+from segquant.evaluation.head import EarlyFuse, LiveFuse, fuse_early, fused_live
 from segquant.evaluation.predict import forward
 from segquant.evaluation.upsample import class_map
 from segquant.quant.methods import quantize
 
 METHODS = {
-    name: replace(recipe, algorithm="affine")  # another algorithm's codes are held the same way
+    name: replace(recipe, algorithm="affine", train=None)  # another algorithm's codes are held the same way
     for name, recipe in load(ROOT / "params.yaml").quant.methods.items()
     if recipe.activations != "float8"  # of a GPU
 }
@@ -94,3 +94,34 @@ def test_a_head_that_rounds_on_its_way_is_left_as_it_is(tiny, recipe):
 def test_a_model_without_such_a_head_is_left_as_it_is():
     model = nn.Linear(2, 2)
     assert fuse_early(model) is model
+
+
+def test_a_head_in_training_gives_the_same_logits_and_gradients(tiny):
+    """In float64, where the order of sums is no excuse."""
+    model = stirred(tiny).double().requires_grad_(True)
+    images = torch.randn(2, 3, 64, 96, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weights = torch.randn(2, 150, 16, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def step():
+        model.zero_grad()
+        logits = model(images).logits
+        (logits * weights).sum().backward()
+        return logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    wanted, gradients = step()
+    head = model.decode_head
+    with fused_live(model):
+        assert isinstance(model.decode_head, LiveFuse)
+        found, others = step()
+    assert model.decode_head is head
+    assert torch.allclose(found, wanted, rtol=1e-9, atol=1e-9)
+    for name, gradient in gradients.items():
+        other = others[name.replace("decode_head.", "decode_head.head.")]
+        assert torch.allclose(other, gradient, rtol=1e-7, atol=1e-9 * float(gradient.abs().max() + 1)), name
+
+
+def test_a_head_in_training_follows_its_weights(tiny):
+    with fused_live(stirred(tiny)) as model, torch.no_grad():
+        before = model(torch.ones(1, 3, 64, 64)).logits
+        model.decode_head.head.linear_projections[0].proj.weight += 0.1
+        assert not torch.equal(model(torch.ones(1, 3, 64, 64)).logits, before)

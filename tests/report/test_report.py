@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segquant.config import Qat, Recipe
 from segquant.data.classes import ADE20K
 from segquant.data.palette import palette
 from segquant.data.sources import open_source, rows
 from segquant.files import write_json
-from segquant.report import page, plots, tables
+from segquant.report import page, plots, tables, training
 
 SPEED = {
     "latency_ms": {"p50": 210.0, "p90": 230.0, "n": 10}, "images_per_second": 4.7, "load_seconds": 0.1,
@@ -52,6 +53,10 @@ def metrics(tmp_path):
     return tmp_path
 
 
+RECIPES = {
+    "float32": Recipe("float32"), "int8": Recipe("int8"), "float8_dynamic": Recipe("float8", activations="float8"),
+    "int2": Recipe("int2", 32, "gptq"), "int2_qat": Recipe("int2", 32, "gptq", train=Qat(steps=10)),
+}  # fmt: skip
 METHODS = ["float32", "int8", "float8_dynamic", "int2"]
 
 
@@ -136,7 +141,8 @@ def test_the_page_is_self_contained_and_shows_every_method(metrics, tmp_path):
             image.save(metrics / "predictions" / method / f"{row['id']}.png")
     path = tmp_path / "report" / "index.html"
     results = tables.collect(metrics, METHODS)
-    page.write_page(path, results, rows(source), metrics / "predictions", list(ADE20K), HARDWARE)
+    arguments = metrics / "predictions", list(ADE20K), HARDWARE, RECIPES
+    page.write_page(path, results, rows(source), *arguments)
     html = path.read_text()
     assert "http://" not in html.replace("http://www.w3.org", "")  # the names of XML namespaces
     assert "https://" not in html and "<script" not in html
@@ -145,8 +151,40 @@ def test_the_page_is_self_contained_and_shows_every_method(metrics, tmp_path):
     assert html.count("data:image/png") == 2 * 3 and html.count("data:image/jpeg") == 2  # truth and two methods
     assert html.count("<svg") == 2
     before = path.read_bytes()
-    page.write_page(path, results, rows(source), metrics / "predictions", list(ADE20K), HARDWARE)
+    page.write_page(path, results, rows(source), *arguments)
     assert path.read_bytes() == before
+
+
+CLASSES_CSV = "id,name,pixels,iou,accuracy\n4,tree,300,{},0.5\n3,floor,100,0.25,\n"
+
+
+def test_what_training_did_is_told_by_class_and_shown_over_the_photograph(metrics, tmp_path):
+    source = open_source("scenes", "validation", 1)
+    write_json(metrics / "int2_qat.json", {**_metrics(0.68, 2_000_000), "algorithm": "qat"})
+    write_json(metrics / "quantize" / "int2_qat.json", {"seconds": 1200.0, "taken_from": "models/trained/int2_qat"})
+    for method, iou in (("float32", 0.9), ("int2", 0.6), ("int2_qat", 0.8), ("int8", 0.89)):
+        folder = metrics / "predictions" / method
+        folder.mkdir(parents=True)
+        (folder / "classes.csv").write_text(CLASSES_CSV.format(iou))
+        for row in rows(source):
+            image = Image.fromarray(np.full((row["height"], row["width"]), 4, np.uint8))
+            image.save(folder / f"{row['id']}.png")
+    results = tables.collect(metrics, [*METHODS, "int2_qat"])
+    compared = training.trained(RECIPES, tables.measured(results))
+    assert compared == {"int2_qat": ["float32", "int2", "int2_qat"]}
+    headings, table = training.class_table(metrics / "predictions", compared["int2_qat"])
+    assert headings[:5] == ["class", "pixels %", "IoU float32", "IoU int2", "IoU int2_qat"]
+    assert table == [
+        ["tree", "75.00", "90.0", "60.0", "80.0", "50.0", "50.0", "50.0"],
+        ["floor", "25.00", "25.0", "25.0", "25.0", "", "", ""],
+    ]
+    path = tmp_path / "index.html"
+    page.write_page(path, results, rows(source), metrics / "predictions", list(ADE20K), HARDWARE, RECIPES)
+    html = path.read_text()
+    assert (
+        "What training did: int2_qat" in html and "trained beforehand, in 20 minutes: models/trained/int2_qat" in html
+    )
+    assert html.count("data:image/jpeg") == 1 + 5  # photo; photo, truth and three methods over it
 
 
 def test_plots_name_their_points_and_units(metrics):

@@ -11,7 +11,7 @@ import io
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -20,7 +20,7 @@ from PIL import Image
 from segquant.config import Data
 from segquant.data import classes, scenes
 from segquant.data.images import IGNORE, Pair, decode_label, image_size
-from segquant.data.layouts import KNOWN, Layout, matching, recognise
+from segquant.data.layouts import IMAGES, KNOWN, Layout, matching, recognise
 from segquant.data.tables import is_table, open_table
 from segquant.data.tree import Archive, Folder, open_tree
 from segquant.errors import ConfigError, DataError
@@ -114,6 +114,27 @@ class Labelled:
         return {"id": pair.id, "image": pair.image, "annotation": encoded.getvalue(), "width": width, "height": height}
 
 
+@dataclass(frozen=True)
+class Photos:
+    """Images of a folder or an archive that have no labels: their rows' `annotation` is None."""
+
+    tree: Folder | Archive
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> dict:
+        name = self.names[index]
+        image = self.tree.read(name)
+        width, height = image_size(image, self.tree.where(name))
+        return {"id": name, "image": image, "annotation": None, "width": width, "height": height}
+
+
+class _NoLayout(DataError):
+    pass
+
+
 def open_source(data: str | Data, split: str, limit: int | None = None) -> Scenes | Labelled:
     """Open one split of what `data` names (a string: its source), at most `limit` images of it.
 
@@ -138,7 +159,20 @@ def open_source(data: str | Data, split: str, limit: int | None = None) -> Scene
     return Labelled(pairs, size, names, lookup)
 
 
-def rows(source: Scenes | Labelled) -> Iterator[dict]:
+def open_images(data: Data, split: str) -> Scenes | Labelled | Photos:
+    """Open a split whose labels are not needed: as `open_source`, or else images in the folder `split` or in `data`."""
+    try:
+        return open_source(data, split)
+    except _NoLayout:
+        tree = open_tree(Path(data.source))
+        names = tree.names(split) or [name for name in tree.names() if "/" not in name]
+        photos = [name for name in names if PurePosixPath(name).suffix.lower() in IMAGES]
+        if not photos:
+            raise
+        return Photos(tree, photos)
+
+
+def rows(source: Scenes | Labelled | Photos) -> Iterator[dict]:
     """The rows of a source in order."""
     return (source[i] for i in range(len(source)))
 
@@ -178,7 +212,7 @@ def _local(path: Path, split: str, data: Data) -> tuple[Pairs, Layout | None]:
         return Files(*found), found[1]
     if path.is_dir() and is_table(path):
         return open_table(path, split, data), None
-    raise DataError(
+    raise _NoLayout(
         f"{path} has no split '{split}' in a layout known here: {KNOWN}; for another one give data.images and "
         "data.annotations"
     )

@@ -17,9 +17,10 @@ from segquant.config import Eval
 from segquant.data.shards import Shard, shard_rows
 from segquant.errors import SegquantError
 from segquant.evaluation.predict import predict, prepared
-from segquant.evaluation.shardwise import kept, over_shards, ranks
+from segquant.evaluation.shardwise import kept, over_shards
 from segquant.files import replacing, sha256
 from segquant.hub import files
+from segquant.ranks import ranks
 
 _SCHEMA = pa.schema([("id", pa.string()), ("prediction", pa.binary())])
 

@@ -21,10 +21,11 @@ from segquant.errors import UnavailableError
 from segquant.evaluation.loop import Evaluation, Tally, summary, tally
 from segquant.evaluation.predict import prepared
 from segquant.evaluation.reference import read_reference
-from segquant.evaluation.shardwise import over_shards, ranks
+from segquant.evaluation.shardwise import over_shards
 from segquant.files import replacing, sha256, write_json, write_text
 from segquant.quant.artifacts import load_artifact
 from segquant.quant.tensors import CASTS
+from segquant.ranks import ranks
 
 
 def score(
@@ -73,7 +74,7 @@ def score(
     info, scores = loaded.info, result.scores
     recipe = info["recipe"]
     metrics = {
-        "algorithm": "cast" if recipe["weights"] in CASTS else recipe["algorithm"],
+        "algorithm": "cast" if recipe["weights"] in CASTS else "qat" if recipe["train"] else recipe["algorithm"],
         "mean_iou": scores.mean_iou,
         "mean_accuracy": scores.mean_accuracy,
         "overall_accuracy": scores.overall_accuracy,
@@ -102,10 +103,11 @@ def write_scores(
 ) -> None:
     """Write metrics JSON, the per-class CSV, and the pictures as PNGs in the ADE20K palette.
 
-    The pictures' folder gets a copy of the metrics, so that the report can depend on one folder for
+    The pictures' folder gets a copy of the metrics and of the CSV, so that the report can depend on one folder for
     whatever methods there are.
     """
-    write_text(classes_path, classes_csv(result, classes))
+    table = classes_csv(result, classes)
+    write_text(classes_path, table)
     with replacing(pictures_folder) as part:
         part.mkdir()
         for name, prediction in (result.pictures if result else {}).items():
@@ -113,6 +115,7 @@ def write_scores(
             image.putpalette(palette().tobytes())
             image.save(part / f"{name}.png", "PNG")
         write_json(part / "metrics.json", metrics)
+        write_text(part / "classes.csv", table)
     write_json(metrics_path, metrics)
 
 

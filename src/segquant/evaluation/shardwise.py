@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,14 +18,10 @@ from torch import distributed
 from segquant.data.shards import Shard
 from segquant.files import write_bytes
 from segquant.progress import progress
+from segquant.ranks import join, ranks
 
 log = logging.getLogger(__name__)
 _DIGEST = hashlib.sha256().digest_size
-
-
-def ranks() -> tuple[int, int]:
-    """This process's number and how many there are, as torchrun says; (0, 1) without it."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 @contextmanager
@@ -51,8 +45,7 @@ def over_shards(
     not made again, while the shard, this package's code and `identity` (all else that it depends on) are the same.
     """
     rank, world = ranks()
-    if world > 1 and not distributed.is_initialized():
-        distributed.init_process_group("gloo", timeout=timedelta(days=7))  # ranks wait for the slowest
+    join()
     keys = [json.dumps([identity, shard.sha256, _code(), torch.__version__]) for shard in shards]
     paths = [folder / f"{n:05d}-{hashlib.sha256(key.encode()).hexdigest()[:32]}" for n, key in enumerate(keys)]
     mine = range(rank, len(shards), world)
@@ -70,10 +63,10 @@ def over_shards(
             yield _read(path)
         elif rank == 0:
             box = [None]
-            distributed.recv_object_list(box, owner)
+            distributed.recv_object_list(box, owner, device=torch.device("cpu"))
             yield box[0]
         elif rank == owner:
-            distributed.send_object_list([_read(path)], 0)
+            distributed.send_object_list([_read(path)], 0, device=torch.device("cpu"))
 
 
 def _read(path: Path) -> bytes | None:

@@ -49,12 +49,17 @@ class Artifact:
 
 
 def save_quantized(
-    model: nn.Module, recipe: Recipe, folder: str | Path, baseline: str | Path, float32_bytes: int
+    model: nn.Module,
+    recipe: Recipe,
+    folder: str | Path,
+    baseline: str | Path,
+    float32_bytes: int,
+    run: str | None = None,
 ) -> None:
     """Write the artifact of a model that `methods.quantize` was run on; the folder exists whole or not at all.
 
     `baseline` is the folder whose preprocessor_config.json goes along, `float32_bytes` the size of its own
-    float32 safetensors file, to compare with.
+    float32 safetensors file, to compare with; `run` names the training that made it, if any.
     """
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     tensors, metadata = flatten_tensor_state_dict(state)
@@ -83,6 +88,7 @@ def save_quantized(
     info = {
         "format": FORMAT,
         "recipe": asdict(recipe),
+        **({"run": run} if run else {}),
         "parameters": total,
         "float32_bytes": float32_bytes,
         "quantized_fraction": sum(module["parameters"] for module in modules.values()) / total,

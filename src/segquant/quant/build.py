@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -14,37 +15,62 @@ from torch import nn
 from segquant import models
 from segquant.config import Recipe
 from segquant.errors import ModelError, UnavailableError
-from segquant.files import replacing
-from segquant.quant.artifacts import load_quantized, save_quantized, save_unavailable
-from segquant.quant.methods import quantize
+from segquant.files import read_json, replacing
+from segquant.quant.artifacts import describe_artifact, load_quantized, save_quantized, save_unavailable
+from segquant.quant.methods import Refine, quantize
+from segquant.ranks import ranks
 
 log = logging.getLogger(__name__)
 
 
 def build(
-    source: str | Path, recipe: Recipe, folder: str | Path, device: torch.device, images: torch.Tensor | None = None
+    source: str | Path,
+    recipe: Recipe,
+    folder: str | Path,
+    device: torch.device,
+    images: torch.Tensor | None = None,
+    refine: Refine | None = None,
+    run: str | None = None,
 ) -> dict[str, Any]:
-    """Quantize the baseline at `source` into the artifact `folder`, calibrating on `images` (N, 3, H, W).
+    """Quantize the baseline at `source` into the artifact `folder`, calibrating on `images` (N, 3, H, W)
+    and training by `refine`, where it wants them; `run`, all that the training depends on, is stored with it.
 
-    Gives {"seconds": what it took without loading and saving, "calibration_images": N}, or {"unavailable":
-    why} where `device` cannot run it. Raises ModelError when the artifact read back does not give
+    Gives {"seconds": what it took without loading and saving, "calibration_images": N} on the first rank, or
+    {"unavailable": why} where `device` cannot run it. Raises ModelError when the artifact read back does not give
     bit-identical logits.
     """
     model = models.load(source)
     size = len(save({k: v.contiguous() for k, v in model.state_dict().items()}))
     start = time.perf_counter()
     try:
-        done = quantize(model, recipe, device, images)
+        done = quantize(model, recipe, device, images, refine)
     except UnavailableError as error:
         save_unavailable(recipe, str(error), folder)
         return {"unavailable": str(error)}
     seconds = time.perf_counter() - start
+    if ranks()[0]:
+        return {}
     log.info("quantized %d modules in %.2f s", len(done), seconds)
     with replacing(folder) as part:
-        save_quantized(model, recipe, part, source, size)
+        save_quantized(model, recipe, part, source, size, run)
         if not torch.equal(_probe(model), _probe(load_quantized(part, device))):
             raise ModelError(f"{folder} read back does not give the logits it was saved with")
     return {"seconds": round(seconds, 3), "calibration_images": len(images) if images is not None else 0}
+
+
+def take(trained: str | Path, folder: str | Path, run: str) -> dict[str, Any] | None:
+    """Copy the artifact `trained` to `folder` if the training named `run` made it; what `build` gave then, else None.
+
+    Its times lie beside it, as `trained`.json. Raises ModelError for an artifact that is damaged.
+    """
+    trained = Path(trained)
+    if not trained.is_dir() or describe_artifact(trained).get("run") != run:
+        return None
+    load_quantized(trained)
+    with replacing(folder) as part:
+        shutil.copytree(trained, part)
+    log.info("%s was made by this very training, which is not done again", trained)
+    return {**read_json(trained.with_name(f"{trained.name}.json")), "taken_from": str(trained)}
 
 
 @torch.inference_mode()

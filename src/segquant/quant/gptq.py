@@ -64,7 +64,7 @@ def errors(weight: torch.Tensor, hessian: torch.Tensor, codes: Codes) -> torch.T
     return (difference @ hessian * difference).sum(1)
 
 
-def _bounds(bits: int) -> tuple[int, int]:
+def bounds(bits: int) -> tuple[int, int]:
     return -(1 << (bits - 1)), (1 << (bits - 1)) - 1
 
 
@@ -79,7 +79,7 @@ def _search_ranges(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero of each group for the least squared error, columns weighted by `importance` (columns,)."""
     grouped, weights = weight.unflatten(1, (-1, group_size)), importance.view(-1, group_size)
-    low, high = _bounds(bits)
+    low, high = bounds(bits)
     least, most = grouped.amin(2), grouped.amax(2)
     # Keeps zeros small enough for float16 where a group's weights are all alike; 2**-24 is its least number.
     smallest = (grouped.abs().amax(2) / 1024).clamp_min(2.0**-24)
@@ -101,7 +101,7 @@ def _round_columns(
     weight: torch.Tensor, hessian: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int
 ) -> Codes:
     """GPTQ itself, on given ranges: columns in order of importance, block by block."""
-    low, high = _bounds(bits)
+    low, high = bounds(bits)
     columns = weight.shape[1]
     order = hessian.diagonal().argsort(descending=True, stable=True)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian[order][:, order].double()))
@@ -124,7 +124,7 @@ def _round_columns(
 
 def _descend(weight: torch.Tensor, hessian: torch.Tensor, start: Codes, bits: int) -> Codes:
     """One pass of coordinate descent: each code in turn the best one given all the others of its row."""
-    low, high = _bounds(bits)
+    low, high = bounds(bits)
     columns = weight.shape[1]
     group = torch.arange(columns, device=weight.device) // (columns // start.scale.shape[1])
     scales, zeros = start.scale[:, group], start.zero[:, group]

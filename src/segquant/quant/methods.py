@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,10 +15,18 @@ from segquant.config import Override, Recipe
 from segquant.errors import ConfigError, UnavailableError
 from segquant.quant.calibrate import calibrate
 from segquant.quant.coverage import choose, dense_convs, match, rewrite
+from segquant.quant.fake import int8
+from segquant.quant.gptq import Codes
 from segquant.quant.tensors import CASTS, as_float16, is_quantized
+from segquant.ranks import from_first
 
 log = logging.getLogger(__name__)
 BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}
+
+
+Found = dict[str, tuple[Codes, torch.Tensor | None]]  # of each Linear, its codes and its bias
+# (model, what calibration found, bits of each layer, convolutions with groups) -> what training made of it
+Refine = Callable[[nn.Module, Found, Mapping[str, int], Sequence[str]], Found]
 
 
 class Layer(NamedTuple):
@@ -82,6 +90,8 @@ def describe(recipe: Recipe) -> str:
     if recipe.weights in CASTS:
         return f"all weights and activations {recipe.weights}"
     group = f"groups of {recipe.group_size}" if recipe.group_size else "one scale a row"
+    if small := recipe.small_layers:
+        group += f", of {small.group_size} in layers of up to {small.weights:,} weights"
     activations = (
         f"{recipe.activations} activations, quantized as they come" if recipe.activations else "float32 activations"
     )
@@ -89,7 +99,11 @@ def describe(recipe: Recipe) -> str:
     chosen = layers.get(recipe.layers) if isinstance(recipe.layers, str) else ", ".join(recipe.layers)
     images = f" on {recipe.calibration_images} images" if recipe.calibration_images else ""
     but = "".join(f", {pattern} {o.weights or o.algorithm or 'otherwise'}" for pattern, o in recipe.overrides.items())
-    return f"{recipe.weights} weights of {chosen} ({recipe.algorithm}{images}, {group}{but}), {activations}"
+    trained = ""
+    if recipe.train:
+        teacher = "on labels" if recipe.train.teacher == "none" else f"towards {recipe.train.teacher}"
+        trained = f", then {recipe.train.steps} steps of training {teacher}"
+    return f"{recipe.weights} weights of {chosen} ({recipe.algorithm}{images}{trained}, {group}{but}), {activations}"
 
 
 def unavailable(recipe: Recipe, device: torch.device) -> str | None:
@@ -102,13 +116,19 @@ def unavailable(recipe: Recipe, device: torch.device) -> str | None:
     return None
 
 
-def quantize(model: nn.Module, recipe: Recipe, device: torch.device, images: torch.Tensor | None = None) -> list[str]:
+def quantize(
+    model: nn.Module,
+    recipe: Recipe,
+    device: torch.device,
+    images: torch.Tensor | None = None,
+    refine: Refine | None = None,
+) -> list[str]:
     """Quantize `model` in place and move it to `device`; give back the names of the quantized modules.
 
-    `images` (N, 3, H, W) are model inputs to calibrate on, needed where recipe.calibration_images is not 0.
-    Scales and what stays float are rounded to what float16 holds, as they are stored so. Raises
-    UnavailableError for a recipe that `device` cannot run, ConfigError for one that does not exist or fits
-    no layer.
+    `images` (N, 3, H, W) are model inputs to calibrate on, needed where recipe.calibration_images is not 0; `refine`
+    trains what calibration found, needed where there is a recipe.train. Scales and what stays float are rounded to
+    what float16 holds, as they are stored so. Raises UnavailableError for a recipe that `device` cannot run,
+    ConfigError for one that does not exist or fits no layer.
     """
     todo = plan(model, recipe)
     reason = unavailable(recipe, device)
@@ -121,9 +141,15 @@ def quantize(model: nn.Module, recipe: Recipe, device: torch.device, images: tor
     learned = {n: (BITS[one.weights], one.group_size) for n, one in todo.layers.items() if one.algorithm == "gptq"}
     if learned and images is None:
         raise ConfigError("algorithm gptq calibrates on images of the train split: there are none")
+    if recipe.train and refine is None:
+        raise ConfigError("the recipe trains: it needs images to train on")
     rewrite(model, todo.dense)
     if learned:
-        _set(model, calibrate(model, learned, images.to(device)), learned, recipe.activations)
+        found = from_first(lambda: _on(torch.device("cpu"), calibrate(model, learned, images.to(device))))
+        found = _on(device, found)
+        if recipe.train:
+            found = refine(model, found, {name: bits for name, (bits, _) in learned.items()}, todo.convs)
+        _set(model, found, learned, recipe.activations)
     for layer, config in sorted(todo.configs.items(), key=str):
         if config is not None:
             chosen = {name for name, one in todo.layers.items() if one == layer}
@@ -157,19 +183,26 @@ def plan(model: nn.Module, recipe: Recipe) -> Plan:
         return Plan([], [], {}, {})
     names = choose(model, recipe.layers)
     grouped = [name for name in names if getattr(model.get_submodule(name), "groups", 1) > 1]
-    layers = _overridden([name for name in names if name not in grouped], recipe)
+    sizes = {name: model.get_submodule(name).weight.numel() for name in names if name not in grouped}
+    layers = _overridden(sizes, recipe)
     dense = [name for name in dense_convs(model) if name in layers]
     convs = [name for name in names if isinstance(model.get_submodule(name), nn.Conv2d) and name not in dense]
     inputs = {name: model.get_submodule(name).weight[0].numel() for name in layers if name not in convs}
     fitted = _fit({name: layers[name] for name in inputs}, inputs)
     configs = {layer: _config(layer, recipe.activations) for layer in set(fitted.values())}
+    if recipe.train and (recipe.activations or {layer.algorithm for layer in fitted.values()} != {"gptq"}):
+        raise ConfigError("train starts from algorithm gptq in every layer and float activations: leave others out")
     inside = {f"{name}.linear" if name in dense else name: layer for name, layer in fitted.items()}
     return Plan(dense, convs, inside, configs)
 
 
-def _overridden(names: list[str], recipe: Recipe) -> dict[str, Layer]:
-    """How each named layer is quantized, with the recipe's overrides; of several that match the last one holds."""
-    layers = dict.fromkeys(names, Layer(recipe.weights, recipe.group_size, recipe.algorithm))
+def _overridden(sizes: Mapping[str, int], recipe: Recipe) -> dict[str, Layer]:
+    """How each layer of so many weights is quantized, with the recipe's overrides; of several the last one holds."""
+    names, usual = list(sizes), Layer(recipe.weights, recipe.group_size, recipe.algorithm)
+    layers = dict.fromkeys(names, usual)
+    if small := recipe.small_layers:
+        fewer = [name for name, size in sizes.items() if size <= small.weights]
+        layers.update(dict.fromkeys(fewer, usual._replace(group_size=small.group_size)))
     for pattern, override in recipe.overrides.items():
         weights = override.weights or recipe.weights
         inherited = (None, "affine") if weights == "float8" else (recipe.group_size, recipe.algorithm)
@@ -216,12 +249,17 @@ def _fit(layers: dict[str, Layer], inputs: dict[str, int]) -> dict[str, Layer]:
 
 def _quantize_conv(conv: nn.Conv2d) -> None:
     """A convolution with groups: int8 codes, one scale an output channel; computed in float."""
-    block = (1, *conv.weight.shape[1:])
-    quantized = IntxUnpackedToInt8Tensor.from_hp(conv.weight.detach(), block, torch.int8)
-    conv.weight = nn.Parameter(quantized, requires_grad=False)
+    conv.weight = nn.Parameter(int8(conv.weight), requires_grad=False)
 
 
-def _set(model: nn.Module, results: dict, layers: dict[str, tuple[int, int]], activations: str | None) -> None:
+def _on(device: torch.device, found: Found) -> Found:
+    return {
+        name: (Codes(*(part.to(device) for part in codes)), None if bias is None else bias.to(device))
+        for name, (codes, bias) in found.items()
+    }
+
+
+def _set(model: nn.Module, results: Found, layers: dict[str, tuple[int, int]], activations: str | None) -> None:
     """Give layers the codes that calibration found, as torchao's tensors."""
     dynamic = "int8_asym_per_token" if activations else None
     for name, (codes, bias) in results.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from segquant.config import Recipe
 from segquant.data.images import decode_annotation, decode_image
 from segquant.data.palette import palette
 from segquant.files import write_text
-from segquant.report import plots, tables
+from segquant.report import plots, tables, training
 
 WIDTH = 240  # of a picture on the page, pixels
 
@@ -27,9 +28,10 @@ def write_page(
     pictures: str | Path,
     classes: list[str],
     hardware: dict[str, Any],
+    recipes: Mapping[str, Recipe],
 ) -> None:
     """Write the page. `rows` are the shard rows whose predictions lie as PNGs in `pictures/METHOD/`."""
-    done = tables.measured(results)
+    done, rows, pictures = tables.measured(results), list(rows), Path(pictures)
     environment = jinja2.Environment(loader=jinja2.PackageLoader("segquant", "report"), autoescape=True)
     html = environment.get_template("page.html").render(
         headings=[heading for _, heading, _, _ in tables.COLUMNS],
@@ -40,7 +42,11 @@ def write_page(
         hardware=hardware,
         size_plot=plots.size(done),
         latency_plot=plots.latency(done),
-        examples=[_example(row, done, Path(pictures), classes) for row in rows],
+        trained=[
+            (name, *training.class_table(pictures, methods), [_overlays(row, methods, pictures) for row in rows])
+            for name, methods in training.trained(recipes, done).items()
+        ],
+        examples=[_example(row, done, pictures, classes) for row in rows],
     )
     write_text(path, html)
 
@@ -60,6 +66,18 @@ def _example(row: dict, methods: Iterable[str], pictures: Path, classes: list[st
     colors = palette()
     legend = [(classes[i], "#{:02x}{:02x}{:02x}".format(*colors[i])) for i in sorted(present) if i < len(classes)]
     return {"id": row["id"], "panels": panels, "legend": legend}
+
+
+def _overlays(row: dict, methods: Iterable[str], pictures: Path) -> list[tuple[str, str]]:
+    """The photograph, the truth over it, and each method's prediction over it."""
+    photo = decode_image(row["image"], row["id"])
+    maps = {"truth": decode_annotation(row["annotation"])}
+    for method in methods:
+        file = pictures / method / f"{row['id']}.png"
+        if file.is_file():
+            maps[method] = np.asarray(Image.open(file))
+    over = {name: Image.blend(photo, Image.fromarray(palette()[ids]), 0.55) for name, ids in maps.items()}
+    return [("photo", _jpeg(photo)), *((name, _jpeg(image)) for name, image in over.items())]
 
 
 def _jpeg(image: Image.Image) -> str:

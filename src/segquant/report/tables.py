@@ -134,6 +134,10 @@ def footnotes(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | Non
                 f"Speed: {speed['engine']}, batch {speed['batch_size']}, {height}x{width}, on {where}; {pairs} pairs "
                 "with float32 in one process (x float32: median, min, max; above 1 is faster)."
             )
+    for name, result in done.items():
+        took = result.get("quantize", {})
+        if "taken_from" in took:
+            notes.append(f"{name} was trained beforehand, in {took['seconds'] / 60:.0f} minutes: {took['taken_from']}.")
     notes += [f"{name} is unavailable: {r['unavailable']}." for name, r in results.items() if "unavailable" in r]
     notes += [
         f"{name}, {lane['engine']}, batch {lane['batch_size']}: {lane['unavailable']}."

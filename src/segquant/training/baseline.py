@@ -1,90 +1,124 @@
-"""Make the built-in baseline: train a SegFormer-B0, save it in fp16, score it, and write its model card."""
+"""Make the built-in baseline: a SegFormer-B0 trained from nothing, saved in fp16, scored, and described by a card."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from segquant import models
-from segquant.config import Params
-from segquant.data.sources import open_source, rows
-from segquant.evaluation.loop import evaluate
+from segquant.config import Params, Phase, Training
+from segquant.data.label_map import load_label_map
+from segquant.data.protocols import IMAGENET, Normalization
+from segquant.data.sources import open_source
+from segquant.evaluation.loop import Evaluation, evaluate
 from segquant.files import replacing, write_json, write_text
-from segquant.training.loop import train
+from segquant.ranks import ranks
+from segquant.training.data import Crops, class_weights
+from segquant.training.loop import Record, train
+from segquant.training.losses import cross_entropy
 
+TEXT = """A SegFormer-B0 (the configuration of `nvidia/segformer-b0-finetuned-ade-512-512`) trained from random
+weights on the data below and on nothing else, so that the benchmark runs where there is no model hub. Of its {classes}
+classes it has seen {known}. (`scenes` are the procedural pictures of `src/segquant/data/scenes`: it knows nothing of
+photographs.)"""
 CARD = """---
-license: apache-2.0
+license: {license}
 library_name: transformers
 pipeline_tag: image-segmentation
 ---
-# segquant's SegFormer-B0, trained on: {source}
+# {title}
 
-A SegFormer-B0 (the configuration of `nvidia/segformer-b0-finetuned-ade-512-512`) trained from random weights on the
-data below and on nothing else, so that the benchmark runs where there is no model hub. Of its {classes} classes it has
-seen {known}. (`scenes` are the procedural pictures of `src/segquant/data/scenes`: it knows nothing of photographs.)
+{text}
 
 | | |
 |---|---|
-| data | {source}, split {split}, {images} images |
-| steps | {phases} |
-| optimizer | AdamW, highest rate {lr}, {warmup} steps of warm-up, polynomial decay of power {power}, seed {seed} |
-| made by | `{command}` |
+| data | {source}, split {split}, {images:,} images |
+| steps | {steps} |
+| optimizer | AdamW, highest rate {lr}, {warmup} steps of warm-up, {schedule} decay, seed {seed} |
+| made by | `dvc repro models/dvc.yaml:{stage}` (frozen: `dvc unfreeze models/dvc.yaml:{stage}` before) |
 | stored as | fp16 (loaded as float32) |
 
-On the first {n} images of the split {validation}, protocol {protocol}, as stored:
-mean IoU {miou:.4f}, mean accuracy {macc:.4f}, overall accuracy {oacc:.4f}.
+On the first {n_images} images of the split {validation}, protocol {protocol}, as stored:
+mean IoU {mean_iou:.4f}, mean accuracy {mean_accuracy:.4f}, overall accuracy {overall_accuracy:.4f}.
 """
 
 
-def make_baseline(params: Params, output: str | Path, checkpoint: str | Path, command: str) -> None:
-    """Train, save to the folder `output` (whole or not at all), and write metrics.json and README.md into it."""
+def make_baseline(params: Params, output: str | Path, checkpoint: str | Path, record: Record) -> None:
+    """Train, and save to the folder `output` (whole or not at all) with metrics.json and README.md."""
     options, data = params.train, params.data
-    device = models.device(params.eval.device)
     source = open_source(data, data.train_split, options.images)
     torch.manual_seed(options.seed)
-    model = train(models.new_segformer_b0(source.classes), source, options, device, Path(checkpoint))
+    model = models.new_segformer_b0(source.classes).to(models.device(params.eval.device))
+    weights = class_weights(source, model.config.num_labels, options.balance).to(model.device)
     validation = open_source(data, data.validation_split, options.validation_images)
+    score = scorer(params, validation, validation.classes, model.config.num_labels, IMAGENET)
+
+    def samples(crop: int, first: int, length: int) -> Crops:
+        return Crops(source, crop, (1.0, options.scale), options.seed, first, length)
+
+    def loss(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(model(images).logits, labels, weights)
+
+    train(
+        model, samples, loss, options, options.phases, checkpoint=Path(checkpoint),
+        run=f"{options!r} on {len(source)} images of {data.source}", validate=score, record=record,
+    )  # fmt: skip
+    publish(
+        model, output, checkpoint, score, params, options, options.phases, len(source), stage="train",
+        license="apache-2.0", title=f"segquant's SegFormer-B0, trained on: {data.source}", text=TEXT,
+    )  # fmt: skip
+
+
+def scorer(
+    params: Params, validation: Sequence[dict], classes: Sequence[str], num_labels: int, normalization: Normalization
+) -> Callable[[nn.Module], Evaluation]:
+    """What evaluates a model of `num_labels` classes on rows of a data set of `classes`, as params have it."""
+    label_map = load_label_map(params.data.label_map, num_labels, classes)
+
+    def score(model: nn.Module) -> Evaluation:
+        rows = (validation[i] for i in range(len(validation)))
+        return evaluate(
+            model, rows, len(validation), num_classes=len(classes), protocol=params.protocol, settings=params.eval,
+            normalization=normalization, label_map=label_map, pictures=params.eval.pictures, desc="validate",
+        )  # fmt: skip
+
+    return score
+
+
+def publish(
+    model: nn.Module,
+    output: str | Path,
+    checkpoint: str | Path,
+    score: Callable[[nn.Module], Evaluation],
+    params: Params,
+    options: Training,
+    phases: Sequence[Phase],
+    images: int,
+    preprocessor: str | Path | None = None,
+    **card: str,
+) -> None:
+    """Save a trained model in fp16 with its metrics and its card, and remove its checkpoint; under torchrun once."""
+    if ranks()[0]:
+        return
     with replacing(output) as part:
-        models.save(model, part, torch.float16, size=options.phases[-1].crop)
-        result = evaluate(
-            models.load(part).to(device),
-            rows(validation),
-            len(validation),
-            num_classes=len(validation.classes),
-            protocol=params.protocol,
-            settings=params.eval,
-            normalization=models.normalization(part),
-        )
-        scores = result.scores
-        write_json(
-            part / "metrics.json",
-            {
-                "mean_iou": scores.mean_iou,
-                "mean_accuracy": scores.mean_accuracy,
-                "overall_accuracy": scores.overall_accuracy,
-                "n_images": result.n_images,
-                "protocol": params.protocol,
-            },
-        )
-        card = CARD.format(
-            source=data.source,
-            split=data.train_split,
-            images=f"{len(source):,}",
-            phases="; then ".join(f"{p.steps} of {p.batch_size} crops of {p.crop}x{p.crop}" for p in options.phases),
-            lr=options.lr,
-            warmup=options.warmup,
-            power=options.power,
-            seed=options.seed,
-            command=command,
-            classes=len(validation.classes),
-            known=int((scores.pixels > 0).sum()),
-            n=result.n_images,
-            validation=data.validation_split,
-            protocol=params.protocol,
-            miou=scores.mean_iou,
-            macc=scores.mean_accuracy,
-            oacc=scores.overall_accuracy,
-        )
-        write_text(part / "README.md", card)
+        models.save(model, part, torch.float16, size=phases[-1].crop, baseline=preprocessor)
+        result = score(models.load(part).to(model.device))
+        metrics = {
+            "mean_iou": result.scores.mean_iou,
+            "mean_accuracy": result.scores.mean_accuracy,
+            "overall_accuracy": result.scores.overall_accuracy,
+            "n_images": result.n_images,
+            "protocol": params.protocol,
+        }
+        write_json(part / "metrics.json", metrics)
+        seen = result.scores.pixels > 0
+        data = {"source": params.data.source, "split": params.data.train_split, "images": images}
+        steps = "; then ".join(f"{p.steps} of {p.batch_size} crops of {p.crop}x{p.crop}" for p in phases)
+        text = card.pop("text").format(classes=len(seen), known=int(seen.sum()), **asdict(options))
+        known = {**asdict(options), **metrics, **data, **card, "steps": steps, "text": text}
+        write_text(part / "README.md", CARD.format(**known, validation=params.data.validation_split))
     Path(checkpoint).unlink()  # the next run is another one

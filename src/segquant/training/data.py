@@ -7,22 +7,35 @@ import torch
 from PIL import Image, ImageEnhance
 from torch.utils.data import Dataset
 
-from segquant.data.images import decode_annotation, decode_image
-from segquant.data.protocols import normalize
+from segquant.data.images import IGNORE, decode_annotation, decode_image
+from segquant.data.protocols import IMAGENET, Normalization, normalize, resize_steps
 
 
 class Crops(Dataset):
-    """Samples of an endless shuffled stream over `source`: images squashed to the crop's size times a
-    random scale, cropped, flipped and re-lit.
+    """Samples of an endless shuffled stream over `source`: images resized, cropped, flipped and re-lit.
+
+    An image is brought to the size that `protocol` gives it (None: squashed to the crop's), times a random factor
+    between the two of `scale`, and no smaller than the crop, which is `crop` pixels a side.
 
     `[i]` is a pure function of (seed, first + i), so that a resumed run sees what an unbroken one would
-    have seen. Gives float32 (3, crop, crop) and int64 labels (crop, crop), 255 = ignore. Rows are kept
+    have seen. Gives float32 (3, crop, crop) and int64 labels (crop, crop), 255 = ignore or no labels. Rows are kept
     in memory, encoded, once they were read.
     """
 
-    def __init__(self, source, crop: int, scale: float, seed: int, first: int, length: int):
+    def __init__(
+        self,
+        source,
+        crop: int,
+        scale: tuple[float, float],
+        seed: int,
+        first: int,
+        length: int,
+        protocol: str | None = None,
+        normalization: Normalization = IMAGENET,
+    ):
         self.source, self.crop, self.scale, self.seed = source, crop, scale, seed
         self.first, self.length = first, length
+        self.protocol, self.normalization = protocol, normalization
         self._rows: dict[int, dict] = {}
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
@@ -41,18 +54,24 @@ class Crops(Dataset):
             self._rows[place] = self.source[place]
         row = self._rows[place]
         rng = np.random.default_rng([self.seed, 1, index])
-        image, labels = decode_image(row["image"], row["id"]), Image.fromarray(decode_annotation(row["annotation"]))
+        image = decode_image(row["image"], row["id"])
+        if row["annotation"] is None:
+            labels = Image.new("L", image.size, IGNORE)
+        else:
+            labels = Image.fromarray(decode_annotation(row["annotation"]))
 
-        size = round(self.crop * rng.uniform(1.0, self.scale))
-        left, top = rng.integers(0, size - self.crop + 1, 2)
+        base = resize_steps(self.protocol, *image.size)[-1] if self.protocol else (self.crop, self.crop)
+        factor = rng.uniform(*self.scale)
+        size = tuple(max(self.crop, round(side * factor)) for side in base)
+        left, top = rng.integers(0, [side - self.crop + 1 for side in size])
         box = (int(left), int(top), int(left) + self.crop, int(top) + self.crop)
-        image = image.resize((size, size), Image.Resampling.BILINEAR).crop(box)
-        labels = labels.resize((size, size), Image.Resampling.NEAREST).crop(box)
+        image = image.resize(size, Image.Resampling.BILINEAR).crop(box)
+        labels = labels.resize(size, Image.Resampling.NEAREST).crop(box)
         if rng.random() < 0.5:
             image, labels = (i.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for i in (image, labels))
         for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
             image = enhance(image).enhance(rng.uniform(0.75, 1.25))
-        return normalize(image), torch.from_numpy(np.array(labels)).long()
+        return normalize(image, self.normalization), torch.from_numpy(np.array(labels)).long()
 
 
 def class_weights(source, num_classes: int, balance: float, images: int = 400) -> torch.Tensor:

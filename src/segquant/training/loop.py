@@ -1,128 +1,190 @@
-"""Train a segmentation model from scratch: AdamW, linear warm-up, polynomial decay, mixed precision.
+"""The training loop: AdamW, warm-up and decay, mixed precision, accumulation, averaged weights, several processes.
 
-A killed run goes on from its last checkpoint with the samples it would have seen.
+A killed run goes on from its last checkpoint with the samples and the random numbers that it would have had.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset
 
-from segquant.config import Train
-from segquant.data.images import IGNORE
-from segquant.errors import SegquantError
+from segquant.config import Phase, Training
+from segquant.data.palette import palette
+from segquant.errors import ConfigError, SegquantError
+from segquant.evaluation.loop import Evaluation
 from segquant.files import replacing
 from segquant.progress import progress
-from segquant.training.data import Crops, class_weights
+from segquant.ranks import join, mean, ranks
 
 log = logging.getLogger(__name__)
+LOG_EVERY = 10  # steps
+
+Samples = Callable[[int, int, int], Dataset]  # (crop, first, length) -> (image, labels) of a stream's samples
+Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]  # (model, images, labels) -> a mean
+Record = Callable[[int, dict[str, float], dict[str, np.ndarray]], None]  # (step, curves, pictures in RGB)
 
 
-def learning_rate(step: int, train: Train) -> float:
-    """The rate at `step` (from 0): linear warm-up, then (1 - progress) ** power."""
-    if step < train.warmup:
-        return train.lr * (step + 1) / train.warmup
-    return train.lr * (1 - (step - train.warmup) / max(1, train.steps - train.warmup)) ** train.power
+def silent(step: int, values: dict[str, float], pictures: dict[str, np.ndarray]) -> None:
+    """Record nothing."""
 
 
-def loss_fn(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-    """Weighted mean cross-entropy of logits (B, C, h, w) against labels (B, H, W), 255 ignored.
+def train(
+    model: nn.Module,
+    samples: Samples,
+    loss: Loss,
+    options: Training,
+    phases: Sequence[Phase],
+    *,
+    checkpoint: Path,
+    run: str,
+    groups: Sequence[dict[str, Any]] | None = None,
+    validate: Callable[[nn.Module], Evaluation] | None = None,
+    record: Record = silent,
+) -> nn.Module:
+    """Train `model` in the mode it is in (train or eval), where it is; give it back, its weights averaged if asked.
 
-    Taken at half the label's size, every second pixel: with 150 classes the full size costs as much
-    again as the model itself, and two-pixel things are still seen.
+    `groups` are AdamW's parameter groups, each with its highest lr; by default all parameters, norms and biases
+    without weight decay. `run` says what is trained on what: the file `checkpoint` of another run is refused.
+    `validate` is called every options.validate_every steps and at the end, `record` with what there is to plot.
+    Under torchrun each process takes an equal part of every batch. Raises SegquantError when loss or gradient stop
+    being finite; the last checkpoint stays.
     """
-    half = labels[:, ::2, ::2]
-    logits = F.interpolate(logits.float(), half.shape[-2:], mode="bilinear", align_corners=False)
-    return F.cross_entropy(logits, half, weights, ignore_index=IGNORE)
+    (rank, world), mode = ranks(), model.training
+    join()
+    device, total = next(model.parameters()).device, sum(phase.steps for phase in phases)
+    optimizer = torch.optim.AdamW(groups or decayed(model, options.weight_decay), lr=options.lr)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options.ema)) if options.ema else None
+    first = _resume(checkpoint, model, optimizer, average, run)
+    parallel = DistributedDataParallel(model) if world > 1 else model
+    amp = torch.autocast(device.type, torch.bfloat16, enabled=options.amp == "bfloat16")
+    shown: dict[str, str] = {}
+    losses: deque[float] = deque(maxlen=50)
 
-
-def train(model: nn.Module, source, train: Train, device: torch.device, checkpoint: Path) -> nn.Module:
-    """Train `model` on the labelled `source`, resuming from the file `checkpoint` when there is one.
-
-    Raises SegquantError when the loss stops being finite; the last checkpoint stays.
-    """
-    model.to(device).train()
-    decay = [p for p in model.parameters() if p.ndim > 1]
-    rest = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": train.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    )
-    torch.manual_seed(train.seed)
-    run = f"{train!r} on {len(source)} images of {type(source).__name__}"
-    first = _resume(checkpoint, model, optimizer, run)
-    weights = class_weights(source, model.config.num_labels, train.balance).to(device)
-    amp = torch.autocast(device.type, torch.bfloat16, enabled=train.amp == "bfloat16")
-
-    with progress(total=train.steps, initial=first, desc="train", unit="step") as bar:
-        for step, (images, labels) in enumerate(_batches(source, train, first, device), start=first):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, train)
-            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            with amp:
-                logits = model(images).logits
-            loss = loss_fn(logits, labels, weights)
-            if not torch.isfinite(loss):
-                raise SegquantError(f"the loss is {loss.item()} at step {step}: lower train.lr; {checkpoint} is kept")
+    with progress(total=total, initial=first, desc="train", unit="step", quiet=rank > 0) as bar:
+        for step, (images, labels) in enumerate(_batches(samples, options, phases, first, device), start=first):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor(step, total, options)
+            torch.manual_seed(int(np.random.SeedSequence([options.seed, step, rank]).generate_state(1)[0]))
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), train.clip)
+            value, left = 0.0, len(images)
+            for some, theirs in zip(images.chunk(options.accumulate), labels.chunk(options.accumulate)):
+                left -= len(some)
+                with parallel.no_sync() if world > 1 and left else nullcontext():  # the last one sums the gradients
+                    with amp:
+                        part = loss(parallel, some, theirs) * (len(some) / len(images))
+                    part.backward()
+                value += part.item()
+            value = mean(value)
+            norm = nn.utils.clip_grad_norm_(trained, options.clip or math.inf)
+            if not math.isfinite(value + norm.item()):
+                kept = f"{checkpoint} is kept" if checkpoint.is_file() else "there was no checkpoint yet"
+                raise SegquantError(f"the loss is {value}, its gradient {norm.item()} at step {step}: lower lr; {kept}")
             optimizer.step()
-            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+            if average:
+                average.update_parameters(model)
+            losses.append(value)
+            shown["loss"] = f"{np.mean(losses):.4f}"
+            done, curves, pictures = step + 1, {}, {}
+            if rank == 0 and validate and (done == total or done % options.validate_every == 0):
+                evaluation = validate((average.module if average else model).eval())
+                model.train(mode)
+                curves["mean_iou"] = evaluation.scores.mean_iou
+                pictures = {name: palette()[classes] for name, classes in evaluation.pictures.items()}
+                shown["mIoU"] = f"{100 * curves['mean_iou']:.2f}"
+            if rank == 0 and (curves or done % LOG_EVERY == 0):
+                curves |= {"loss": float(np.mean(list(losses)[-LOG_EVERY:])), "lr": optimizer.param_groups[0]["lr"]}
+                record(done, curves, pictures)
+            bar.set_postfix(shown, refresh=False)
             bar.update()
-            if (step + 1) % train.checkpoint_every == 0 or step + 1 == train.steps:
-                _save(checkpoint, model, optimizer, step + 1, run)
+            if rank == 0 and (done == total or done % options.checkpoint_every == 0):
+                _save(checkpoint, model, optimizer, average, done, run)
+    if average:
+        model.load_state_dict(average.module.state_dict())
     return model.eval()
 
 
-def _batches(source, train: Train, first: int, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The batches of every phase in turn, from step `first` on."""
+def decayed(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups: weight decay for matrices and kernels, none for norms and biases."""
+    chosen = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in chosen if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in chosen if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def factor(step: int, total: int, options: Training) -> float:
+    """The share of its peak that a learning rate has at `step` (from 0): linear warm-up, then poly or cosine decay."""
+    if step < options.warmup:
+        return (step + 1) / options.warmup
+    done = (step - options.warmup) / max(1, total - options.warmup)
+    return (1 - done) ** options.power if options.schedule == "poly" else (1 + math.cos(math.pi * done)) / 2
+
+
+def _batches(
+    samples: Samples, options: Training, phases: Sequence[Phase], first: int, device: torch.device
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """This process's part of every batch of every phase in turn, from step `first` on."""
+    rank, world = ranks()
     seen = 0  # samples of the stream that earlier phases took
-    for phase in train.phases:
-        done = min(first, phase.steps)
+    for phase in phases:
+        if phase.batch_size % world:
+            raise ConfigError(f"batch_size {phase.batch_size} cannot be shared by {world} processes alike")
+        done, share = min(first, phase.steps), phase.batch_size // world
         first -= done
         start, stop = seen + done * phase.batch_size, seen + phase.steps * phase.batch_size
         seen = stop
         if start < stop:
-            crops = Crops(source, phase.crop, train.scale, train.seed, start, stop - start)
-            # A generator of its own: the loader else draws from torch's, which a resumed run must find as it was.
-            yield from DataLoader(
-                crops,
-                phase.batch_size,
-                num_workers=train.workers,
-                pin_memory=device.type == "cuda",
-                generator=torch.Generator(),
-            )
+            mine = [
+                list(range(at + rank * share, at + (rank + 1) * share))
+                for at in range(0, stop - start, phase.batch_size)
+            ]
+            # A generator of its own: the loader else draws from torch's.
+            loader = DataLoader(
+                samples(phase.crop, start, stop - start), batch_sampler=mine, num_workers=options.workers,
+                pin_memory=device.type == "cuda", generator=torch.Generator(),
+            )  # fmt: skip
+            for images, labels in loader:
+                yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
-def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, run: str) -> None:
-    state = {
-        "step": step, "run": run, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-        "rng": torch.get_rng_state(),
-    }  # fmt: skip
-    if torch.cuda.is_available():
-        state["cuda_rng"] = torch.cuda.get_rng_state()
+def _save(path: Path, model: nn.Module, optimizer, average: nn.Module | None, step: int, run: str) -> None:
+    state = {"step": step, "run": run, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    if average:
+        state["average"] = average.state_dict()
     with replacing(path) as part:
         torch.save(state, part)
 
 
-def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, run: str) -> int:
+def _resume(path: Path, model: nn.Module, optimizer, average: nn.Module | None, run: str) -> int:
+    """Load what `_save` wrote, if anything; the number of steps that it had done."""
     if not path.is_file():
         return 0
     start = time.perf_counter()
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["run"] != run:
-        raise SegquantError(f"{path} is the checkpoint of another run ({state['run']}): remove it to start anew")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        other = state["run"]
+    except Exception as error:  # torch raises many types for a broken file
+        raise SegquantError(f"{path} is no checkpoint of this program: remove it to start anew") from error
+    if other != run:
+        raise SegquantError(f"{path} is the checkpoint of another run ({other}): remove it to start anew")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["rng"])
-    if "cuda_rng" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda_rng"])
+    if average:
+        average.load_state_dict(state["average"])
     log.info("resumed %s at step %d in %.1f s", path, state["step"], time.perf_counter() - start)
     return state["step"]

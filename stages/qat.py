@@ -1,0 +1,27 @@
+"""Train a method of params.yaml beforehand, for its quantize stage to take; a training that is killed goes on."""
+
+import argparse
+from functools import partial
+
+from segquant import config, tracking
+from segquant.entry import run
+from segquant.files import write_json
+from segquant.ranks import ranks
+from segquant.training.qat import from_shards
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("method", "baseline", "shards", "output"):
+        parser.add_argument(f"--{name}", required=True)
+    a = parser.parse_args()
+    params = config.load()
+    (recipe,) = params.quant.choose([a.method]).values()
+    record = partial(tracking.training, params.wandb, a.method, recipe.train)
+    times = from_shards(params, a.method, a.baseline, a.shards, f"{a.output}/{a.method}", recording=record)
+    if not ranks()[0]:
+        write_json(f"{a.output}/{a.method}.json", times)
+
+
+if __name__ == "__main__":
+    run(main)

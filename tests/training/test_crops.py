@@ -1,0 +1,93 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from segquant.data.images import decode_annotation, decode_image
+from segquant.data.protocols import normalize, resize
+from segquant.data.sources import open_source
+from segquant.training.data import Crops, class_weights
+
+
+@pytest.fixture
+def source():
+    return open_source("scenes", "train", 4)
+
+
+def test_a_crop_is_a_pure_function_of_its_place_in_the_stream(source):
+    whole = Crops(source, 64, (1.0, 1.4), seed=0, first=0, length=9)
+    later = Crops(source, 64, (1.0, 1.4), seed=0, first=6, length=3)
+    for i in range(3):
+        for a, b in zip(whole[6 + i], later[i]):
+            assert torch.equal(a, b)
+    image, labels = whole[0]
+    assert image.shape == (3, 64, 64) and labels.shape == (64, 64) and labels.dtype == torch.int64
+    with pytest.raises(IndexError):
+        later[3]
+
+
+def test_an_epoch_visits_every_image_once(source):
+    seen = []
+
+    class Spy:
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, i):
+            seen.append(i)
+            return source[i]
+
+    crops = Crops(Spy(), 32, (1.0, 1.0), seed=0, first=0, length=4)
+    for i in range(4):
+        crops[i]
+    assert sorted(seen) == [0, 1, 2, 3]
+
+
+def test_crops_are_windows_of_the_image_at_its_protocols_size(source):
+    """Of the label exactly, mirrored or not; of the image but for its light."""
+    crops = Crops(source, 64, (1.0, 1.0), 0, 0, 8, "fixed-96x128-v1")
+    windows = []
+    for row in (source[i] for i in range(4)):
+        labels = Image.fromarray(decode_annotation(row["annotation"])).resize((128, 96), Image.Resampling.NEAREST)
+        image = normalize(resize(decode_image(row["image"], "i"), "fixed-96x128-v1")).mean(0)
+        parts = [torch.from_numpy(np.array(labels)).long(), image]
+        for parts_ in (parts, [part.flip(1) for part in parts]):
+            windows.append([part.unfold(0, 64, 1).unfold(1, 64, 1).flatten(0, 1) for part in parts_])
+    for i in range(8):
+        image, labels = crops[i]
+        found = [part[1][n] for part in windows for n in (part[0] == labels).flatten(1).all(1).nonzero()[:, 0]]
+        assert found, i
+        pairs = [torch.stack([image.mean(0).flatten(), one.flatten()]) for one in found]
+        assert max(float(torch.corrcoef(pair)[0, 1]) for pair in pairs) > 0.8
+
+
+def test_without_labels_all_is_ignored(source):
+    rows = [{**source[0], "annotation": None}]
+    image, labels = Crops(rows, 32, (1.0, 1.0), 0, 0, 1)[0]
+    assert image.shape == (3, 32, 32) and bool((labels == 255).all())
+
+
+def test_the_models_own_normalization_is_used():
+    grey = Image.new("RGB", (40, 40), (51, 51, 51))
+    row = dict(zip(("image", "annotation", "id"), (_png(grey), None, "grey")))
+    half = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    image, _ = Crops([row], 32, (1.0, 1.0), 0, 0, 1, normalization=half)[0]
+    plain, _ = Crops([row], 32, (1.0, 1.0), 0, 0, 1, normalization=((0.0,) * 3, (1.0,) * 3))[0]
+    assert torch.allclose(image, (plain - 0.5) / 0.25, atol=1e-6)
+    assert not torch.allclose(image, normalize(grey)[:, :32, :32])
+
+
+def _png(image):
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    return data.getvalue()
+
+
+def test_rare_classes_weigh_more(source):
+    weights = class_weights(source, 150, 0.5)
+    assert weights.shape == (150,) and weights.min() >= 0.2 and weights.max() <= 5
+    assert weights[149] == 1  # absent
+    assert len(set(weights.tolist())) > 5
+    assert torch.equal(class_weights(source, 150, 0.0), torch.ones(150))

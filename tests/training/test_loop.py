@@ -1,0 +1,208 @@
+"""The training loop: the same weights however it was interrupted, parted or shared, and errors that lose nothing."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import ROOT, small_segformer
+
+from segquant.config import Phase, Training
+from segquant.data.sources import open_source
+from segquant.errors import ConfigError, SegquantError
+from segquant.training.data import Crops
+from segquant.training.loop import decayed, factor, train
+from segquant.training.losses import cross_entropy
+
+OPTIONS = Training(warmup=2, workers=0, checkpoint_every=2, lr=1e-3, amp="float32", ema=0.9, validate_every=3)
+PHASES = (Phase(3, 32, 4), Phase(4, 64, 2))
+SOURCE = open_source("scenes", "train", 4)
+
+
+def samples(crop, first, length):
+    return Crops(SOURCE, crop, (1.0, 1.4), 0, first, length)
+
+
+def loss(model, images, labels):
+    return cross_entropy(model(images).logits, labels)
+
+
+def trained(checkpoint, options=OPTIONS, loss=loss, mode="train", **other):
+    model = small_segformer()
+    assert model.config.classifier_dropout_prob > 0  # the random state has to come back too
+    model = model.train() if mode == "train" else model
+    return train(model, samples, loss, options, PHASES, checkpoint=checkpoint, run="a run", **other)
+
+
+def assert_same(one, other):
+    for (name, a), (_, b) in zip(one.state_dict().items(), other.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def dying(after):
+    count = itertools.count()
+
+    def loss_(model, images, labels):
+        if next(count) == after:
+            raise KeyboardInterrupt
+        return loss(model, images, labels)
+
+    return loss_
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 5, 6])
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_killed_run_ends_with_the_weights_of_one_never_stopped(stop, ema, tmp_path):
+    options = replace(OPTIONS, ema=ema)
+    whole = trained(tmp_path / "a.pt", options)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "b.pt", options, dying(stop))
+    assert_same(whole, trained(tmp_path / "b.pt", options))
+    start = small_segformer().decode_head.classifier.weight
+    assert not torch.equal(whole.decode_head.classifier.weight, start)
+
+
+def test_a_finished_run_is_not_done_again(tmp_path):
+    whole = trained(tmp_path / "a.pt")
+    assert_same(whole, trained(tmp_path / "a.pt", loss=dying(0)))
+
+
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole(tmp_path):
+    """In eval mode, where no normalization over the batch and no dropout tell parts from the whole."""
+    whole = trained(tmp_path / "a.pt", replace(OPTIONS, ema=0.0), mode="eval")
+    parts = trained(tmp_path / "b.pt", replace(OPTIONS, ema=0.0, accumulate=2), mode="eval")
+    for (name, a), (_, b) in zip(whole.state_dict().items(), parts.state_dict().items(), strict=True):
+        if a.is_floating_point():
+            assert torch.allclose(a, b, atol=2e-4), name  # Adam divides tiny gradients by tiny numbers
+
+
+def test_averaged_weights_lag_behind(tmp_path):
+    start, last = small_segformer(), trained(tmp_path / "a.pt", replace(OPTIONS, ema=0.0))
+    averaged = trained(tmp_path / "b.pt", OPTIONS)
+
+    def moved(model):
+        return sum((a - b).square().sum() for a, b in zip(model.parameters(), start.parameters()))
+
+    assert 0 < moved(averaged) < moved(last)
+
+
+def test_norms_and_biases_do_not_decay():
+    matrices, rest = decayed(small_segformer(), 0.01)
+    assert matrices["weight_decay"] == 0.01 and rest["weight_decay"] == 0.0
+    assert {p.ndim for p in rest["params"]} == {1} and min(p.ndim for p in matrices["params"]) == 2
+
+
+@pytest.mark.parametrize("schedule", ["poly", "cosine"])
+def test_the_learning_rate_warms_up_and_decays_to_nothing(schedule):
+    options = replace(OPTIONS, schedule=schedule, warmup=4)
+    rates = [factor(step, 20, options) for step in range(20)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert all(a > b for a, b in itertools.pairwise(rates[4:]))
+    assert factor(20, 20, options) == pytest.approx(0, abs=1e-12)
+    halfway = {"poly": 0.5**options.power, "cosine": 0.5}
+    assert factor(12, 20, options) == pytest.approx(halfway[schedule])
+
+
+class Scored:
+    pictures = {}
+
+    class scores:
+        mean_iou = 0.5
+
+
+def test_validation_and_curves_come_when_they_were_asked_for(tmp_path):
+    seen, modes = [], []
+
+    def validate(model):
+        modes.append(model.training)
+        return Scored
+
+    model = trained(tmp_path / "a.pt", validate=validate, record=lambda *all: seen.append(all))
+    assert [step for step, values, _ in seen] == [3, 6, 7] and modes == [False] * 3 and not model.training
+    assert all({"loss", "lr", "mean_iou"} <= set(values) for _, values, _ in seen)
+
+
+def exploding(where):
+    count = itertools.count()
+
+    def loss_(model, images, labels):
+        found = loss(model, images, labels)
+        if next(count) == 4:
+            return found * float("nan") if where == "loss" else found + _Explode.apply(found)
+        return found
+
+    return loss_
+
+
+class _Explode(torch.autograd.Function):
+    """Nothing, with an infinite gradient."""
+
+    @staticmethod
+    def forward(_, value):
+        return value * 0
+
+    @staticmethod
+    def backward(_, gradient):
+        return gradient * float("inf")
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_what_is_not_finite_stops_at_that_step_and_keeps_the_last_checkpoint(where, tmp_path):
+    with pytest.raises(SegquantError, match=r"at step 4: lower lr; .*a\.pt is kept") as caught:
+        trained(tmp_path / "a.pt", loss=exploding(where))
+    assert "\n" not in str(caught.value)
+    kept = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert kept["step"] == 4 and all(v.isfinite().all() for v in kept["model"].values())
+    assert_same(trained(tmp_path / "a.pt"), trained(tmp_path / "b.pt"))
+
+
+def test_a_checkpoint_of_another_run_or_of_none_is_refused(tmp_path):
+    trained(tmp_path / "a.pt")
+    with pytest.raises(SegquantError, match=r"a\.pt is the checkpoint of another run \(a run\): remove it"):
+        train(small_segformer(), samples, loss, OPTIONS, PHASES, checkpoint=tmp_path / "a.pt", run="another")
+    (tmp_path / "b.pt").write_bytes(b"half")
+    with pytest.raises(SegquantError, match=r"b\.pt is no checkpoint of this program: remove it to start anew"):
+        trained(tmp_path / "b.pt")
+
+
+SCRIPT = """
+import json, sys, torch
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from training.test_loop import OPTIONS, trained
+from segquant.ranks import ranks
+from dataclasses import replace
+torch.set_num_threads(1)
+model = trained(Path({folder!r}) / "shared.pt", replace(OPTIONS, ema=0.0, **json.loads(sys.argv[1])), mode="eval")
+torch.save(model.state_dict(), Path({folder!r}) / f"rank{{ranks()[0]}}.pt")
+"""
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_train_the_model_of_one(accumulate, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(tests=str(ROOT / "tests"), folder=str(tmp_path)))
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
+    options = json.dumps({"accumulate": accumulate})  # of the second phase's single image a process there is one part
+    done = subprocess.run([*map(str, command), options], capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    alone = trained(tmp_path / "alone.pt", replace(OPTIONS, ema=0.0), mode="eval").state_dict()
+    for name, value in alone.items():
+        assert torch.equal(first[name], second[name]), name
+        if value.is_floating_point():
+            assert torch.allclose(first[name], value, atol=2e-4), name
+    assert done.stderr.count("train: 100%") == 1  # one bar
+
+
+def test_a_batch_that_processes_cannot_share_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr("segquant.training.loop.ranks", lambda: (0, 3))
+    monkeypatch.setattr("segquant.training.loop.join", lambda: None)
+    monkeypatch.setattr("segquant.training.loop.DistributedDataParallel", lambda model: model)
+    with pytest.raises(ConfigError, match="batch_size 4 cannot be shared by 3 processes alike"):
+        trained(tmp_path / "a.pt")

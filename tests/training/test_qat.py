@@ -1,0 +1,288 @@
+"""Quantization-aware training as a method: what is trained is what is stored, however the run went."""
+
+import copy
+import itertools
+import json
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from conftest import ade20k_folder, small_segformer
+from torch import nn
+from torch.nn.utils import parametrize
+
+from segquant import models
+from segquant.config import Calibration, Override, Qat, Recipe
+from segquant.data.sources import open_source, rows
+from segquant.errors import ConfigError, DataError, ModelError, SegquantError
+from segquant.quant import methods
+from segquant.quant.artifacts import describe_artifact, load_quantized
+from segquant.quant.build import build
+from segquant.quant.methods import quantize
+from segquant.training import qat
+from segquant.training.data import Crops
+from segquant.training.losses import distillation
+
+CPU = torch.device("cpu")
+TRAIN = Qat(
+    steps=6, crop=64, batch_size=2, lr=0.05, warmup=1, amp="float32", workers=0, checkpoint_every=2, validate_every=3
+)
+RECIPE = Recipe("int2", 16, "gptq", calibration=Calibration(2), train=TRAIN)
+ROWS = list(rows(open_source("scenes", "train", 4)))
+PROTOCOL = "fixed-96x96-v1"
+
+
+@pytest.fixture(autouse=True)
+def calibrate_once(monkeypatch, known={}):  # noqa: B006
+    """The same model calibrated again gives the same: tests/quant/test_calibrate.py."""
+    calibrate = methods.calibrate
+
+    def remembered(model, layers, images):
+        key = str(sorted(layers.items())) + str([float(p.double().sum()) for p in model.parameters()])
+        if key not in known:
+            known[key] = calibrate(model, layers, images)
+        return copy.deepcopy(known[key])
+
+    monkeypatch.setattr(methods, "calibrate", remembered)
+
+
+@pytest.fixture
+def baseline(tmp_path):
+    models.save(small_segformer(), tmp_path / "baseline")
+    return tmp_path / "baseline"
+
+
+def images():
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def made(baseline, folder, recipe=RECIPE, **other):
+    options = {"source": ROWS, "data": "four scenes", "checkpoint": folder.parent / "c.pt", **other}
+    return qat.build_trained(baseline, recipe, folder, CPU, images, protocol=PROTOCOL, **options)
+
+
+def logits(model):
+    with torch.inference_mode():
+        return model(images()).logits
+
+
+def state(folder):
+    return (folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_trained_logits_are_those_of_the_stored_artifact_bit_for_bit(bits, baseline, tmp_path, monkeypatch):
+    """The fake-quantized model, its norms and biases as they will be stored, just before its codes are taken out."""
+    seen = {}
+    detach = qat._detach
+
+    def spy(model, names, convs):
+        model.requires_grad_(False)
+        qat.round_rest(model)
+        seen["trained"] = logits(model)
+        return detach(model, names, convs)
+
+    monkeypatch.setattr(qat, "_detach", spy)
+    made(baseline, tmp_path / "out", replace(RECIPE, weights=f"int{bits}"))
+    stored = load_quantized(tmp_path / "out")
+    assert torch.equal(seen["trained"], logits(stored))
+    build(baseline, replace(RECIPE, weights=f"int{bits}", train=None), tmp_path / "start", CPU, images())
+    assert not torch.equal(logits(stored), logits(load_quantized(tmp_path / "start")))
+
+
+def test_every_dense_layer_takes_part_and_training_brings_it_nearer(baseline, tmp_path, monkeypatch):
+    parametrized = []
+    train = qat.train
+
+    def spy(model, *arguments, **keywords):
+        parametrized.extend(m for m in model.modules() if parametrize.is_parametrized(m))
+        return train(model, *arguments, **keywords)
+
+    monkeypatch.setattr(qat, "train", spy)
+    longer = replace(RECIPE, train=replace(TRAIN, steps=120, lr=0.02))
+    float32 = small_segformer()
+    float32.decode_head.classifier.weight.data *= 300  # sure of what it sees, as a model that has learned something
+    models.save(float32, baseline)
+    made(baseline, tmp_path / "out", longer)
+    layers = [m for m in float32.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    assert len(parametrized) == len(layers)
+    build(baseline, replace(longer, train=None), tmp_path / "start", CPU, images())
+
+    crops = Crops(ROWS, 64, (1.0, 1.0), 1, 0, 8, PROTOCOL)
+    pictures = torch.stack([crops[i][0] for i in range(8)])
+
+    def off(folder):
+        with torch.inference_mode():
+            return float(distillation(load_quantized(folder)(pictures).logits, float32(pictures).logits))
+
+    assert off(tmp_path / "out") < 0.8 * off(tmp_path / "start")
+
+
+@pytest.mark.parametrize("learning", [True, False])
+def test_ranges_are_learned_only_if_asked(learning, baseline, tmp_path):
+    recipe = replace(RECIPE, train=replace(TRAIN, range_learning=learning, lr=0.5))
+    made(baseline, tmp_path / "out", recipe)
+    build(baseline, replace(recipe, train=None), tmp_path / "start", CPU, images())
+    name = "decode_head.classifier.linear.weight"
+    trained, start = (load_quantized(tmp_path / one).state_dict()[name] for one in ("out", "start"))
+    assert torch.equal(trained.scale, start.scale) != learning
+    assert not torch.equal(trained.qdata, start.qdata)
+
+
+def test_averaged_codes_are_codes_too(baseline, tmp_path):
+    made(baseline, tmp_path / "a", replace(RECIPE, train=replace(TRAIN, ema=0.5, lr=0.3)))
+    made(baseline, tmp_path / "b", replace(RECIPE, train=replace(TRAIN, lr=0.3)))
+    averaged, last = (load_quantized(tmp_path / name).state_dict() for name in "ab")
+    name = "decode_head.linear_fuse.linear.weight"
+    assert not torch.equal(averaged[name].qdata, last[name].qdata)
+    assert averaged[name].qdata.int().abs().max() <= 2
+
+
+def test_it_works_without_labels(baseline, tmp_path):
+    made(baseline, tmp_path / "a")
+    made(baseline, tmp_path / "b", source=[{**row, "annotation": None} for row in ROWS])
+    assert state(tmp_path / "a") == state(tmp_path / "b")
+
+
+def test_without_a_teacher_it_learns_from_labels(baseline, tmp_path):
+    alone = replace(RECIPE, train=replace(TRAIN, teacher="none"))
+    made(baseline, tmp_path / "a", alone)
+    made(baseline, tmp_path / "b")
+    assert state(tmp_path / "a") != state(tmp_path / "b")
+    with pytest.raises(DataError, match="teacher 'none' learns from labels, and no pixel of the train split has one"):
+        made(baseline, tmp_path / "c", alone, source=[{**row, "annotation": None} for row in ROWS])
+
+
+def test_another_teacher_is_another_model(baseline, tmp_path):
+    torch.manual_seed(1)
+    other = small_segformer()
+    other.decode_head.classifier.bias.data += 5 * torch.randn(150)
+    models.save(other, tmp_path / "other")
+    made(baseline, tmp_path / "a")
+    made(baseline, tmp_path / "b", replace(RECIPE, train=replace(TRAIN, teacher=str(tmp_path / "other"))))
+    assert state(tmp_path / "a") != state(tmp_path / "b")
+
+
+def wrong_teachers(folder):
+    fewer = small_segformer()
+    config = type(fewer.config)(**{**fewer.config.to_dict(), "id2label": {i: str(i) for i in range(7)}})
+    models.save(type(fewer)(config), folder / "seven")
+    models.save(small_segformer(), folder / "otherwise")
+    path = folder / "otherwise" / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "image_mean": [0.5, 0.5, 0.5]}))
+
+
+@pytest.mark.parametrize(
+    "teacher, message",
+    [
+        ("nowhere", "model 'nowhere' is not there: give a folder, a hub id"),
+        ("seven", "seven has 7 classes, not the 150 of .*baseline: take another"),
+        ("otherwise", "otherwise normalizes its input by .*0.5, 0.5.* and .*baseline by .*0.485"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_one_line_and_nothing_is_written(
+    teacher, message, baseline, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    wrong_teachers(tmp_path)
+    with pytest.raises(ModelError, match=message) as caught:
+        made(baseline, tmp_path / "out", replace(RECIPE, train=replace(TRAIN, teacher=teacher)))
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_no_images_to_train_on(baseline, tmp_path):
+    with pytest.raises(DataError, match="there are no images to train on"):
+        made(baseline, tmp_path / "out", source=[])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"algorithm": "affine", "calibration": None},
+        {"activations": "int8"},
+        {"overrides": {"decode_head.*": Override(algorithm="hqq")}},
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_anything_is_done(other):
+    with pytest.raises(ConfigError, match="train starts from algorithm gptq in every layer and float activations"):
+        quantize(small_segformer(), replace(RECIPE, **other), CPU, images())
+
+
+@pytest.mark.parametrize("stop", [0, 1, 2, 3, 5])
+def test_killed_anywhere_it_ends_with_the_same_bytes(stop, baseline, tmp_path, monkeypatch):
+    made(baseline, tmp_path / "whole")
+    count, distillation = itertools.count(), qat.distillation
+
+    def dying(*arguments):
+        if next(count) == stop:
+            raise KeyboardInterrupt
+        return distillation(*arguments)
+
+    monkeypatch.setattr(qat, "distillation", dying)
+    with pytest.raises(KeyboardInterrupt):
+        made(baseline, tmp_path / "killed")
+    assert not (tmp_path / "killed").exists() and (tmp_path / "c.pt").exists() == (stop >= 2)
+    monkeypatch.setattr(qat, "distillation", distillation)
+    made(baseline, tmp_path / "killed")
+    assert state(tmp_path / "killed") == state(tmp_path / "whole")
+    assert not (tmp_path / "c.pt").exists()
+
+
+def test_the_checkpoint_of_another_recipe_is_refused(baseline, tmp_path, monkeypatch):
+    monkeypatch.setattr(qat, "_detach", lambda *_: 1 / 0)  # after the last checkpoint
+    with pytest.raises(ZeroDivisionError):
+        made(baseline, tmp_path / "out")
+    other = replace(RECIPE, train=replace(TRAIN, lr=0.1))
+    with pytest.raises(SegquantError, match=r"c\.pt is the checkpoint of another run \(int2 weights .*, then 6 steps"):
+        made(baseline, tmp_path / "out", other)
+
+
+def test_what_the_very_same_training_made_is_taken_and_nothing_else_is(baseline, tmp_path, monkeypatch):
+    times = made(baseline, tmp_path / "trained" / "m")
+    (tmp_path / "trained" / "m.json").write_text(json.dumps(times))
+    ready = {"trained": tmp_path / "trained" / "m"}
+
+    def refuse(*_, **__):
+        raise AssertionError("it trains")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(qat, "train", refuse)
+        taken = made(baseline, tmp_path / "out", **ready)
+        assert taken == {**times, "taken_from": str(tmp_path / "trained" / "m")}
+        assert state(tmp_path / "out") == state(tmp_path / "trained" / "m")
+        with pytest.raises(AssertionError, match="it trains"):
+            made(baseline, tmp_path / "out", replace(RECIPE, train=replace(TRAIN, seed=1)), **ready)
+        with pytest.raises(AssertionError, match="it trains"):
+            made(baseline, tmp_path / "out", **ready, data="other scenes")
+        models.save(nn.Module.requires_grad_(small_segformer(), False).half().float(), tmp_path / "baseline")
+        with pytest.raises(AssertionError, match="it trains"):
+            made(tmp_path / "baseline", tmp_path / "out", **ready)
+    with open(tmp_path / "trained" / "m" / "model.safetensors", "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\0")
+    models.save(small_segformer(), tmp_path / "baseline")
+    with pytest.raises(ModelError, match="missing or not as it was written"):
+        made(baseline, tmp_path / "out", **ready)
+
+
+def test_the_artifact_says_how_it_was_trained(baseline, tmp_path):
+    made(baseline, tmp_path / "out")
+    info = describe_artifact(tmp_path / "out")
+    assert info["recipe"] == json.loads(json.dumps(asdict(RECIPE)))
+    assert info["run"].startswith("int2 weights of all Linear and Conv2d layers (gptq on 2 images, then 6 steps")
+
+
+def test_validation_sees_what_will_be_stored(baseline, tmp_path):
+    """The figure shown at the end is the artifact's own."""
+    ade20k_folder(tmp_path / "data", "validation", 2)
+    source = open_source(str(tmp_path / "data"), "validation")
+    seen = []
+    from segquant.config import load
+    from segquant.training.baseline import scorer
+
+    params = replace(load(), protocol="fixed-64x64-v1")
+    score = scorer(params, source, source.classes, 150, models.normalization(baseline))
+    made(baseline, tmp_path / "out", validate=lambda model: seen.append(score(model)) or seen[-1])
+    assert len(seen) == 2
+    again = score(load_quantized(tmp_path / "out"))
+    assert again.scores.mean_iou == pytest.approx(seen[-1].scores.mean_iou, abs=2e-4)
