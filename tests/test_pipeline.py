@@ -56,7 +56,7 @@ def clone(tmp_path_factory):
     params = yaml.safe_load((folder / "params.yaml").read_text())
     params["quant"]["methods"] = {k: params["quant"]["methods"][k] for k in METHODS}
     params["quant"]["methods"]["int2_qat"]["train"] = {
-        "steps": 3, "crop": 64, "batch_size": 2, "validate_every": 3, "validation_images": 2, "workers": 0,
+        "steps": 3, "crop": 64, "batch_size": 2, "validate_every": 3, "validation_images": 2, "workers": 0, "lr": 0.5,
     }  # fmt: skip
     params["data"]["limit"] = 4
     params["protocol"] = "fixed-64x64-v1"

@@ -52,7 +52,7 @@ def training(wandb: Wandb, name: str, options: Training) -> Iterator[Callable[..
 @contextmanager
 def _run(wandb: Wandb, name: str, kind: str, config: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
     """W&B and one run of it; (None, None) where it is disabled, fails, or another rank of torchrun logs."""
-    mode = wandb.resolve()
+    mode, what = wandb.resolve(), {"evaluate": "evaluation", "train": "training"}[kind]
     if mode == "disabled" or ranks()[0]:
         yield None, None
         return
@@ -65,7 +65,7 @@ def _run(wandb: Wandb, name: str, kind: str, config: dict[str, Any]) -> Iterator
             settings=client.Settings(silent=True, console="off", x_disable_stats=True),
         )  # fmt: skip
     except Exception as error:  # a tracker must not undo what it tracks
-        log.warning("W&B could not log %s (%s)", name, error)
+        log.warning("W&B could not log this %s (%s)", what, error)
     try:
         yield client, run
     finally:
@@ -75,7 +75,7 @@ def _run(wandb: Wandb, name: str, kind: str, config: dict[str, Any]) -> Iterator
                 client.teardown()  # finish() may return before W&B's service has flushed an offline run's file
                 log.info("W&B run %s (%s)", run.id, mode)
             except Exception as error:
-                log.warning("W&B could not log %s (%s)", name, error)
+                log.warning("W&B could not log this %s (%s)", what, error)
 
 
 def _group() -> str:
