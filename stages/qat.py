@@ -16,6 +16,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True)
     a = parser.parse_args()
     params = config.load()
+    params.wandb.resolve()
     (recipe,) = params.quant.choose([a.method]).values()
     record = partial(tracking.training, params.wandb, a.method, recipe.train)
     times = from_shards(params, a.method, a.baseline, a.shards, f"{a.output}/{a.method}", recording=record)

@@ -68,6 +68,7 @@ def test_run_trains_on_photographs_without_labels(tiny_folder, tmp_path):
     ade20k_folder(tmp_path / "data", "validation", 2)
     ade20k_folder(tmp_path / "other", "validation", 3)
     photos = tmp_path / "other" / "images" / "validation"
+    (tmp_path / "map.yaml").write_text("map: {" + ", ".join(f"{i}: {149 - i}" for i in range(150)) + "}")
     params = (ROOT / "params.yaml").read_text()
     train = "train: {steps: 2, batch_size: 2, crop: 32, validate_every: 1, workers: 0}"
     recipe = "{weights: int2, group_size: 16, algorithm: gptq, calibration: {images: 2}, " + train + "}"
@@ -75,7 +76,7 @@ def test_run_trains_on_photographs_without_labels(tiny_folder, tmp_path):
     done = segquant(
         "run", "--params", tmp_path / "params.yaml", "--model", tiny_folder, "--data", tmp_path / "data",
         "--split", "validation", "--protocol", "fixed-64x64-v1", "--methods", "mine", "--train-data", photos,
-        "--output", tmp_path / "out",
+        "--label-map", tmp_path / "map.yaml", "--output", tmp_path / "out",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out" / "results.json").read_text())["mine"]["algorithm"] == "qat"

@@ -1,5 +1,7 @@
 """The real model on real photographs, against 30 lines of plain PyTorch that share nothing with segquant."""
 
+import shutil
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -10,13 +12,14 @@ from PIL import Image
 from transformers import SegformerForSemanticSegmentation
 
 from segquant import config
-from segquant.config import Recipe
+from segquant.config import Data, Qat, Recipe
 from segquant.data.calibration import calibration_batch, spread
 from segquant.data.label_map import load_label_map
-from segquant.data.sources import open_source, rows
+from segquant.data.sources import open_images, open_source, rows
 from segquant.evaluation.loop import evaluate
 from segquant.quant.artifacts import load_quantized
 from segquant.quant.build import build
+from segquant.training.qat import Material, build_trained
 
 PROTOCOL = "fixed-384x512-v1"
 TO_CAMVID = [3, 4, 1, 1, 7, 2, 6, 6, 5, 5, 0, 9, 10, 8, 8, 8, 8, 10, 10]
@@ -42,8 +45,12 @@ def plain_miou(real, limit):
         return float(np.nanmean(intersection / union))
 
 
-def our_miou(real, recipe, limit, folder, images=None):
-    build(real / "segformer-b0-cityscapes", recipe, folder, torch.device("cpu"), images)
+def our_miou(real, recipe, limit, folder, images=None, material=None):
+    model = real / "segformer-b0-cityscapes"
+    if recipe.train:
+        build_trained(model, recipe, folder, torch.device("cpu"), images, material, folder.with_suffix(".pt"))
+    else:
+        build(model, recipe, folder, torch.device("cpu"), images)
     source = open_source(str(real / "camvid"), "val", limit)
     result = evaluate(
         load_quantized(folder), rows(source), len(source), num_classes=11, protocol=PROTOCOL,
@@ -101,3 +108,24 @@ def test_no_width_loses_more_than_it_may(real, tmp_path):
         megabytes = (tmp_path / method / "model.safetensors").stat().st_size / 1e6
         print(f"{method}: {loss:.2f} points lost, {megabytes:.2f} MB")
         assert loss <= most and megabytes <= size
+
+
+# method: (steps, most points of mIoU lost, most megabytes with 150 classes)
+TRAINED = {"int4": (500, 0.2, 2.5), "int3": (1000, 0.7, 2.1), "int2": (2000, 2.0, 1.6)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", TRAINED)
+def test_training_on_photographs_alone_loses_little(method, real, tmp_path):
+    """A copy of CamVid's train photographs without their labels; some 3, 6 and 12 minutes on two cores."""
+    shutil.copytree(real / "camvid" / "train", tmp_path / "photos")
+    photos = open_images(Data(str(tmp_path / "photos")), "train")
+    steps, most, size = TRAINED[method]
+    recipe = replace(config.load(ROOT / "params.yaml").quant.methods[method], train=Qat(steps=steps))
+    images = calibration_batch((photos[i] for i in spread(len(photos), recipe.calibration_images)), PROTOCOL)
+    float32 = our_miou(real, Recipe("float32"), 51, tmp_path / "float32")
+    material = Material(photos, photos.classes, "photographs", PROTOCOL)
+    loss = 100 * (float32 - our_miou(real, recipe, 51, tmp_path / method, images, material))
+    megabytes = (tmp_path / method / "model.safetensors").stat().st_size / 1e6
+    print(f"{method} after {steps} steps: {loss:.2f} points lost, {megabytes:.2f} MB")
+    assert loss <= most and megabytes <= size

@@ -1,10 +1,11 @@
 import logging
 import struct
 
+import numpy as np
 import pytest
 
 from segquant import tracking
-from segquant.config import Recipe, Wandb
+from segquant.config import Qat, Recipe, Wandb
 from segquant.errors import ConfigError
 
 METRICS = {"mean_iou": 0.5, "protocol": "fixed-64x64-v1", "n_images": 3}
@@ -108,3 +109,39 @@ def test_a_failure_of_wandb_does_not_undo_the_evaluation(monkeypatch, tmp_path, 
     with caplog.at_level(logging.WARNING):
         tracking.log_evaluation(Wandb(), "int8", Recipe("int8"), METRICS, CLASSES)
     assert "W&B could not log this evaluation (no disk)" in caplog.text
+
+
+def test_a_failure_of_wandb_while_it_logs_is_a_warning_too(monkeypatch, tmp_path, caplog):
+    import wandb
+
+    def explode(*_, **__):
+        raise RuntimeError("no disk")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(wandb.Run, "log", explode)
+    with caplog.at_level(logging.WARNING):
+        tracking.log_evaluation(Wandb(), "int8", Recipe("int8"), METRICS, CLASSES)
+        with tracking.training(Wandb(), "int2_qat", Qat(steps=1)) as record:
+            record(1, {"loss": 0.5}, {})
+    assert "W&B could not log this evaluation (no disk)" in caplog.text
+    assert "W&B could not log this training (no disk)" in caplog.text
+
+
+def test_an_error_of_the_training_itself_goes_on(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ZeroDivisionError), tracking.training(Wandb(), "int2_qat", Qat(steps=1)):
+        raise ZeroDivisionError
+
+
+def test_a_training_logs_its_curves_and_pictures(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with tracking.training(Wandb(), "int2_qat", Qat(steps=20)) as record:
+        record(10, {"loss": 0.5, "lr": 0.004}, {})
+        record(20, {"loss": 0.25, "mean_iou": 0.6}, {"a": np.zeros((4, 6, 3), np.uint8)})
+    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    found = list(records(file))
+    (run,) = (r.run for r in found if r.run.run_id)
+    assert (run.job_type, run.display_name) == ("train", "int2_qat")
+    rows = [{i.key or "/".join(i.nested_key): i.value_json for i in r.history.item} for r in found if r.history.item]
+    assert [row["_step"] for row in rows] == ["10", "20"] and rows[0]["loss"] == "0.5"
+    assert rows[1]["mean_iou"] == "0.6" and any("predictions/a" in key for key in rows[1])

@@ -71,6 +71,11 @@ def read_json(path: str | Path) -> Any:
         raise SegquantError(f"{path} is not readable JSON: {error}") from error
 
 
+def digest(value: Any) -> str:
+    """SHA-256 of a value as JSON, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def sha256(path: str | Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

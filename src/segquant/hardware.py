@@ -21,7 +21,7 @@ def probe() -> dict[str, Any]:
     """Processor, cores, memory, GPU and the versions that speed depends on: the same on the same machine."""
     return {
         "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
-        "instructions": [name for name in _INSTRUCTIONS if name in _cpuinfo("flags", "Features").split()],
+        "instructions": instructions(),
         "cores": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
         "gpu": _gpu(),
@@ -36,6 +36,12 @@ def environment() -> dict[str, Any]:
     """What accuracy depends on besides code and data: the GPU and the libraries that compute."""
     names = ("numpy", "pillow", "safetensors", "torch", "torchao", "transformers")
     return {"gpu": (_gpu() or "").split(",")[0] or None, **{name: version(name) for name in names}}
+
+
+def instructions() -> list[str]:
+    """The processor's, of those that PyTorch's kernels ask for; none known outside of Linux."""
+    known = _cpuinfo("flags", "Features").split()
+    return [name for name in _INSTRUCTIONS if name in known]
 
 
 def _cpuinfo(*keys: str) -> str:

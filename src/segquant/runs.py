@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Subset
 
 from segquant import models
 from segquant.config import Data, Params, Recipe, Sensitivity, check_protocol
@@ -31,7 +31,8 @@ from segquant.hub import locate
 from segquant.quant.build import build
 from segquant.quant.methods import plan
 from segquant.training.baseline import scorer
-from segquant.training.qat import build_trained
+from segquant.training.data import crop_size
+from segquant.training.qat import SCALE, Material, build_trained, load_teacher
 
 
 def run(
@@ -66,16 +67,18 @@ def run(
     device = models.device(params.eval.device)
     sets = _data_sets(params.data, data, label_maps, split, limit, output)
     baseline = models.load(model)
+    maps = []
     for one in sets.values():
         try:
-            load_label_map(one.label_map, baseline.config.num_labels, one.source.classes)
+            maps.append(load_label_map(one.label_map, baseline.config.num_labels, one.source.classes))
         except DataError as error:
             raise DataError(f"{one.data}: {error}") from error
     for recipe in recipes.values():
         plan(baseline, recipe)
     train = replace(params.data, source=train_data or data[0])
     images = _calibration(recipes, train, train_split, model, protocol)
-    training = _training(recipes, train, train_split, params, next(iter(sets.values())), baseline, model, protocol)
+    validated = next(iter(sets.values())).source, maps[0]
+    material = _material(recipes, train, train_split, model, replace(params, protocol=protocol), *validated)
     partial = output / "partial"
     for one in sets.values():
         one.prepare(int(1e6 * params.data.shard_mb))
@@ -90,14 +93,12 @@ def run(
     results: dict[str, dict[str, Any]] = {name: {} for name in sets}
     with kept(partial):
         for method, recipe in recipes.items():
-            to_calibrate_on = functools.partial(images.get, recipe.calibration_images)
+            to_calibrate_on = images.get(recipe.calibration_images)
             if recipe.train:
-                built = build_trained(
-                    model, recipe, output / method, device, to_calibrate_on, **training,
-                    checkpoint=partial / f"{method}.pt",
-                )  # fmt: skip
+                checkpoint = partial / f"{method}.pt"
+                built = build_trained(model, recipe, output / method, device, to_calibrate_on, material, checkpoint)
             else:
-                built = build(model, recipe, output / method, device, to_calibrate_on())
+                built = build(model, recipe, output / method, device, to_calibrate_on)
             for name, one in sets.items():
                 result, evaluation = score(
                     output / method, one.shards, one.source.classes, protocol=protocol,
@@ -210,23 +211,27 @@ def _calibration(
     return {n: calibration_batch((source[i] for i in spread(len(source), n)), protocol, normalization) for n in wanted}
 
 
-def _training(
-    recipes: dict[str, Recipe], data: Data, split: str, params: Params, scored: _DataSet, baseline: Any, model: str,
-    protocol: str,
-) -> dict[str, Any]:  # fmt: skip
-    """What recipes that train want to know of the data, as `build_trained` takes it; empty where none does."""
+def _material(
+    recipes: dict[str, Recipe], data: Data, split: str, model: str, params: Params, validated: Any, label_map: Any
+) -> Material | None:
+    """What recipes train on, their teachers having been looked at; nothing is opened where none does.
+
+    Training is validated on the first images of the source `validated`.
+    """
     options = [recipe.train for recipe in recipes.values() if recipe.train]
     if not options:
-        return {}
-    params = replace(params, protocol=protocol, data=replace(params.data, label_map=scored.label_map))
-    first = min(len(scored.source), max(one.validation_images for one in options))
-    validation, classes = [scored.source[i] for i in range(first)], scored.source.classes
-    return {
-        "source": open_images(data, split),
-        "data": [fingerprint(data), split],
-        "protocol": protocol,
-        "validate": scorer(params, validation, classes, baseline.config.num_labels, models.normalization(model)),
-    }
+        return None
+    first = range(min(len(validated), max(one.validation_images for one in options)))
+    few = Subset(validated, first)
+    validate = scorer(params, few, validated.classes, models.normalization(model), label_map)
+    source = open_images(data, split)
+    identity = [fingerprint(data), repr(data), split]
+    mapped = label_map is not None and list(source.classes) == list(validated.classes)
+    material = Material(source, source.classes, identity, params.protocol, validate, mapped)
+    for one in options:
+        crop_size(one.crop, params.protocol, SCALE)
+        load_teacher(one, model, material)
+    return material
 
 
 def _speed(artifact: Path, float32: Path, params: Params) -> dict[str, Any]:

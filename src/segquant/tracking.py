@@ -24,10 +24,11 @@ def log_evaluation(
     A failure of W&B is logged and goes no further: the evaluation is already on disk.
     """
     config = {"method": name, **asdict(recipe), "protocol": metrics["protocol"]}
-    with _run(wandb, name, "evaluate", config) as (client, run):
+    with _run(wandb, name, "evaluation", config) as (client, run):
         if run:
-            run.log({"classes": client.Table(columns=list(classes[0]), data=[list(c.values()) for c in classes])})
-            run.summary.update(metrics)
+            with _tolerated("evaluation"):
+                run.log({"classes": client.Table(columns=list(classes[0]), data=[list(c.values()) for c in classes])})
+                run.summary.update(metrics)
 
 
 @contextmanager
@@ -36,46 +37,48 @@ def training(wandb: Wandb, name: str, options: Training) -> Iterator[Callable[..
 
     A failure of W&B is logged and does not stop the training.
     """
-    with _run(wandb, name, "train", asdict(options)) as (client, run):
+    with _run(wandb, name, "training", asdict(options)) as (client, run):
 
         def record(step: int, values: dict[str, float], pictures: dict[str, Any]) -> None:
             if run:
-                try:
+                with _tolerated("training"):
                     shown = {f"predictions/{name}": client.Image(array) for name, array in pictures.items()}
                     run.log({**values, **shown}, step=step)
-                except Exception as error:  # as below
-                    log.warning("W&B could not log step %d (%s)", step, error)
 
         yield record
 
 
 @contextmanager
-def _run(wandb: Wandb, name: str, kind: str, config: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+def _run(wandb: Wandb, name: str, what: str, config: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
     """W&B and one run of it; (None, None) where it is disabled, fails, or another rank of torchrun logs."""
-    mode, what = wandb.resolve(), {"evaluate": "evaluation", "train": "training"}[kind]
-    if mode == "disabled" or ranks()[0]:
-        yield None, None
-        return
+    mode = wandb.resolve()
     client = run = None
-    try:
-        import wandb as client
+    if mode != "disabled" and not ranks()[0]:
+        with _tolerated(what):
+            import wandb as client
 
-        run = client.init(
-            mode=mode, dir=".", project=wandb.project, name=name, group=_group(), job_type=kind, config=config,
-            settings=client.Settings(silent=True, console="off", x_disable_stats=True),
-        )  # fmt: skip
-    except Exception as error:  # a tracker must not undo what it tracks
-        log.warning("W&B could not log this %s (%s)", what, error)
+            run = client.init(
+                mode=mode, dir=".", project=wandb.project, name=name, group=_group(), config=config,
+                job_type={"evaluation": "evaluate", "training": "train"}[what],
+                settings=client.Settings(silent=True, console="off", x_disable_stats=True),
+            )  # fmt: skip
     try:
         yield client, run
     finally:
         if run:
-            try:
+            with _tolerated(what):
                 run.finish()
                 client.teardown()  # finish() may return before W&B's service has flushed an offline run's file
                 log.info("W&B run %s (%s)", run.id, mode)
-            except Exception as error:
-                log.warning("W&B could not log this %s (%s)", what, error)
+
+
+@contextmanager
+def _tolerated(what: str) -> Iterator[None]:
+    """A failure inside is a warning: a tracker must not undo what it tracks."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("W&B could not log this %s (%s)", what, error)
 
 
 def _group() -> str:

@@ -164,6 +164,11 @@ def test_building_twice_gives_the_same_bytes(tiny_folder, tmp_path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
+def test_whoever_may_read_the_config_may_read_the_weights(tiny_folder, tmp_path):
+    build(tiny_folder, METHODS["int8"], tmp_path / "out", CPU)
+    assert len({file.stat().st_mode for file in (tmp_path / "out").iterdir()}) == 1
+
+
 def test_float32s_own_size_is_the_compression_of_one(tiny_folder, tmp_path):
     build(tiny_folder, METHODS["float32"], tmp_path / "a", CPU)
     artifact = load_artifact(tmp_path / "a")

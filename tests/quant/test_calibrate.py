@@ -3,9 +3,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from segquant.config import Recipe
 from segquant.quant.calibrate import _solve, calibrate, position_weights
 from segquant.quant.coverage import dense_convs, rewrite
 from segquant.quant.gptq import dequantize, quantize_weight
+from segquant.quant.methods import quantize
 
 
 @pytest.fixture
@@ -133,3 +135,15 @@ def test_wide_inputs_near_their_mean_do_not_break_the_factorization():
     codes, bias = _solve(linear, inputs, inputs, torch.ones(4, 200), 4, 32)
     off = F.linear(inputs, dequantize(codes), bias) - linear(inputs)
     assert off.abs().max() < 0.01 and off.mean(dim=(0, 1)).abs().max() < 1e-3
+
+
+def test_a_rank_that_quantizes_alone_waits_for_no_other(tiny, images, monkeypatch):
+    """As `quant.launcher` starts every method, and only those that train are shared."""
+
+    def hang():
+        raise AssertionError("it waits for the other ranks")
+
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("segquant.ranks.join", hang)
+    assert quantize(tiny, Recipe("int4", 16, "gptq"), torch.device("cpu"), images)

@@ -8,7 +8,8 @@ from PIL import Image
 from segquant.data.images import decode_annotation, decode_image
 from segquant.data.protocols import normalize, resize
 from segquant.data.sources import open_source
-from segquant.training.data import Crops, class_weights
+from segquant.errors import ConfigError
+from segquant.training.data import Crops, class_weights, crop_size
 
 
 @pytest.fixture
@@ -91,3 +92,32 @@ def test_rare_classes_weigh_more(source):
     assert weights[149] == 1  # absent
     assert len(set(weights.tolist())) > 5
     assert torch.equal(class_weights(source, 150, 0.0), torch.ones(150))
+
+
+def test_only_scenes_are_kept_in_memory(source):
+    """Which take long to draw; photographs of a large data set would fill it."""
+    kept = Crops(source, 64, (1.0, 1.0), 0, 0, 4)
+    read = Crops(list(source[i] for i in range(4)), 64, (1.0, 1.0), 0, 0, 4)
+    for i in range(4):
+        assert torch.equal(kept[i][0], read[i][0])
+    assert len(kept._rows) == 4 and not read._rows
+
+
+@pytest.mark.parametrize(
+    "crop, protocol, wanted",
+    [
+        (None, "fixed-96x128-v1", 96),
+        (None, "aligned-512-v1", 512),
+        (64, "fixed-96x128-v1", 64),
+        (120, "fixed-96x128-v1", 120),
+    ],
+)
+def test_a_crop_is_of_the_models_input_unless_it_is_said(crop, protocol, wanted):
+    assert crop_size(crop, protocol, (0.9, 1.3)) == wanted
+
+
+def test_a_crop_that_no_image_fills_is_one_line():
+    with pytest.raises(
+        ConfigError, match=r"crop 512 is larger than fixed-256x256-v1's images \(256 pixels, enlarged 1.3"
+    ):
+        crop_size(512, "fixed-256x256-v1", (0.9, 1.3))

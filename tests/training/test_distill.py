@@ -1,13 +1,15 @@
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from conftest import ROOT, ade20k_folder, small_segformer
+from PIL import Image
 
 from segquant import models
 from segquant.config import Data, Distill, Eval, load
-from segquant.errors import ConfigError, ModelError
+from segquant.errors import ConfigError, DataError, ModelError
 from segquant.training import distill
 from segquant.training.loop import silent
 
@@ -30,10 +32,10 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def make(place, **options):
+def make(place, label_map=None, **options):
     params = replace(
         load(ROOT / "params.yaml"),
-        data=Data("data", train_split="train", validation_split="val"), protocol="fixed-64x64-v1", eval=Eval(device="cpu"),
+        data=Data("data", train_split="train", validation_split="val", label_map=label_map), protocol="fixed-64x64-v1", eval=Eval(device="cpu"),
         distill=replace(OPTIONS, **options),
     )  # fmt: skip
     distill.make_student(params, place / "out", place / "c.pt", silent)
@@ -88,10 +90,30 @@ def test_labels_of_other_classes_are_one_line(place):
         config = small_segformer().config
         config = type(config)(**{**config.to_dict(), "id2label": {i: str(i) for i in range(19)}})
         models.save(type(small_segformer())(config), place / name)
-    with pytest.raises(
-        ConfigError, match="student has 19 classes and data 150: it cannot learn from these labels; dist"
-    ):
+    with pytest.raises(ConfigError, match=r"student has 19 classes and data 150: .* does without \(distill.alpha 1"):
         make(place)
+
+
+def test_labels_that_a_map_leads_to_are_not_the_models_own(place):
+    """Though they are as many."""
+    with pytest.raises(ConfigError, match="data others, as there is a label map: it cannot learn from these labels"):
+        make(place, label_map="data/label_maps/x.yaml")
+    assert not (place / "out").exists()
+
+
+def test_a_teacher_alone_needs_no_labels(place):
+    """CamVid's layout, the train split without trainannot/."""
+    for name in ("teacher", "student"):
+        config = small_segformer().config
+        config = type(config)(**{**config.to_dict(), "id2label": {i: str(i) for i in range(11)}})
+        models.save(type(small_segformer())(config), place / name)
+    shutil.rmtree(place / "data")
+    for folder, kind in (("train", "RGB"), ("val", "RGB"), ("valannot", "L")):
+        (place / "data" / folder).mkdir(parents=True)
+        Image.new(kind, (60, 40), 3 if kind == "L" else (90, 60, 30)).save(place / "data" / folder / "a.png")
+    with pytest.raises(DataError, match="no split 'train'"):
+        make(place)
+    make(place, alpha=1.0)
 
 
 def test_a_missing_teacher_is_one_line(place):

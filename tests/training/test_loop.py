@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from conftest import ROOT, small_segformer
 
 from segquant.config import Phase, Training
 from segquant.data.sources import open_source
-from segquant.errors import ConfigError, SegquantError
+from segquant.errors import ConfigError, DataError, SegquantError
 from segquant.training.data import Crops
 from segquant.training.loop import decayed, factor, train
 from segquant.training.losses import cross_entropy
@@ -35,7 +36,8 @@ def trained(checkpoint, options=OPTIONS, loss=loss, mode="train", **other):
     model = small_segformer()
     assert model.config.classifier_dropout_prob > 0  # the random state has to come back too
     model = model.train() if mode == "train" else model
-    return train(model, samples, loss, options, PHASES, checkpoint=checkpoint, run="a run", **other)
+    train(model, samples, loss, options, PHASES, decayed(model, 0.01), checkpoint=checkpoint, run="a run", **other)
+    return model
 
 
 def assert_same(one, other):
@@ -150,6 +152,53 @@ class _Explode(torch.autograd.Function):
         return gradient * float("inf")
 
 
+def test_out_of_gpu_memory_is_one_line(tmp_path):
+    def loss_(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    with pytest.raises(SegquantError, match="out of GPU memory at step 0: lower batch_size or crop, or raise acc"):
+        trained(tmp_path / "a.pt", loss=loss_)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_is_one_line_also_out_of_a_worker(workers, tmp_path, monkeypatch):
+    rows = [SOURCE[0], {**SOURCE[1], "image": b"half", "id": "torn"}]
+    monkeypatch.setattr(sys.modules[__name__], "SOURCE", rows)
+    with pytest.raises(DataError, match="torn") as caught:
+        trained(tmp_path / "a.pt", replace(OPTIONS, workers=workers))
+    assert "Traceback" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("known, dtype", [(["avx512_bf16"], torch.bfloat16), (["avx2"], torch.float32)])
+def test_bfloat16_is_left_to_processors_that_have_it(known, dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr("segquant.training.loop.instructions", lambda: known)
+    seen = set()
+
+    def loss_(model, images, labels):
+        logits = model(images).logits
+        seen.add(logits.dtype)
+        return cross_entropy(logits, labels)
+
+    trained(tmp_path / "a.pt", replace(OPTIONS, amp="bfloat16"), loss_)
+    assert seen == {dtype}
+
+
+def test_the_time_before_a_kill_is_not_lost(tmp_path):
+    def again(loss):
+        model = small_segformer()
+        return train(model, samples, loss, OPTIONS, PHASES, decayed(model, 0), checkpoint=tmp_path / "a.pt", run="a")
+
+    def slow(model, images, labels):
+        time.sleep(0.05)
+        return dies(model, images, labels)
+
+    dies = dying(4)
+    with pytest.raises(KeyboardInterrupt):
+        again(slow)
+    first = again(loss)
+    assert 0.2 < first < 20 and again(loss) > first
+
+
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_what_is_not_finite_stops_at_that_step_and_keeps_the_last_checkpoint(where, tmp_path):
     with pytest.raises(SegquantError, match=r"at step 4: lower lr; .*a\.pt is kept") as caught:
@@ -162,8 +211,9 @@ def test_what_is_not_finite_stops_at_that_step_and_keeps_the_last_checkpoint(whe
 
 def test_a_checkpoint_of_another_run_or_of_none_is_refused(tmp_path):
     trained(tmp_path / "a.pt")
+    model = small_segformer()
     with pytest.raises(SegquantError, match=r"a\.pt is the checkpoint of another run \(a run\): remove it"):
-        train(small_segformer(), samples, loss, OPTIONS, PHASES, checkpoint=tmp_path / "a.pt", run="another")
+        train(model, samples, loss, OPTIONS, PHASES, decayed(model, 0), checkpoint=tmp_path / "a.pt", run="another")
     (tmp_path / "b.pt").write_bytes(b"half")
     with pytest.raises(SegquantError, match=r"b\.pt is no checkpoint of this program: remove it to start anew"):
         trained(tmp_path / "b.pt")
@@ -201,8 +251,16 @@ def test_two_processes_train_the_model_of_one(accumulate, tmp_path):
 
 
 def test_a_batch_that_processes_cannot_share_is_one_line(monkeypatch, tmp_path):
-    monkeypatch.setattr("segquant.training.loop.ranks", lambda: (0, 3))
+    """Before the first step, also where it is the second phase's."""
+    monkeypatch.setattr("segquant.training.loop.ranks", lambda: (0, 4))
+    with pytest.raises(ConfigError, match="batch_size 2 cannot be shared by 4 processes alike"):
+        trained(tmp_path / "a.pt", loss=dying(0))
+
+
+def test_the_checkpoint_of_another_number_of_processes_is_refused(monkeypatch, tmp_path):
+    """With dropout they would not end with the same bytes."""
+    trained(tmp_path / "a.pt")
+    monkeypatch.setattr("segquant.training.loop.ranks", lambda: (0, 2))
     monkeypatch.setattr("segquant.training.loop.join", lambda: None)
-    monkeypatch.setattr("segquant.training.loop.DistributedDataParallel", lambda model: model)
-    with pytest.raises(ConfigError, match="batch_size 4 cannot be shared by 3 processes alike"):
+    with pytest.raises(SegquantError, match=r"a\.pt is the checkpoint of another run \(a run\): remove it"):
         trained(tmp_path / "a.pt")

@@ -7,12 +7,14 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from conftest import ade20k_folder, small_segformer
+from conftest import ROOT, ade20k_folder, small_segformer
 from torch import nn
 from torch.nn.utils import parametrize
 
 from segquant import models
-from segquant.config import Calibration, Override, Qat, Recipe
+from segquant.config import Calibration, Data, Override, Qat, Recipe, load
+from segquant.data.classes import ADE20K, CAMVID
+from segquant.data.shards import write_shards
 from segquant.data.sources import open_source, rows
 from segquant.errors import ConfigError, DataError, ModelError, SegquantError
 from segquant.quant import methods
@@ -20,6 +22,7 @@ from segquant.quant.artifacts import describe_artifact, load_quantized
 from segquant.quant.build import build
 from segquant.quant.methods import quantize
 from segquant.training import qat
+from segquant.training.baseline import scorer
 from segquant.training.data import Crops
 from segquant.training.losses import distillation
 
@@ -56,9 +59,12 @@ def images():
     return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-def made(baseline, folder, recipe=RECIPE, **other):
-    options = {"source": ROWS, "data": "four scenes", "checkpoint": folder.parent / "c.pt", **other}
-    return qat.build_trained(baseline, recipe, folder, CPU, images, protocol=PROTOCOL, **options)
+MATERIAL = qat.Material(ROWS, ADE20K, "four scenes", PROTOCOL)
+WITHOUT_LABELS = MATERIAL._replace(rows=[{**row, "annotation": None} for row in ROWS], classes=())
+
+
+def made(baseline, folder, recipe=RECIPE, material=MATERIAL):
+    return qat.build_trained(baseline, recipe, folder, CPU, images(), material, folder.with_suffix(".pt"))
 
 
 def logits(model):
@@ -73,7 +79,10 @@ def state(folder):
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_trained_logits_are_those_of_the_stored_artifact_bit_for_bit(bits, baseline, tmp_path, monkeypatch):
     """The fake-quantized model, its norms and biases as they will be stored, just before its codes are taken out."""
-    seen = {}
+    seen, float32 = {}, small_segformer()
+    for statistics in float32.decode_head.batch_norm.buffers():
+        statistics.copy_(torch.rand(statistics.shape) + 0.5)  # which float16 does not hold
+    models.save(float32, baseline)
     detach = qat._detach
 
     def spy(model, names, convs):
@@ -140,7 +149,7 @@ def test_averaged_codes_are_codes_too(baseline, tmp_path):
 
 def test_it_works_without_labels(baseline, tmp_path):
     made(baseline, tmp_path / "a")
-    made(baseline, tmp_path / "b", source=[{**row, "annotation": None} for row in ROWS])
+    made(baseline, tmp_path / "b", material=WITHOUT_LABELS)
     assert state(tmp_path / "a") == state(tmp_path / "b")
 
 
@@ -150,7 +159,11 @@ def test_without_a_teacher_it_learns_from_labels(baseline, tmp_path):
     made(baseline, tmp_path / "b")
     assert state(tmp_path / "a") != state(tmp_path / "b")
     with pytest.raises(DataError, match="teacher 'none' learns from labels, and no pixel of the train split has one"):
-        made(baseline, tmp_path / "c", alone, source=[{**row, "annotation": None} for row in ROWS])
+        made(baseline, tmp_path / "c", alone, WITHOUT_LABELS)
+    with pytest.raises(ConfigError, match="has 150 classes and the train split 11: it cannot learn from these labels"):
+        made(baseline, tmp_path / "c", alone, MATERIAL._replace(classes=CAMVID))
+    with pytest.raises(ConfigError, match="the train split others, as there is a label map: it cannot learn from th"):
+        made(baseline, tmp_path / "c", alone, MATERIAL._replace(mapped=True))
 
 
 def test_another_teacher_is_another_model(baseline, tmp_path):
@@ -192,7 +205,7 @@ def test_a_teacher_that_does_not_fit_is_one_line_and_nothing_is_written(
 
 def test_no_images_to_train_on(baseline, tmp_path):
     with pytest.raises(DataError, match="there are no images to train on"):
-        made(baseline, tmp_path / "out", source=[])
+        made(baseline, tmp_path / "out", material=MATERIAL._replace(rows=[]))
 
 
 @pytest.mark.parametrize(
@@ -221,11 +234,10 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(stop, baseline, tmp_path, m
     monkeypatch.setattr(qat, "distillation", dying)
     with pytest.raises(KeyboardInterrupt):
         made(baseline, tmp_path / "killed")
-    assert not (tmp_path / "killed").exists() and (tmp_path / "c.pt").exists() == (stop >= 2)
+    assert not (tmp_path / "killed").exists() and (tmp_path / "killed.pt").exists() == (stop >= 2)
     monkeypatch.setattr(qat, "distillation", distillation)
     made(baseline, tmp_path / "killed")
     assert state(tmp_path / "killed") == state(tmp_path / "whole")
-    assert not (tmp_path / "c.pt").exists()
 
 
 def test_the_checkpoint_of_another_recipe_is_refused(baseline, tmp_path, monkeypatch):
@@ -233,36 +245,76 @@ def test_the_checkpoint_of_another_recipe_is_refused(baseline, tmp_path, monkeyp
     with pytest.raises(ZeroDivisionError):
         made(baseline, tmp_path / "out")
     other = replace(RECIPE, train=replace(TRAIN, lr=0.1))
-    with pytest.raises(SegquantError, match=r"c\.pt is the checkpoint of another run \(int2 weights .*, then 6 steps"):
+    with pytest.raises(
+        SegquantError, match=r"out\.pt is the checkpoint of another run \(int2 weights .*, then 6 steps"
+    ):
         made(baseline, tmp_path / "out", other)
 
 
-def test_what_the_very_same_training_made_is_taken_and_nothing_else_is(baseline, tmp_path, monkeypatch):
-    times = made(baseline, tmp_path / "trained" / "m")
-    (tmp_path / "trained" / "m.json").write_text(json.dumps(times))
-    ready = {"trained": tmp_path / "trained" / "m"}
+@pytest.fixture
+def pipeline(baseline, tmp_path, monkeypatch):
+    """What `from_shards` finds, and a function that calls it for the method `mine` with this recipe."""
+    monkeypatch.chdir(tmp_path)
+    sources = {split: open_source("scenes", split, 4) for split in ("train", "validation")}
+    write_shards(sources, tmp_path / "shards")
+
+    def call(folder, recipe=RECIPE, **other):
+        params = load(ROOT / "params.yaml")
+        quant = replace(params.quant, methods={**params.quant.methods, "mine": recipe})
+        params = replace(params, protocol=PROTOCOL, quant=quant, **other)
+        return qat.from_shards(params, "mine", baseline, tmp_path / "shards", folder, tmp_path / "trained" / "mine")
+
+    return call
+
+
+def test_what_the_very_same_training_made_is_taken_and_nothing_else_is(pipeline, tmp_path, monkeypatch):
+    ready = tmp_path / "trained" / "mine"
+    times = pipeline(ready)
+    ready.with_name("mine.json").write_text(json.dumps(times))
 
     def refuse(*_, **__):
         raise AssertionError("it trains")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(qat, "train", refuse)
-        taken = made(baseline, tmp_path / "out", **ready)
-        assert taken == {**times, "taken_from": str(tmp_path / "trained" / "m")}
-        assert state(tmp_path / "out") == state(tmp_path / "trained" / "m")
+    monkeypatch.setattr(qat, "train", refuse)
+    for same in (RECIPE, replace(RECIPE, train=replace(TRAIN, workers=2, validate_every=1, checkpoint_every=1))):
+        taken = pipeline(tmp_path / "out", same)
+        assert taken == {**times, "taken_from": str(ready)} and state(tmp_path / "out") == state(ready)
+    for other in (replace(RECIPE, train=replace(TRAIN, seed=1)), replace(RECIPE, group_size=8)):
         with pytest.raises(AssertionError, match="it trains"):
-            made(baseline, tmp_path / "out", replace(RECIPE, train=replace(TRAIN, seed=1)), **ready)
-        with pytest.raises(AssertionError, match="it trains"):
-            made(baseline, tmp_path / "out", **ready, data="other scenes")
-        models.save(nn.Module.requires_grad_(small_segformer(), False).half().float(), tmp_path / "baseline")
-        with pytest.raises(AssertionError, match="it trains"):
-            made(tmp_path / "baseline", tmp_path / "out", **ready)
-    with open(tmp_path / "trained" / "m" / "model.safetensors", "r+b") as file:
+            pipeline(tmp_path / "out", other)
+    with pytest.raises(AssertionError, match="it trains"):
+        pipeline(tmp_path / "out", data=Data("another"))
+    with pytest.raises(AssertionError, match="it trains"):
+        write_shards({s: open_source("scenes", s, 5) for s in ("train", "validation")}, tmp_path / "shards")
+        pipeline(tmp_path / "out")
+
+
+@pytest.mark.parametrize("method", ["int4_qat", "int2_qat"])
+def test_the_repositorys_own_artifacts_are_those_of_its_parameters(method, tmp_path, monkeypatch):
+    """Or `make repro` would train them anew."""
+    monkeypatch.setattr(qat, "train", lambda *_, **__: 1 / 0)
+    params = load(ROOT / "params.yaml")
+    write_shards({s: open_source(params.data, s, params.data.limit) for s in ("train", "validation")}, tmp_path / "s")
+    trained = ROOT / "models" / "trained" / method
+    found = qat.from_shards(params, method, ROOT / "models" / "scenes-b0", tmp_path / "s", tmp_path / "out", trained)
+    assert found["taken_from"] == str(trained)
+
+
+def test_another_float_model_is_another_training_and_a_damaged_artifact_is_one_line(pipeline, tmp_path, monkeypatch):
+    ready = tmp_path / "trained" / "mine"
+    ready.parent.mkdir()
+    ready.with_name("mine.json").write_text(json.dumps(pipeline(ready)))
+    monkeypatch.setattr(qat, "train", lambda *_, **__: 1 / 0)
+    kept = (tmp_path / "baseline" / "model.safetensors").read_bytes()
+    models.save(small_segformer().half().float(), tmp_path / "baseline")
+    with pytest.raises(ZeroDivisionError):
+        pipeline(tmp_path / "out")
+    (tmp_path / "baseline" / "model.safetensors").write_bytes(kept)
+    with open(ready / "model.safetensors", "r+b") as file:
         file.seek(-1, 2)
-        file.write(b"\0")
-    models.save(small_segformer(), tmp_path / "baseline")
+        file.write(b"\xff")
     with pytest.raises(ModelError, match="missing or not as it was written"):
-        made(baseline, tmp_path / "out", **ready)
+        pipeline(tmp_path / "out")
 
 
 def test_the_artifact_says_how_it_was_trained(baseline, tmp_path):
@@ -277,12 +329,21 @@ def test_validation_sees_what_will_be_stored(baseline, tmp_path):
     ade20k_folder(tmp_path / "data", "validation", 2)
     source = open_source(str(tmp_path / "data"), "validation")
     seen = []
-    from segquant.config import load
-    from segquant.training.baseline import scorer
-
-    params = replace(load(), protocol="fixed-64x64-v1")
-    score = scorer(params, source, source.classes, 150, models.normalization(baseline))
-    made(baseline, tmp_path / "out", validate=lambda model: seen.append(score(model)) or seen[-1])
+    params = replace(load(ROOT / "params.yaml"), protocol="fixed-64x64-v1")
+    score = scorer(params, source, source.classes, models.normalization(baseline), None)
+    made(baseline, tmp_path / "out", material=MATERIAL._replace(validate=lambda m: seen.append(score(m)) or seen[-1]))
     assert len(seen) == 2
     again = score(load_quantized(tmp_path / "out"))
     assert again.scores.mean_iou == pytest.approx(seen[-1].scores.mean_iou, abs=2e-4)
+
+
+def test_a_crop_is_of_the_models_input_unless_it_is_said(baseline, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        qat, "train", lambda model, samples, loss, options, phases, *_, **__: seen.extend(phases) or 0.0
+    )
+    made(baseline, tmp_path / "a", replace(RECIPE, train=replace(TRAIN, crop=None)))
+    made(baseline, tmp_path / "b")
+    assert [phase.crop for phase in seen] == [96, 64]
+    with pytest.raises(ConfigError, match="crop 128 is larger than fixed-96x96-v1's images"):
+        made(baseline, tmp_path / "c", replace(RECIPE, train=replace(TRAIN, crop=128)))

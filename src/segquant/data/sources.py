@@ -120,6 +120,7 @@ class Photos:
 
     tree: Folder | Archive
     names: Sequence[str]
+    classes: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -159,17 +160,17 @@ def open_source(data: str | Data, split: str, limit: int | None = None) -> Scene
     return Labelled(pairs, size, names, lookup)
 
 
-def open_images(data: Data, split: str) -> Scenes | Labelled | Photos:
+def open_images(data: Data, split: str, limit: int | None = None) -> Scenes | Labelled | Photos:
     """Open a split whose labels are not needed: as `open_source`, or else images in the folder `split` or in `data`."""
     try:
-        return open_source(data, split)
+        return open_source(data, split, limit)
     except _NoLayout:
         tree = open_tree(Path(data.source))
         names = tree.names(split) or [name for name in tree.names() if "/" not in name]
         photos = [name for name in names if PurePosixPath(name).suffix.lower() in IMAGES]
         if not photos:
             raise
-        return Photos(tree, photos)
+        return Photos(tree, photos[:limit])
 
 
 def rows(source: Scenes | Labelled | Photos) -> Iterator[dict]:

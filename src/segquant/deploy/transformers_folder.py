@@ -5,14 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 from torchao.quantization import Int8WeightOnlyConfig
 from transformers import TorchAoConfig
 
 from segquant.errors import ModelError
-from segquant.files import replacing
+from segquant.files import replacing, write_bytes
 from segquant.quant.artifacts import load_artifact
 from segquant.quant.tensors import CASTS
 
@@ -46,5 +46,5 @@ def export_transformers(artifact: str | Path, folder: str | Path) -> int:
         part.mkdir()
         model.config.save_pretrained(part)
         shutil.copyfile(Path(artifact) / "preprocessor_config.json", part / "preprocessor_config.json")
-        save_file(tensors, part / "model.safetensors", {**metadata, "format": "pt"})
+        write_bytes(part / "model.safetensors", save(tensors, {**metadata, "format": "pt"}))
         return (part / "model.safetensors").stat().st_size

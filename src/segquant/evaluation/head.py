@@ -67,10 +67,7 @@ class LiveFuse(EarlyFuse):
 
 @contextmanager
 def fused_live(model: nn.Module) -> Iterator[nn.Module]:
-    """`model`, with a LiveFuse inside where it has SegFormer's head; its BatchNorm computes as in eval mode.
-
-    A training step of a B0 takes 45 % less time.
-    """
+    """`model`, with a LiveFuse inside where it has SegFormer's head; its BatchNorm computes as in eval mode."""
     head = model.decode_head if _is_segformers(model) else None
     if head:
         model.decode_head = LiveFuse(head)

@@ -20,10 +20,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from segquant import models
-from segquant.config import Speed, build
+from segquant.config import Speed
 from segquant.entry import run
 from segquant.errors import UnavailableError
 from segquant.evaluation.predict import forward
+from segquant.fields import build
 from segquant.files import write_json
 from segquant.quant.artifacts import load_artifact, load_quantized
 

@@ -8,7 +8,6 @@ with a digest of each file, so that a flipped bit is found.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -19,7 +18,7 @@ from typing import Any
 
 import psutil
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict, unflatten_tensor_state_dict
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
@@ -27,7 +26,7 @@ from transformers.initialization import no_init_weights
 
 from segquant.config import Recipe
 from segquant.errors import ModelError, UnavailableError
-from segquant.files import read_json, replacing, sha256, write_json
+from segquant.files import digest, read_json, replacing, sha256, write_bytes, write_json
 from segquant.hub import locate
 from segquant.models import save_preprocessor
 from segquant.quant.coverage import LinearConv2d, rewrite
@@ -102,9 +101,10 @@ def save_quantized(
         part.mkdir()
         model.config.save_pretrained(part)
         save_preprocessor(part, baseline)
-        save_file({k: v.contiguous() for k, v in sorted(tensors.items())}, part / "model.safetensors")
+        # Not by save_file, which lets nobody but the owner read.
+        write_bytes(part / "model.safetensors", save({k: v.contiguous() for k, v in sorted(tensors.items())}))
         info["files"] = {file.name: sha256(file) for file in sorted(part.iterdir())}
-        write_json(part / "quantization.json", {**info, "digest": _digest(info)})
+        write_json(part / "quantization.json", {**info, "digest": digest(info)})
 
 
 def save_unavailable(recipe: Recipe, reason: str, folder: str | Path) -> None:
@@ -112,7 +112,7 @@ def save_unavailable(recipe: Recipe, reason: str, folder: str | Path) -> None:
     with replacing(folder) as part:
         part.mkdir()
         info = {"format": FORMAT, "recipe": asdict(recipe), "unavailable": reason}
-        write_json(part / "quantization.json", {**info, "digest": _digest(info)})
+        write_json(part / "quantization.json", {**info, "digest": digest(info)})
 
 
 def describe_artifact(folder: str | Path) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def describe_artifact(folder: str | Path) -> dict[str, Any]:
     if not isinstance(info, dict) or info.get("format") != FORMAT:
         found = info.get("format") if isinstance(info, dict) else None
         raise ModelError(f"{path} has format {found!r}; this version reads {FORMAT!r}: quantize again")
-    if info.pop("digest", None) != _digest(info):
+    if info.pop("digest", None) != digest(info):
         raise ModelError(f"{path} is not as it was written: quantize again")
     return info
 
@@ -140,8 +140,8 @@ def load_artifact(folder: str | Path, device: torch.device | str = "cpu") -> Art
     if "unavailable" in info:
         raise UnavailableError(info["unavailable"])
     start, before = time.perf_counter(), psutil.Process().memory_info().rss
-    for name, digest in info["files"].items():
-        if not (folder / name).is_file() or sha256(folder / name) != digest:
+    for name, wanted in info["files"].items():
+        if not (folder / name).is_file() or sha256(folder / name) != wanted:
             raise ModelError(f"{folder / name} is missing or not as it was written: quantize again")
     path = folder / "model.safetensors"
     try:
@@ -183,10 +183,6 @@ def _module(name: str, convs: list[str]) -> str:
     """The float model's name for the layer of a weight: of a convolution, not of the Linear inside it."""
     module = name.removesuffix(".weight")
     return module.removesuffix(".linear") if module.removesuffix(".linear") in convs else module
-
-
-def _digest(info: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
 
 
 def _packed(tensors: dict[str, torch.Tensor], keys: list[str], width: int) -> dict[str, dict[str, Any]]:

@@ -67,8 +67,9 @@ def take(trained: str | Path, folder: str | Path, run: str) -> dict[str, Any] | 
     if not trained.is_dir() or describe_artifact(trained).get("run") != run:
         return None
     load_quantized(trained)
-    with replacing(folder) as part:
-        shutil.copytree(trained, part)
+    if not ranks()[0]:
+        with replacing(folder) as part:
+            shutil.copytree(trained, part)
     log.info("%s was made by this very training, which is not done again", trained)
     return {**read_json(trained.with_name(f"{trained.name}.json")), "taken_from": str(trained)}
 

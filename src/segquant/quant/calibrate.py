@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from segquant.allocator import keep_freed_memory
 from segquant.progress import progress
 from segquant.quant.gptq import Codes, dequantize, quantize_weight
 from segquant.quant.tensors import as_float16
@@ -34,6 +35,7 @@ def calibrate(
     `layers` gives (bits, group size); `images` (N, 3, H, W) are the model's inputs. One that the model does
     not call is rounded on its own. Memory grows with N: every image's activations at a layer are held at once.
     """
+    keep_freed_memory(False)  # a layer's blocks are not the next one's
     importance = position_weights(model, list(layers), images)
     done: dict[str, tuple[Codes, torch.Tensor | None]] = {}
     with progress(total=len(layers), desc="gptq", unit="layer") as bar:

@@ -144,8 +144,12 @@ def quantize(
     if recipe.train and refine is None:
         raise ConfigError("the recipe trains: it needs images to train on")
     rewrite(model, todo.dense)
+
+    def calibrated() -> Found:
+        return _on(torch.device("cpu"), calibrate(model, learned, images.to(device)))
+
     if learned:
-        found = from_first(lambda: _on(torch.device("cpu"), calibrate(model, learned, images.to(device))))
+        found = from_first(calibrated) if recipe.train else calibrated()  # ranks train together, from one start
         found = _on(device, found)
         if recipe.train:
             found = refine(model, found, {name: bits for name, (bits, _) in learned.items()}, todo.convs)

@@ -6,19 +6,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from segquant import models
 from segquant.config import Params, Phase, Training
+from segquant.data.fingerprint import fingerprint
 from segquant.data.label_map import load_label_map
 from segquant.data.protocols import IMAGENET, Normalization
 from segquant.data.sources import open_source
 from segquant.evaluation.loop import Evaluation, evaluate
-from segquant.files import replacing, write_json, write_text
+from segquant.files import digest, replacing, sha256, write_json, write_text
+from segquant.hub import files
 from segquant.ranks import ranks
 from segquant.training.data import Crops, class_weights
-from segquant.training.loop import Record, train
+from segquant.training.loop import Record, decayed, train
 from segquant.training.losses import cross_entropy
 
 TEXT = """A SegFormer-B0 (the configuration of `nvidia/segformer-b0-finetuned-ade-512-512`) trained from random
@@ -55,7 +58,8 @@ def make_baseline(params: Params, output: str | Path, checkpoint: str | Path, re
     model = models.new_segformer_b0(source.classes).to(models.device(params.eval.device))
     weights = class_weights(source, model.config.num_labels, options.balance).to(model.device)
     validation = open_source(data, data.validation_split, options.validation_images)
-    score = scorer(params, validation, validation.classes, model.config.num_labels, IMAGENET)
+    label_map = load_label_map(data.label_map, model.config.num_labels, validation.classes)
+    score = scorer(params, validation, validation.classes, IMAGENET, label_map)
 
     def samples(crop: int, first: int, length: int) -> Crops:
         return Crops(source, crop, (1.0, options.scale), options.seed, first, length)
@@ -64,8 +68,8 @@ def make_baseline(params: Params, output: str | Path, checkpoint: str | Path, re
         return cross_entropy(model(images).logits, labels, weights)
 
     train(
-        model, samples, loss, options, options.phases, checkpoint=Path(checkpoint),
-        run=f"{options!r} on {len(source)} images of {data.source}", validate=score, record=record,
+        model, samples, loss, options, options.phases, decayed(model, options.weight_decay),
+        checkpoint=Path(checkpoint), run=training_name(params, options), validate=score, record=record,
     )  # fmt: skip
     publish(
         model, output, checkpoint, score, params, options, options.phases, len(source), stage="train",
@@ -73,11 +77,21 @@ def make_baseline(params: Params, output: str | Path, checkpoint: str | Path, re
     )  # fmt: skip
 
 
+def training_name(params: Params, options: Training, *folders: Path) -> str:
+    """What a training on the data of params is: a digest of all that its result depends on, `folders` of models too."""
+    weights = [sha256(path) for folder in folders for path in files(folder)]
+    depends = [options.result(), asdict(params.data), fingerprint(params.data), params.protocol, weights]
+    return f"{type(options).__name__.lower()} on {params.data.source} [{digest(depends)[:16]}]"
+
+
 def scorer(
-    params: Params, validation: Sequence[dict], classes: Sequence[str], num_labels: int, normalization: Normalization
+    params: Params,
+    validation: Sequence[dict],
+    classes: Sequence[str],
+    normalization: Normalization,
+    label_map: np.ndarray | None,
 ) -> Callable[[nn.Module], Evaluation]:
-    """What evaluates a model of `num_labels` classes on rows of a data set of `classes`, as params have it."""
-    label_map = load_label_map(params.data.label_map, num_labels, classes)
+    """What evaluates a model on rows of a data set of `classes`, to which `label_map` takes its own."""
 
     def score(model: nn.Module) -> Evaluation:
         rows = (validation[i] for i in range(len(validation)))

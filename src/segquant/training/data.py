@@ -9,6 +9,8 @@ from torch.utils.data import Dataset
 
 from segquant.data.images import IGNORE, decode_annotation, decode_image
 from segquant.data.protocols import IMAGENET, Normalization, normalize, resize_steps
+from segquant.data.sources import Scenes
+from segquant.errors import ConfigError
 
 
 class Crops(Dataset):
@@ -18,8 +20,8 @@ class Crops(Dataset):
     between the two of `scale`, and no smaller than the crop, which is `crop` pixels a side.
 
     `[i]` is a pure function of (seed, first + i), so that a resumed run sees what an unbroken one would
-    have seen. Gives float32 (3, crop, crop) and int64 labels (crop, crop), 255 = ignore or no labels. Rows are kept
-    in memory, encoded, once they were read.
+    have seen. Gives float32 (3, crop, crop) and int64 labels (crop, crop), 255 = ignore or no labels. Scenes,
+    which take long to draw, are kept in memory as they are encoded.
     """
 
     def __init__(
@@ -50,9 +52,9 @@ class Crops(Dataset):
         if epoch != self._epoch:
             self._epoch, self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.source))
         place = int(self._order[position])
-        if place not in self._rows:
-            self._rows[place] = self.source[place]
-        row = self._rows[place]
+        row = self._rows.get(place) or self.source[place]
+        if isinstance(self.source, Scenes):
+            self._rows[place] = row
         rng = np.random.default_rng([self.seed, 1, index])
         image = decode_image(row["image"], row["id"])
         if row["annotation"] is None:
@@ -72,6 +74,17 @@ class Crops(Dataset):
         for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
             image = enhance(image).enhance(rng.uniform(0.75, 1.25))
         return normalize(image, self.normalization), torch.from_numpy(np.array(labels)).long()
+
+
+def crop_size(crop: int | None, protocol: str, scale: tuple[float, float]) -> int:
+    """`crop`, or where it is None the shorter side of the model's input by `protocol`.
+
+    Raises ConfigError for one that no image fills, which would be enlarged and squashed to it.
+    """
+    own = min(resize_steps(protocol, 512, 512)[-1])
+    if crop and crop > own * scale[1]:
+        raise ConfigError(f"crop {crop} is larger than {protocol}'s images ({own} pixels, enlarged {scale[1]} times)")
+    return crop or own
 
 
 def class_weights(source, num_classes: int, balance: float, images: int = 400) -> torch.Tensor:

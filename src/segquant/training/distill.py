@@ -9,13 +9,14 @@ from torch import nn
 
 from segquant import models
 from segquant.config import Params, Phase
+from segquant.data.label_map import load_label_map
 from segquant.data.protocols import Normalization
-from segquant.data.sources import open_source
+from segquant.data.sources import open_images, open_source
 from segquant.errors import ConfigError, ModelError
 from segquant.hub import locate
-from segquant.training.baseline import publish, scorer
-from segquant.training.data import Crops
-from segquant.training.loop import Record, train
+from segquant.training.baseline import publish, scorer, training_name
+from segquant.training.data import Crops, crop_size
+from segquant.training.loop import Record, decayed, train
 from segquant.training.losses import cross_entropy, distillation
 
 TEXT = """`{student}`, trained further on the data below and on the predictions of `{teacher}`: {alpha} of the loss
@@ -31,18 +32,19 @@ def make_student(params: Params, output: str | Path, checkpoint: str | Path, rec
     folders = locate(options.student), locate(options.teacher)
     student, teacher = (models.load(folder) for folder in folders)
     normalization = shared_input(student, teacher, *folders)
-    source = open_source(data, data.train_split, options.images)
     classes = student.config.num_labels
-    if options.alpha < 1 and classes != len(source.classes):
-        raise ConfigError(
-            f"{options.student} has {classes} classes and {data.source} {len(source.classes)}: it cannot learn from "
-            "these labels; distill.alpha=1 does without"
-        )
+    if options.alpha < 1:
+        source = open_source(data, data.train_split, options.images)
+        check_labels(options.student, classes, data.source, len(source.classes), bool(data.label_map))
+    else:
+        source = open_images(data, data.train_split, options.images)
+    crop = crop_size(options.crop, params.protocol, options.scale)
     device = models.device(params.eval.device)
     student.to(device).requires_grad_(True).train()
     teacher.to(device)
     validation = open_source(data, data.validation_split, options.validation_images)
-    score = scorer(params, validation, validation.classes, classes, normalization)
+    label_map = load_label_map(data.label_map, classes, validation.classes)
+    score = scorer(params, validation, validation.classes, normalization, label_map)
 
     def samples(crop: int, first: int, length: int) -> Crops:
         return Crops(source, crop, options.scale, options.seed, first, length, params.protocol, normalization)
@@ -52,19 +54,29 @@ def make_student(params: Params, output: str | Path, checkpoint: str | Path, rec
             wanted = teacher(images).logits
         logits = model(images).logits
         if options.alpha == 1:
-            return distillation(logits, wanted, options.temperature)
+            return distillation(logits, wanted, options.temperature, labels if source.classes else None)
         taught = distillation(logits, wanted, options.temperature, labels) if options.alpha else 0.0
         return options.alpha * taught + (1 - options.alpha) * cross_entropy(logits, labels)
 
-    phases = (Phase(options.steps, options.crop, options.batch_size),)
+    phases = (Phase(options.steps, crop, options.batch_size),)
     train(
-        student, samples, loss, options, phases, checkpoint=Path(checkpoint),
-        run=f"{options!r} on {len(source)} images of {data.source}", validate=score, record=record,
+        student, samples, loss, options, phases, decayed(student, options.weight_decay), checkpoint=Path(checkpoint),
+        run=training_name(params, options, *folders), validate=score, record=record,
     )  # fmt: skip
     publish(
         student, output, checkpoint, score, params, options, phases, len(source), folders[0], stage="distill",
         license="other", title=f"A student of {options.teacher}", text=TEXT,
     )  # fmt: skip
+
+
+def check_labels(model: str, ours: int, data: str, theirs: int, mapped: bool) -> None:
+    """Raise ConfigError where a model of `ours` classes cannot learn from labels of `theirs`, or of others."""
+    if mapped or ours != theirs:
+        others = "others, as there is a label map" if mapped else theirs
+        raise ConfigError(
+            f"{model} has {ours} classes and {data} {others}: it cannot learn from these labels; a teacher alone does "
+            "without (distill.alpha 1, or teacher float32 in a recipe's train)"
+        )
 
 
 def shared_input(student: nn.Module, teacher: nn.Module, *folders: str | Path) -> Normalization:

@@ -19,18 +19,21 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
+from segquant.allocator import keep_freed_memory
 from segquant.config import Phase, Training
 from segquant.data.palette import palette
 from segquant.errors import ConfigError, SegquantError
 from segquant.evaluation.loop import Evaluation
 from segquant.files import replacing
+from segquant.hardware import instructions
 from segquant.progress import progress
 from segquant.ranks import join, mean, ranks
 
 log = logging.getLogger(__name__)
 LOG_EVERY = 10  # steps
+BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # of processors; without them it takes longer than float32
 
 Samples = Callable[[int, int, int], Dataset]  # (crop, first, length) -> (image, labels) of a stream's samples
 Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]  # (model, images, labels) -> a mean
@@ -47,31 +50,39 @@ def train(
     loss: Loss,
     options: Training,
     phases: Sequence[Phase],
+    groups: Sequence[dict[str, Any]],
     *,
     checkpoint: Path,
     run: str,
-    groups: Sequence[dict[str, Any]] | None = None,
     validate: Callable[[nn.Module], Evaluation] | None = None,
     record: Record = silent,
-) -> nn.Module:
-    """Train `model` in the mode it is in (train or eval), where it is; give it back, its weights averaged if asked.
+) -> float:
+    """Train `model` in the mode it is in (train or eval), where it is; its weights are averaged in the end if asked.
 
-    `groups` are AdamW's parameter groups, each with its highest lr; by default all parameters, norms and biases
-    without weight decay. `run` says what is trained on what: the file `checkpoint` of another run is refused.
-    `validate` is called every options.validate_every steps and at the end, `record` with what there is to plot.
-    Under torchrun each process takes an equal part of every batch. Raises SegquantError when loss or gradient stop
-    being finite; the last checkpoint stays.
+    `groups` are AdamW's parameter groups, each with its highest lr. `run` says what is trained on what: the file
+    `checkpoint` of another run, or of another number of processes, is refused. `validate` is called every
+    options.validate_every steps and at the end, `record` with what there is to plot. Under torchrun each process
+    takes an equal part of every batch; of a loss that is a mean of labelled pixels, each part's counts by its images.
+    Gives the seconds that it had taken before it was killed, if it was. Raises SegquantError when loss or gradient stop
+    being finite or the GPU's memory does not suffice; the last checkpoint stays.
     """
     (rank, world), mode = ranks(), model.training
+    run = f"{run}, {world} processes" if world > 1 else run
+    for phase in phases:
+        if phase.batch_size % world:
+            raise ConfigError(f"batch_size {phase.batch_size} cannot be shared by {world} processes alike")
     join()
+    keep_freed_memory()
     device, total = next(model.parameters()).device, sum(phase.steps for phase in phases)
-    optimizer = torch.optim.AdamW(groups or decayed(model, options.weight_decay), lr=options.lr)
+    optimizer = torch.optim.AdamW(groups, lr=options.lr)
     peaks = [group["lr"] for group in optimizer.param_groups]
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options.ema)) if options.ema else None
-    first = _resume(checkpoint, model, optimizer, average, run)
+    first, before = _resume(checkpoint, model, optimizer, average, run)
+    start = time.perf_counter() - before
     parallel = DistributedDataParallel(model) if world > 1 else model
-    amp = torch.autocast(device.type, torch.bfloat16, enabled=options.amp == "bfloat16")
+    native = device.type == "cuda" or not BFLOAT16.isdisjoint(instructions())
+    amp = torch.autocast(device.type, torch.bfloat16, enabled=options.amp == "bfloat16" and native)
     shown: dict[str, str] = {}
     losses: deque[float] = deque(maxlen=50)
 
@@ -81,19 +92,15 @@ def train(
                 group["lr"] = peak * factor(step, total, options)
             torch.manual_seed(int(np.random.SeedSequence([options.seed, step, rank]).generate_state(1)[0]))
             optimizer.zero_grad(set_to_none=True)
-            value, left = 0.0, len(images)
-            for some, theirs in zip(images.chunk(options.accumulate), labels.chunk(options.accumulate)):
-                left -= len(some)
-                with parallel.no_sync() if world > 1 and left else nullcontext():  # the last one sums the gradients
-                    with amp:
-                        part = loss(parallel, some, theirs) * (len(some) / len(images))
-                    part.backward()
-                value += part.item()
-            value = mean(value)
+            try:
+                value = mean(_backward(parallel, loss, images, labels, options.accumulate, amp))
+            except torch.OutOfMemoryError as error:
+                advice = "lower batch_size or crop, or raise accumulate"
+                raise SegquantError(f"out of GPU memory at step {step}: {advice}; {_kept(checkpoint)}") from error
             norm = nn.utils.clip_grad_norm_(trained, options.clip or math.inf)
             if not math.isfinite(value + norm.item()):
-                kept = f"{checkpoint} is kept" if checkpoint.is_file() else "there was no checkpoint yet"
-                raise SegquantError(f"the loss is {value}, its gradient {norm.item()} at step {step}: lower lr; {kept}")
+                found = f"the loss is {value}, its gradient {norm.item()} at step {step}"
+                raise SegquantError(f"{found}: lower lr; {_kept(checkpoint)}")
             optimizer.step()
             if average:
                 average.update_parameters(model)
@@ -112,10 +119,27 @@ def train(
             bar.set_postfix(shown, refresh=False)
             bar.update()
             if rank == 0 and (done == total or done % options.checkpoint_every == 0):
-                _save(checkpoint, model, optimizer, average, done, run)
+                _save(checkpoint, model, optimizer, average, done, run, time.perf_counter() - start)
     if average:
         model.load_state_dict(average.module.state_dict())
-    return model.eval()
+    model.eval()
+    return before
+
+
+def _backward(
+    model: nn.Module, loss: Loss, images: torch.Tensor, labels: torch.Tensor, parts: int, amp: torch.autocast
+) -> float:
+    """Add a batch's gradients to those of the parameters, worked through in so many parts; its loss."""
+    value, left = 0.0, len(images)
+    for some, theirs in zip(images.chunk(parts), labels.chunk(parts)):
+        left -= len(some)
+        shared = isinstance(model, DistributedDataParallel)
+        with model.no_sync() if shared and left else nullcontext():  # the last one sums the ranks' gradients
+            with amp:
+                part = loss(model, some, theirs) * (len(some) / len(images))
+            part.backward()
+        value += part.item()
+    return value
 
 
 def decayed(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -142,8 +166,6 @@ def _batches(
     rank, world = ranks()
     seen = 0  # samples of the stream that earlier phases took
     for phase in phases:
-        if phase.batch_size % world:
-            raise ConfigError(f"batch_size {phase.batch_size} cannot be shared by {world} processes alike")
         done, share = min(first, phase.steps), phase.batch_size // world
         first -= done
         start, stop = seen + done * phase.batch_size, seen + phase.steps * phase.batch_size
@@ -155,36 +177,67 @@ def _batches(
             ]
             # A generator of its own: the loader else draws from torch's.
             loader = DataLoader(
-                samples(phase.crop, start, stop - start), batch_sampler=mine, num_workers=options.workers,
-                pin_memory=device.type == "cuda", generator=torch.Generator(),
+                _Told(samples(phase.crop, start, stop - start)), batch_sampler=mine, num_workers=options.workers,
+                collate_fn=_collate, pin_memory=device.type == "cuda", generator=torch.Generator(),
             )  # fmt: skip
-            for images, labels in loader:
+            for batch in loader:
+                if isinstance(batch, SegquantError):
+                    raise batch
+                images, labels = batch
                 yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
-def _save(path: Path, model: nn.Module, optimizer, average: nn.Module | None, step: int, run: str) -> None:
-    state = {"step": step, "run": run, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+class _Told(Dataset):
+    """Samples, or the error of a broken one: raised in a worker process, it would come out with a traceback in it."""
+
+    def __init__(self, samples: Dataset):
+        self.samples = samples
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.samples[index]
+        except SegquantError as error:
+            return error
+
+
+def _collate(batch: list[Any]) -> Any:
+    broken = next((sample for sample in batch if isinstance(sample, SegquantError)), None)
+    return broken or default_collate(batch)
+
+
+def _kept(checkpoint: Path) -> str:
+    return f"{checkpoint} is kept" if checkpoint.is_file() else "there was no checkpoint yet"
+
+
+def _save(
+    path: Path, model: nn.Module, optimizer, average: nn.Module | None, step: int, run: str, seconds: float
+) -> None:
+    state = {
+        "step": step, "seconds": seconds, "run": run, "model": model.state_dict(), "optimizer": optimizer.state_dict()
+    }  # fmt: skip
     if average:
         state["average"] = average.state_dict()
     with replacing(path) as part:
         torch.save(state, part)
 
 
-def _resume(path: Path, model: nn.Module, optimizer, average: nn.Module | None, run: str) -> int:
-    """Load what `_save` wrote, if anything; the number of steps that it had done."""
+def _resume(path: Path, model: nn.Module, optimizer, average: nn.Module | None, run: str) -> tuple[int, float]:
+    """Load what `_save` wrote, if anything; the steps that were done, and the seconds that they took."""
     if not path.is_file():
-        return 0
+        return 0, 0.0
     start = time.perf_counter()
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        other = state["run"]
+        if state["run"] != run:
+            other = state["run"]
+            raise SegquantError(f"{path} is the checkpoint of another run ({other}): remove it to start anew")
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        if average:
+            average.load_state_dict(state["average"])
+        log.info("resumed %s at step %d in %.1f s", path, state["step"], time.perf_counter() - start)
+        return state["step"], state["seconds"]
+    except SegquantError:
+        raise
     except Exception as error:  # torch raises many types for a broken file
         raise SegquantError(f"{path} is no checkpoint of this program: remove it to start anew") from error
-    if other != run:
-        raise SegquantError(f"{path} is the checkpoint of another run ({other}): remove it to start anew")
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    if average:
-        average.load_state_dict(state["average"])
-    log.info("resumed %s at step %d in %.1f s", path, state["step"], time.perf_counter() - start)
-    return state["step"]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,20 +16,21 @@ from segquant import models
 from segquant.config import Params, Phase, Qat, Recipe
 from segquant.data.calibration import calibration_images
 from segquant.data.images import IGNORE, decode_annotation
+from segquant.data.label_map import load_label_map
 from segquant.data.shards import read_manifest, read_rows
 from segquant.errors import ConfigError, DataError
 from segquant.evaluation.head import fuse_early, fused_live
 from segquant.evaluation.loop import Evaluation
-from segquant.files import sha256
+from segquant.files import digest, sha256
 from segquant.hub import files, locate
 from segquant.quant import fake
 from segquant.quant.build import build, take
-from segquant.quant.methods import Found, Refine, describe
+from segquant.quant.methods import Found, describe
 from segquant.quant.tensors import as_float16
 from segquant.ranks import ranks
 from segquant.training.baseline import scorer
-from segquant.training.data import Crops
-from segquant.training.distill import shared_input
+from segquant.training.data import Crops, crop_size
+from segquant.training.distill import check_labels, shared_input
 from segquant.training.loop import Loss, Record, silent, train
 from segquant.training.losses import cross_entropy, distillation
 
@@ -40,35 +39,17 @@ RANGES, REST = 0.0075, 0.0025  # learning rates of ranges, and of biases and nor
 SCALE = (0.9, 1.3)  # of images before cropping: much smaller crops or other scales fit what evaluation does not see
 
 
-def build_trained(
-    baseline: str | Path,
-    recipe: Recipe,
-    folder: str | Path,
-    device: torch.device,
-    images: Callable[[], torch.Tensor],
-    source: Sequence[dict],
-    data: Any,
-    protocol: str,
-    checkpoint: str | Path,
-    trained: str | Path | None = None,
-    **options: Any,
-) -> dict[str, Any]:
-    """`build` for a recipe with a `train`, on the rows of `source`, of which `data` is JSON that says what they are.
+class Material(NamedTuple):
+    """What there is to train on: rows, the names of their labels' classes (none without labels), and JSON that says
+    which rows they are; `validate` evaluates a model on other rows. `mapped` says that the labels' classes are not
+    the model's own."""
 
-    The artifact `trained` is taken where it came out of the very same training. `images` makes those to calibrate on;
-    options as `refiner` takes them.
-    """
-    involved = [folder for folder in (Path(baseline), _teacher(recipe.train, baseline)) if folder]
-    depends = [asdict(recipe), [sha256(path) for folder in involved for path in files(folder)], data, protocol]
-    digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
-    run = f"{describe(recipe)} [{digest[:16]}]"
-    times = take(trained, folder, run) if trained else None
-    if not times:
-        refine = refiner(recipe.train, baseline, source, protocol, run=run, checkpoint=checkpoint, **options)
-        times = build(baseline, recipe, folder, device, images(), refine, run)
-    if not ranks()[0]:
-        Path(checkpoint).unlink(missing_ok=True)
-    return times
+    rows: Sequence[dict]
+    classes: Sequence[str]
+    identity: Any
+    protocol: str
+    validate: Callable[[nn.Module], Evaluation] | None = None
+    mapped: bool = False
 
 
 def from_shards(
@@ -80,73 +61,110 @@ def from_shards(
     trained: str | Path | None = None,
     recording: Recording = nullcontext,
 ) -> dict[str, Any]:
-    """`build_trained` for a method of params.yaml on the pipeline's shards."""
-    recipe, normalization = params.quant.methods[method], models.normalization(baseline)
+    """`build_trained` for a method of params.yaml on the pipeline's shards.
+
+    The artifact `trained`, if there is one, is taken where it came out of the very same training.
+    """
+    recipe, protocol = params.quant.methods[method], params.protocol
     if not recipe.train:
         raise ConfigError(f"quant.methods.{method} has no train section: there is nothing to train")
     manifest = read_manifest(shards)
     split, classes = manifest["splits"]["train"], manifest["classes"]
-    validation = list(read_rows(shards, "validation", recipe.train.validation_images))
-    num_labels = models.load(baseline).config.num_labels
     # Pictures that are drawn on the spot may differ in a last bit between processors; their labels do not.
     content = split["class_pixels"] if params.data.source == "scenes" else split["content"]
-    return build_trained(
+    identity = [params.data.source, split["images"], content]
+    times = take(trained, folder, run_name(recipe, baseline, identity, protocol)) if trained else None
+    if times:
+        return times
+    normalization = models.normalization(baseline)
+    label_map = load_label_map(params.data.label_map, models.load(baseline).config.num_labels, classes)
+    validation = list(read_rows(shards, "validation", recipe.train.validation_images))
+    validate = scorer(params, validation, classes, normalization, label_map)
+    checkpoint = Path("models/checkpoints") / f"{method}.pt"
+    times = build_trained(
         baseline, recipe, folder, models.device(params.eval.device),
-        lambda: calibration_images(shards, recipe.calibration_images, params.protocol, normalization),
-        list(read_rows(shards, "train")), [params.data.source, split["images"], content], params.protocol,
-        Path("models/checkpoints") / f"{method}.pt", trained, recording=recording,
-        validate=scorer(params, validation, classes, num_labels, normalization),
+        calibration_images(shards, recipe.calibration_images, protocol, normalization),
+        Material(list(read_rows(shards, "train")), classes, identity, protocol, validate, label_map is not None),
+        checkpoint, recording,
     )  # fmt: skip
+    if not ranks()[0]:
+        checkpoint.unlink(missing_ok=True)
+    return times
 
 
-def refiner(
-    options: Qat,
+def build_trained(
     baseline: str | Path,
-    source: Sequence[dict],
-    protocol: str,
-    *,
-    run: str,
-    checkpoint: str | Path,
-    validate: Callable[[nn.Module], Evaluation] | None = None,
+    recipe: Recipe,
+    folder: str | Path,
+    device: torch.device,
+    images: torch.Tensor,
+    material: Material,
+    checkpoint: Path,
     recording: Recording = nullcontext,
-) -> Refine:
-    """A `refine` for `methods.quantize`: trains on the rows of `source`, whose labels only teacher `none` looks at.
+) -> dict[str, Any]:
+    """`build` for a recipe with a `train`: on `material`, whose labels only teacher `none` looks at.
 
-    `baseline` is the folder of the float model, `run` says what the training depends on; `recording` gives `train` its
-    record. Raises ModelError for a teacher that is missing or does not fit, DataError where there is nothing to learn
-    from.
+    A run that was killed goes on from the file `checkpoint`, which the caller removes; `recording` gives `train` its
+    record. Raises as `load_teacher` does, and SegquantError when the loss stops being finite.
     """
-    if not len(source):
-        raise DataError("there are no images to train on")
-    teacher, normalization = None, models.normalization(baseline)
-    folder = _teacher(options, baseline)
-    if folder:
-        teacher = models.load(folder)
-        shared_input(models.load(baseline), teacher, baseline, folder)
-    elif not any(_labelled(source[i]) for i in range(len(source))):
-        raise DataError("teacher 'none' learns from labels, and no pixel of the train split has one: use float32")
+    options, normalization = recipe.train, models.normalization(baseline)
+    before: list[float] = []  # seconds that this training took before it was killed
+    crop = crop_size(options.crop, material.protocol, SCALE)
+    teacher = load_teacher(options, baseline, material)
+    run = run_name(recipe, baseline, material.identity, material.protocol)
 
     def refine(model: nn.Module, found: Found, bits: Mapping[str, int], convs: Sequence[str]) -> Found:
         groups = _attach(model, found, bits, convs, options)
-        device = next(model.parameters()).device
 
         def samples(crop: int, first: int, length: int) -> Crops:
-            return Crops(source, crop, SCALE, options.seed, first, length, protocol, normalization)
+            return Crops(material.rows, crop, SCALE, options.seed, first, length, material.protocol, normalization)
 
         def score(model: nn.Module) -> Evaluation:
             with parametrize.cached():
-                return validate(model)
+                return material.validate(model)
 
         loss = _loss(teacher and fuse_early(teacher.to(device)))
-        phases = (Phase(options.steps, options.crop, options.batch_size),)
+        phases = (Phase(options.steps, crop, options.batch_size),)
         with fused_live(model.eval()), recording() as record:
-            train(
-                model, samples, loss, options, phases, checkpoint=Path(checkpoint), run=run, groups=groups,
-                validate=validate and score, record=record or silent,
+            earlier = train(
+                model, samples, loss, options, phases, groups, checkpoint=checkpoint, run=run,
+                validate=material.validate and score, record=record or silent,
             )  # fmt: skip
+        before.append(earlier)
         return _detach(model, list(found), convs)
 
-    return refine
+    times = build(baseline, recipe, folder, device, images, refine, run)
+    return {**times, "seconds": round(times["seconds"] + sum(before), 3)} if "seconds" in times else times
+
+
+def run_name(recipe: Recipe, baseline: str | Path, identity: Any, protocol: str) -> str:
+    """What a training is, in words, and a digest of all that its result depends on."""
+    involved = [folder for folder in (Path(baseline), _teacher(recipe.train, baseline)) if folder]
+    weights = [sha256(path) for folder in involved for path in files(folder)]
+    depends = [asdict(replace(recipe, train=None)), recipe.train.result(), weights, identity, protocol]
+    return f"{describe(recipe)} [{digest(depends)[:16]}]"
+
+
+def load_teacher(options: Qat, baseline: str | Path, material: Material) -> nn.Module | None:
+    """The model to learn from, None where labels are.
+
+    Raises ModelError for a teacher that is missing or does not fit, DataError and ConfigError where there is nothing
+    to learn from.
+    """
+    if not len(material.rows):
+        raise DataError("there are no images to train on")
+    folder = _teacher(options, baseline)
+    student = models.load(baseline)
+    if folder == Path(baseline):
+        return student
+    if folder:
+        teacher = models.load(folder)
+        shared_input(student, teacher, baseline, folder)
+        return teacher
+    if not any(_labelled(material.rows[i]) for i in range(len(material.rows))):
+        raise DataError("teacher 'none' learns from labels, and no pixel of the train split has one: use float32")
+    check_labels(str(baseline), student.config.num_labels, "the train split", len(material.classes), material.mapped)
+    return None
 
 
 def _labelled(row: dict) -> bool:
@@ -173,6 +191,8 @@ def _loss(teacher: nn.Module | None) -> Loss:
 
 def _attach(model: nn.Module, found: Found, bits: Mapping[str, int], convs: Sequence[str], options: Qat) -> list[dict]:
     """Fake-quantize `model` in place; the parameter groups of what is trained."""
+    with torch.no_grad():
+        _round(model.buffers())  # statistics of normalization
     codes, ranges = [], []
     for name, (start, bias) in found.items():
         linear = model.get_submodule(name)
@@ -189,10 +209,7 @@ def _attach(model: nn.Module, found: Found, bits: Mapping[str, int], convs: Sequ
     for parameters, _ in chosen:
         for parameter in parameters:
             parameter.requires_grad_(True)
-    return [
-        {"params": parameters, "lr": options.lr * share, "weight_decay": options.weight_decay}
-        for parameters, share in chosen
-    ]
+    return [{"params": parameters, "lr": options.lr * share, "weight_decay": 0.0} for parameters, share in chosen]
 
 
 @torch.no_grad()
@@ -210,6 +227,10 @@ def _detach(model: nn.Module, names: Sequence[str], convs: Sequence[str]) -> Fou
 @torch.no_grad()
 def round_rest(model: nn.Module) -> None:
     """Round biases and norms as they will be stored."""
-    for name, parameter in model.named_parameters():
-        if "parametrizations" not in name:
-            parameter.copy_(as_float16(parameter))
+    _round(parameter for name, parameter in model.named_parameters() if "parametrizations" not in name)
+
+
+def _round(tensors: Iterable[torch.Tensor]) -> None:
+    for tensor in tensors:
+        if tensor.is_floating_point():
+            tensor.copy_(as_float16(tensor))
