@@ -35,7 +35,7 @@ def calibrate(
     `layers` gives (bits, group size); `images` (N, 3, H, W) are the model's inputs. One that the model does
     not call is rounded on its own. Memory grows with N: every image's activations at a layer are held at once.
     """
-    keep_freed_memory(False)  # a layer's blocks are not the next one's
+    keep_freed_memory()
     importance = position_weights(model, list(layers), images)
     done: dict[str, tuple[Codes, torch.Tensor | None]] = {}
     with progress(total=len(layers), desc="gptq", unit="layer") as bar:
@@ -65,6 +65,7 @@ def calibrate(
             nothing = torch.zeros(linear.in_features, linear.in_features, device=linear.weight.device)
             done[name] = quantize_weight(linear.weight, nothing, *layers[name]), linear.bias
             bar.update()
+    keep_freed_memory(False)  # gigabytes, of no use to what comes next
     return {name: done[name] for name in layers}
 
 
