@@ -38,14 +38,14 @@ def ade20k_folder(root: Path, split: str, count: int) -> Path:
     return root
 
 
-def small_segformer():
-    """A small random SegFormer with 150 classes, in eval mode."""
+def small_segformer(classes: int = 150):
+    """A small random SegFormer, in eval mode."""
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
     torch.manual_seed(0)
     config = SegformerConfig(
         depths=[1, 1, 1, 1], hidden_sizes=[32, 32, 32, 32], num_attention_heads=[1, 1, 1, 1],
-        decoder_hidden_size=32, num_labels=150,
+        decoder_hidden_size=32, num_labels=classes,
     )  # fmt: skip
     return SegformerForSemanticSegmentation(config).eval()
 

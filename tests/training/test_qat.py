@@ -177,9 +177,7 @@ def test_another_teacher_is_another_model(baseline, tmp_path):
 
 
 def wrong_teachers(folder):
-    fewer = small_segformer()
-    config = type(fewer.config)(**{**fewer.config.to_dict(), "id2label": {i: str(i) for i in range(7)}})
-    models.save(type(fewer)(config), folder / "seven")
+    models.save(small_segformer(7), folder / "seven")
     models.save(small_segformer(), folder / "otherwise")
     path = folder / "otherwise" / "preprocessor_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "image_mean": [0.5, 0.5, 0.5]}))

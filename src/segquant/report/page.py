@@ -52,32 +52,36 @@ def write_page(
 
 
 def _example(row: dict, methods: Iterable[str], pictures: Path, classes: list[str]) -> dict:
-    label = decode_annotation(row["annotation"])
-    photo = decode_image(row["image"], row["id"])
-    panels = [("photo", _jpeg(photo)), ("truth", _png(label))]
-    present = set(np.unique(label))
-    for method in methods:
-        file = pictures / method / f"{row['id']}.png"
-        if not file.is_file():
-            continue
-        prediction = np.asarray(Image.open(file))
-        present |= set(np.unique(prediction))
-        panels.append((method, _png(prediction)))
+    """The photograph, the truth and each method's prediction as maps of colours, and what the colours mean."""
+    maps = _maps(row, methods, pictures)
+    panels = [
+        ("photo", _jpeg(decode_image(row["image"], row["id"]))),
+        *((name, _png(ids)) for name, ids in maps.items()),
+    ]
+    present = sorted(set().union(*(np.unique(ids) for ids in maps.values())))
     colors = palette()
-    legend = [(classes[i], "#{:02x}{:02x}{:02x}".format(*colors[i])) for i in sorted(present) if i < len(classes)]
+    legend = [(classes[i], "#{:02x}{:02x}{:02x}".format(*colors[i])) for i in present if i < len(classes)]
     return {"id": row["id"], "panels": panels, "legend": legend}
 
 
 def _overlays(row: dict, methods: Iterable[str], pictures: Path) -> list[tuple[str, str]]:
     """The photograph, the truth over it, and each method's prediction over it."""
-    photo = decode_image(row["image"], row["id"])
+    photo, colors = decode_image(row["image"], row["id"]), palette()
+    over = {
+        name: Image.blend(photo, Image.fromarray(colors[ids]), 0.55)
+        for name, ids in _maps(row, methods, pictures).items()
+    }
+    return [("photo", _jpeg(photo)), *((name, _jpeg(image)) for name, image in over.items())]
+
+
+def _maps(row: dict, methods: Iterable[str], pictures: Path) -> dict[str, np.ndarray]:
+    """Class ids (H, W) uint8 of the truth and of each method whose prediction was kept."""
     maps = {"truth": decode_annotation(row["annotation"])}
     for method in methods:
         file = pictures / method / f"{row['id']}.png"
         if file.is_file():
             maps[method] = np.asarray(Image.open(file))
-    over = {name: Image.blend(photo, Image.fromarray(palette()[ids]), 0.55) for name, ids in maps.items()}
-    return [("photo", _jpeg(photo)), *((name, _jpeg(image)) for name, image in over.items())]
+    return maps
 
 
 def _jpeg(image: Image.Image) -> str:

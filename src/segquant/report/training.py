@@ -11,8 +11,6 @@ from typing import Any
 from segquant.config import Recipe
 from segquant.report.tables import BASELINE
 
-HEADINGS = ("class", "pixels %")
-
 
 def trained(recipes: Mapping[str, Recipe], measured: Mapping[str, Any]) -> dict[str, list[str]]:
     """Each measured method that trains, and those to compare it with: float32, its own recipe untrained, itself."""
@@ -35,7 +33,7 @@ def class_table(folder: str | Path, methods: list[str]) -> tuple[list[str], list
                 by_class.setdefault(row["name"], {})[method] = row
     pixels = {name: int(next(iter(rows.values()))["pixels"]) for name, rows in by_class.items()}
     total = max(1, sum(pixels.values()))
-    headings = [*HEADINGS, *(f"{kind} {method}" for kind in ("IoU", "acc") for method in methods)]
+    headings = ["class", "pixels %", *(f"{kind} {method}" for kind in ("IoU", "acc") for method in methods)]
     table = []
     for name in sorted(by_class, key=lambda name: -pixels[name]):
         values = [by_class[name].get(method, {}).get(key, "") for key in ("iou", "accuracy") for method in methods]

@@ -13,6 +13,7 @@ from segquant.data.label_map import load_label_map
 from segquant.data.protocols import Normalization
 from segquant.data.sources import open_images, open_source
 from segquant.errors import ConfigError, ModelError
+from segquant.evaluation.head import fuse_early
 from segquant.hub import locate
 from segquant.training.baseline import publish, scorer, training_name
 from segquant.training.data import Crops, crop_size
@@ -41,7 +42,7 @@ def make_student(params: Params, output: str | Path, checkpoint: str | Path, rec
     crop = crop_size(options.crop, params.protocol, options.scale)
     device = models.device(params.eval.device)
     student.to(device).requires_grad_(True).train()
-    teacher.to(device)
+    fuse_early(teacher.to(device))
     validation = open_source(data, data.validation_split, options.validation_images)
     label_map = load_label_map(data.label_map, classes, validation.classes)
     score = scorer(params, validation, validation.classes, normalization, label_map)
@@ -50,13 +51,16 @@ def make_student(params: Params, output: str | Path, checkpoint: str | Path, rec
         return Crops(source, crop, options.scale, options.seed, first, length, params.protocol, normalization)
 
     def loss(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            wanted = teacher(images).logits
         logits = model(images).logits
-        if options.alpha == 1:
-            return distillation(logits, wanted, options.temperature, labels if source.classes else None)
-        taught = distillation(logits, wanted, options.temperature, labels) if options.alpha else 0.0
-        return options.alpha * taught + (1 - options.alpha) * cross_entropy(logits, labels)
+        total = logits.new_zeros(())
+        if options.alpha > 0:
+            with torch.no_grad():
+                wanted = teacher(images).logits
+            counted = labels if source.classes else None
+            total = total + options.alpha * distillation(logits, wanted, options.temperature, counted)
+        if options.alpha < 1:
+            total = total + (1 - options.alpha) * cross_entropy(logits, labels)
+        return total
 
     phases = (Phase(options.steps, crop, options.batch_size),)
     train(
