@@ -1,22 +1,55 @@
 """The command as a user runs it: in a process, with its output and exit code."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from conftest import ROOT, ade20k_folder
 from PIL import Image
 
+from segquant.cli import cli
 from segquant.config import Recipe
 from segquant.quant.build import build
 
+# Processes of their own, forked off one that has imported what takes each of them four seconds.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["segquant.cli", "segquant.runs", "segquant.report.plots"])
 
-def segquant(*arguments, cwd=ROOT):
-    command = [sys.executable, "-m", "segquant", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, "COLUMNS": "200"})
+
+def segquant(*arguments):
+    with tempfile.TemporaryDirectory() as folder:
+        process = SERVER.Process(target=_called, args=([*map(str, arguments)], folder))
+        process.start()
+        process.join()
+        stdout, stderr = ((Path(folder) / name).read_text() for name in ("stdout", "stderr"))
+    return SimpleNamespace(returncode=process.exitcode, stdout=stdout, stderr=stderr)
+
+
+def _called(arguments, folder):
+    os.chdir(ROOT)
+    os.environ["COLUMNS"] = "200"
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT), number)
+    sys.argv = ["segquant", *arguments]
+    cli()
+
+
+@pytest.fixture
+def quick(tmp_path):
+    """The repository's params.yaml, but for how long speed is measured."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["speed"] = {"input_size": [64, 64], "batch_sizes": [1], "runs": 2, "warmup": 1}
+    path = tmp_path / "quick.yaml"
+    path.write_text(yaml.safe_dump(params, sort_keys=False))
+    return path
 
 
 def test_methods_lists_every_method_and_says_what_cannot_run():
@@ -31,7 +64,7 @@ def test_methods_lists_every_method_and_says_what_cannot_run():
         assert name in plain
 
 
-def test_run_on_a_labelled_folder(tiny_folder, tmp_path):
+def test_run_on_a_labelled_folder(tiny_folder, quick, tmp_path):
     """Pixels of a solid colour, labelled by halves: ids 0 and 10 of CamVid's eleven, one pixel unlabelled."""
     for folder, image in (("val", Image.new("RGB", (60, 40), (90, 120, 40))), ("valannot", Image.new("L", (60, 40)))):
         (tmp_path / "data" / folder).mkdir(parents=True)
@@ -41,7 +74,7 @@ def test_run_on_a_labelled_folder(tiny_folder, tmp_path):
         image.save(tmp_path / "data" / folder / "a.png")
     (tmp_path / "map.yaml").write_text("map: {" + ", ".join(f"{i}: {i % 11}" for i in range(150)) + "}")
     done = segquant(
-        "run", "--model", tiny_folder, "--data", tmp_path / "data", "--split", "val", "--label-map", tmp_path / "map.yaml",
+        "run", "--params", quick, "--model", tiny_folder, "--data", tmp_path / "data", "--split", "val", "--label-map", tmp_path / "map.yaml",
         "--protocol", "fixed-64x96-v1", "--methods", "float32,int4,float8_dynamic", "--train-split", "val", "--output", tmp_path / "out",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -64,17 +97,18 @@ def test_run_on_a_labelled_folder(tiny_folder, tmp_path):
     assert "\r" not in done.stderr
 
 
-def test_run_trains_on_photographs_without_labels(tiny_folder, tmp_path):
+def test_run_trains_on_photographs_without_labels(tiny_folder, quick, tmp_path):
     ade20k_folder(tmp_path / "data", "validation", 2)
     ade20k_folder(tmp_path / "other", "validation", 3)
     photos = tmp_path / "other" / "images" / "validation"
     (tmp_path / "map.yaml").write_text("map: {" + ", ".join(f"{i}: {149 - i}" for i in range(150)) + "}")
-    params = (ROOT / "params.yaml").read_text()
-    train = "train: {steps: 2, batch_size: 2, crop: 32, validate_every: 1, workers: 0}"
-    recipe = "{weights: int2, group_size: 16, algorithm: gptq, calibration: {images: 2}, " + train + "}"
-    (tmp_path / "params.yaml").write_text(params.replace("    int2_hqq:", f"    mine: {recipe}\n    int2_hqq:"))
+    params = yaml.safe_load(quick.read_text())
+    train = {"steps": 2, "batch_size": 2, "crop": 32, "validate_every": 1, "workers": 0}
+    recipe = {"weights": "int2", "group_size": 16, "algorithm": "gptq", "calibration": {"images": 2}, "train": train}
+    params["quant"]["methods"]["mine"] = recipe
+    quick.write_text(yaml.safe_dump(params, sort_keys=False))
     done = segquant(
-        "run", "--params", tmp_path / "params.yaml", "--model", tiny_folder, "--data", tmp_path / "data",
+        "run", "--params", quick, "--model", tiny_folder, "--data", tmp_path / "data",
         "--split", "validation", "--protocol", "fixed-64x64-v1", "--methods", "mine", "--train-data", photos,
         "--label-map", tmp_path / "map.yaml", "--output", tmp_path / "out",
     )  # fmt: skip
@@ -84,13 +118,13 @@ def test_run_trains_on_photographs_without_labels(tiny_folder, tmp_path):
     assert not (tmp_path / "out" / "partial").exists() and not (tmp_path / "wandb").exists()
 
 
-def test_two_data_sets_are_scored_apart_and_listed_side_by_side(tiny_folder, tmp_path):
+def test_two_data_sets_are_scored_apart_and_listed_side_by_side(tiny_folder, quick, tmp_path):
     """Each as if it were alone; the second one's class ids differ from the model's."""
     ade20k_folder(tmp_path / "roads", "validation", 2)
     ade20k_folder(tmp_path / "rooms", "validation", 3)
     (tmp_path / "map.yaml").write_text("map: {" + ", ".join(f"{i}: {149 - i}" for i in range(150)) + "}")
     common = [
-        "run", "--model", tiny_folder, "--split", "validation", "--protocol", "fixed-64x64-v1",
+        "run", "--params", quick, "--model", tiny_folder, "--split", "validation", "--protocol", "fixed-64x64-v1",
         "--methods", "float32,float8_dynamic",
     ]  # fmt: skip
     roads, rooms = ["--data", tmp_path / "roads"], ["--data", tmp_path / "rooms"]

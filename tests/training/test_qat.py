@@ -287,15 +287,17 @@ def test_what_the_very_same_training_made_is_taken_and_nothing_else_is(pipeline,
         pipeline(tmp_path / "out")
 
 
-@pytest.mark.parametrize("method", ["int4_qat", "int2_qat"])
-def test_the_repositorys_own_artifacts_are_those_of_its_parameters(method, tmp_path, monkeypatch):
+def test_the_repositorys_own_artifacts_are_those_of_its_parameters(tmp_path, monkeypatch):
     """Or `make repro` would train them anew."""
     monkeypatch.setattr(qat, "train", lambda *_, **__: 1 / 0)
-    params = load(ROOT / "params.yaml")
+    params, float32 = load(ROOT / "params.yaml"), ROOT / "models" / "scenes-b0"
     write_shards({s: open_source(params.data, s, params.data.limit) for s in ("train", "validation")}, tmp_path / "s")
-    trained = ROOT / "models" / "trained" / method
-    found = qat.from_shards(params, method, ROOT / "models" / "scenes-b0", tmp_path / "s", tmp_path / "out", trained)
-    assert found["taken_from"] == str(trained)
+    methods = [name for name, recipe in params.quant.methods.items() if recipe.train]
+    assert set(methods) == {"int4_qat", "int2_qat"}
+    for method in methods:
+        trained = ROOT / "models" / "trained" / method
+        found = qat.from_shards(params, method, float32, tmp_path / "s", tmp_path / method, trained)
+        assert found["taken_from"] == str(trained)
 
 
 def test_another_float_model_is_another_training_and_a_damaged_artifact_is_one_line(pipeline, tmp_path, monkeypatch):
