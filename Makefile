@@ -26,7 +26,7 @@ repro: $(STAMP)
 test: $(STAMP)
 	ruff check src stages tests benchmarks
 	ruff format --check src stages tests benchmarks
-	pytest -n 2 --dist loadfile
+	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(STAMP)
 	pytest -m slow

@@ -19,6 +19,11 @@ ROOT = Path(__file__).resolve().parents[1]
 REAL = ROOT.parent / "shared" / "real"
 
 
+def pytest_collection_modifyitems(items):
+    """What takes longest first, so that two workers end together."""
+    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+
+
 @pytest.fixture(scope="session")
 def real() -> Path:
     """Real weights and photographs, where this machine has them."""
