@@ -185,7 +185,10 @@ def test_fetch_data_knows_what_it_knows(tmp_path):
         ({"--split": "test"}, "scenes has no split 'test'"),
         ({"--protocol": "fixed-1x1-v1"}, "protocol 'fixed-1x1-v1' is unknown"),
         ({"--limit": "0"}, "--limit must be at least 1"),
-        ({"--train-split": "test", "--methods": "int4"}, "int4 calibrate on it: give --train-data and --train-split"),
+        (
+            {"--train-split": "test", "--methods": "int4"},
+            "it is needed to calibrate int4: see --train-data and --train-split",
+        ),
         ({"--model": "https://localhost/model.safetensors"}, "needs model.sha256"),
         ({"--label-map": "nowhere.yaml"}, "label map nowhere.yaml does not exist"),
         ({"--params": "nowhere.yaml"}, "nowhere.yaml does not exist"),

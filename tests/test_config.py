@@ -5,7 +5,9 @@ import yaml
 from conftest import ROOT
 
 from segquant import config
+from segquant.config import Train
 from segquant.errors import ConfigError
+from segquant.fields import build
 
 
 @pytest.fixture
@@ -95,3 +97,10 @@ def test_a_recipe_says_how_many_images_it_calibrates_on():
     assert images(overrides={"decode_head.*": {"algorithm": "gptq"}}) == 64
     recipe = config.build(config.Recipe, {"weights": "int4", "layers": ["*.fc1", "decode_head.*"]})
     assert recipe.layers == ("*.fc1", "decode_head.*")
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1.5e3", "2E+1", "1.0e-3"])
+def test_numbers_with_an_exponent_are_numbers(text):
+    """YAML takes some of them for text."""
+    options = yaml.safe_load(f"{{phases: [{{steps: 1, crop: 32, batch_size: 1}}], lr: {text}}}")
+    assert build(Train, options).lr == float(text)

@@ -178,4 +178,5 @@ def _report(arguments: argparse.Namespace) -> None:
         return
     tables.show(results, read_json(arguments.metrics / "hardware.json"))
     page = arguments.metrics / "report" / "index.html"
-    print(f"Report: {page}")
+    if page.is_file():
+        print(f"Report: {page}")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from dataclasses import field
 from typing import Any
 
 from segquant.errors import ConfigError
+
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?e[+-]?\d+", re.I)
 
 
 def choice(*names: str, **kw: Any) -> Any:
@@ -75,6 +78,8 @@ def _value(hint: Any, value: Any, at: str, metadata: Any) -> Any:
 
 def _scalar(hint: type, value: Any, at: str, metadata: Any) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if hint is float and isinstance(value, str) and _EXPONENT.fullmatch(value):  # YAML takes 1e-3 for text
         value = float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         raise ConfigError(f"{at} must be of type {hint.__name__}, not {value!r}")

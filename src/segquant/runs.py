@@ -206,7 +206,7 @@ def _calibration(
         source = open_images(data, split)
     except DataError as error:
         names = ", ".join(name for name, recipe in recipes.items() if recipe.calibration_images)
-        raise DataError(f"{error}; {names} calibrate on it: give --train-data and --train-split") from error
+        raise DataError(f"{error}; it is needed to calibrate {names}: see --train-data and --train-split") from error
     normalization = models.normalization(model)
     return {n: calibration_batch((source[i] for i in spread(len(source), n)), protocol, normalization) for n in wanted}
 

@@ -112,7 +112,7 @@ TABLE = {
     "a truncated PNG": (put("val/b.png", encoded(NOISE)[:-40]), {}, "set/val/b.png is not a readable image"),
     "a truncated JPEG": (put("val/b.png", encoded(NOISE, "JPEG")[:-40]), {}, "set/val/b.png is not a readable image (image file is truncated"),
     "a truncated label": (put("valannot/b.png", encoded(NOISE[..., 0])[:-40]), {}, "set/valannot/b.png is not a readable label"),
-    "text for an image": (put("val/b.png", b"<html>"), {}, "set/val/b.png is not a readable image"),
+    "text for an image": (put("val/b.png", b"<html>"), {}, "set/val/b.png is not a readable image (its format is unknown): replace it"),
     "floats for an image": (put("val/b.png", encoded(np.ones((3, 4), np.float32), "TIFF")), {}, "val/b.png is not a readable image (it has 32 bits a pixel"),
     "a decompression bomb": (put("val/b.png", BOMB), {}, "val/b.png is not a readable image (Image size (900000000 pixels) exceeds limit"),
     "a bomb for a label": (put("valannot/b.png", BOMB), {}, "valannot/b.png is not a readable label (Image size"),

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segquant.config import Data
 from segquant.data.classes import ADE20K, CAMVID, CITYSCAPES
 from segquant.data.images import decode_annotation
-from segquant.data.sources import open_source, rows
+from segquant.data.sources import open_images, open_source, rows
 from segquant.errors import DataError
 
 
@@ -109,3 +110,11 @@ def test_two_folders_that_could_be_meant_are_not_guessed_at(tmp_path):
 def test_real_camvid_counts(real):
     assert len(open_source(str(real / "camvid"), "train")) == 123
     assert len(open_source(str(real / "camvid"), "val")) == 51
+
+
+def test_a_folder_for_training_without_photographs_is_one_line(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(DataError, match=r"train and .* hold no photographs, and .* has no split 'train' in a layout"):
+        open_images(Data(str(tmp_path)), "train")
+    Image.new("RGB", (4, 3)).save(tmp_path / "a.png")
+    assert [row["id"] for row in rows(open_images(Data(str(tmp_path)), "train"))] == ["a.png"]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from segquant.errors import DataError
 
@@ -83,7 +83,8 @@ def _readable(name: str, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Pillow raises a dozen types for broken files
-        raise DataError(f"{name} is not a readable {what} ({error}): replace it or take it out") from error
+        reason = "its format is unknown" if isinstance(error, UnidentifiedImageError) else error
+        raise DataError(f"{name} is not a readable {what} ({reason}): replace it or take it out") from error
 
 
 def _open(data: bytes) -> Image.Image:

@@ -164,12 +164,12 @@ def open_images(data: Data, split: str, limit: int | None = None) -> Scenes | La
     """Open a split whose labels are not needed: as `open_source`, or else images in the folder `split` or in `data`."""
     try:
         return open_source(data, split, limit)
-    except _NoLayout:
+    except _NoLayout as error:
         tree = open_tree(Path(data.source))
         names = tree.names(split) or [name for name in tree.names() if "/" not in name]
         photos = [name for name in names if PurePosixPath(name).suffix.lower() in IMAGES]
         if not photos:
-            raise
+            raise DataError(f"{tree.where(split)} and {data.source} hold no photographs, and {error}") from error
         return Photos(tree, photos[:limit])
 
 

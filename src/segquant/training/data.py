@@ -83,7 +83,10 @@ def crop_size(crop: int | None, protocol: str, scale: tuple[float, float]) -> in
     """
     own = min(resize_steps(protocol, 512, 512)[-1])
     if crop and crop > own * scale[1]:
-        raise ConfigError(f"crop {crop} is larger than {protocol}'s images ({own} pixels, enlarged {scale[1]} times)")
+        raise ConfigError(
+            f"crop {crop} is larger than {protocol}'s images ({own} pixels, enlarged {scale[1]} times): "
+            f"give at most {int(own * scale[1])}"
+        )
     return crop or own
 
 

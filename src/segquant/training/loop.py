@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -67,7 +68,6 @@ def train(
     being finite or the GPU's memory does not suffice; the last checkpoint stays.
     """
     (rank, world), mode = ranks(), model.training
-    run = f"{run}, {world} processes" if world > 1 else run
     for phase in phases:
         if phase.batch_size % world:
             raise ConfigError(f"batch_size {phase.batch_size} cannot be shared by {world} processes alike")
@@ -119,7 +119,7 @@ def train(
             bar.set_postfix(shown, refresh=False)
             bar.update()
             if rank == 0 and (done == total or done % options.checkpoint_every == 0):
-                _save(checkpoint, model, optimizer, average, done, run, time.perf_counter() - start)
+                _save(checkpoint, model, optimizer, average, done, _among_processes(run), time.perf_counter() - start)
     if average:
         model.load_state_dict(average.module.state_dict())
     model.eval()
@@ -177,7 +177,8 @@ def _batches(
             ]
             # A generator of its own: the loader else draws from torch's.
             loader = DataLoader(
-                _Told(samples(phase.crop, start, stop - start)), batch_sampler=mine, num_workers=options.workers,
+                _Told(samples(phase.crop, start, stop - start)), batch_sampler=mine, 
+                num_workers=min(options.workers, os.cpu_count() or 1),
                 collate_fn=_collate, pin_memory=device.type == "cuda", generator=torch.Generator(),
             )  # fmt: skip
             for batch in loader:
@@ -221,23 +222,39 @@ def _save(
         torch.save(state, part)
 
 
-def _resume(path: Path, model: nn.Module, optimizer, average: nn.Module | None, run: str) -> tuple[int, float]:
-    """Load what `_save` wrote, if anything; the steps that were done, and the seconds that they took."""
+def held(path: Path, run: str) -> dict[str, Any] | None:
+    """What `_save` wrote for the training `run`, None where there is no file.
+
+    Raises SegquantError for the checkpoint of another run, and for a file that is none.
+    """
     if not path.is_file():
-        return 0, 0.0
-    start = time.perf_counter()
+        return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["run"] != run:
-            other = state["run"]
-            raise SegquantError(f"{path} is the checkpoint of another run ({other}): remove it to start anew")
+        other = state["run"]
+    except Exception as error:  # torch raises many types for a broken file
+        raise SegquantError(f"{path} is no checkpoint of this program: remove it to start anew") from error
+    if other != _among_processes(run):
+        raise SegquantError(f"{path} is the checkpoint of another run ({other}): remove it to start anew")
+    return state
+
+
+def _among_processes(run: str) -> str:
+    world = ranks()[1]
+    return f"{run}, {world} processes" if world > 1 else run
+
+
+def _resume(path: Path, model: nn.Module, optimizer, average: nn.Module | None, run: str) -> tuple[int, float]:
+    """Load what `_save` wrote, if anything; the steps that were done, and the seconds that they took."""
+    state = held(path, run)
+    if not state:
+        return 0, 0.0
+    try:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         if average:
             average.load_state_dict(state["average"])
-        log.info("resumed %s at step %d in %.1f s", path, state["step"], time.perf_counter() - start)
+        log.info("resumed %s at step %d", path, state["step"])
         return state["step"], state["seconds"]
-    except SegquantError:
-        raise
-    except Exception as error:  # torch raises many types for a broken file
+    except Exception as error:
         raise SegquantError(f"{path} is no checkpoint of this program: remove it to start anew") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
@@ -31,9 +32,10 @@ from segquant.ranks import ranks
 from segquant.training.baseline import scorer
 from segquant.training.data import Crops, crop_size
 from segquant.training.distill import check_labels, shared_input
-from segquant.training.loop import Loss, Record, silent, train
+from segquant.training.loop import Loss, Record, held, silent, train
 from segquant.training.losses import cross_entropy, distillation
 
+log = logging.getLogger(__name__)
 Recording = Callable[[], AbstractContextManager[Record | None]]  # around a training
 RANGES, REST = 0.0075, 0.0025  # learning rates of ranges, and of biases and norms, as shares of the codes'
 SCALE = (0.9, 1.3)  # of images before cropping: much smaller crops or other scales fit what evaluation does not see
@@ -112,6 +114,9 @@ def build_trained(
     crop = crop_size(options.crop, material.protocol, SCALE)
     teacher = load_teacher(options, baseline, material)
     run = run_name(recipe, baseline, material.identity, material.protocol)
+    state = held(checkpoint, run)
+    if state:
+        log.info("%s: training goes on at step %d, once the layers are calibrated again", checkpoint, state["step"])
 
     def refine(model: nn.Module, found: Found, bits: Mapping[str, int], convs: Sequence[str]) -> Found:
         groups = _attach(model, found, bits, convs, options)
