@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import textwrap
 import urllib.error
 from http.client import HTTPException
 from pathlib import Path
@@ -94,7 +95,7 @@ def _say_revision(name: str, revision: str | None, commit: str, key: str) -> Non
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return textwrap.shorten(str(error), 200, placeholder="...")
 
 
 def _download(url: str, sha256: str | None) -> Path:
