@@ -3,19 +3,19 @@
 import argparse
 
 from segquant import config, models
+from segquant.deploy.speed import measure
 from segquant.entry import run
-from segquant.evaluation.speed import measure
 from segquant.files import write_json
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("artifact", "float32", "output"):
+    for name in ("artifact", "float32", "exports", "output"):
         parser.add_argument(f"--{name}", required=True)
-    arguments = parser.parse_args()
+    a = parser.parse_args()
     params = config.load()
     device = models.device(params.eval.device)
-    write_json(arguments.output, measure(arguments.artifact, arguments.float32, params.speed, device))
+    write_json(a.output, measure(a.artifact, a.float32, a.exports, params.speed, device))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from segquant import config, tracking
 from segquant.data.shards import open_shards, read_manifest
+from segquant.deploy.runtimes import load
 from segquant.entry import run
 from segquant.evaluation.score import class_rows, score, write_scores
 from segquant.evaluation.shardwise import kept
@@ -25,6 +26,7 @@ def main() -> None:
         metrics, result = score(
             a.artifact, open_shards(a.shards, "validation"), names, protocol=params.protocol, reference=a.reference,
             label_map=params.data.label_map, settings=params.eval, partial=Path(a.partial), name=a.method,
+            load=load,
         )  # fmt: skip
         if ranks()[0]:
             return

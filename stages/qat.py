@@ -4,10 +4,10 @@ import argparse
 from functools import partial
 
 from segquant import config, tracking
+from segquant.deploy.lane import quantize_lane
 from segquant.entry import run
 from segquant.files import write_json
 from segquant.ranks import ranks
-from segquant.training.qat import from_shards
 
 
 def main() -> None:
@@ -19,7 +19,8 @@ def main() -> None:
     params.wandb.resolve()
     (recipe,) = params.quant.choose([a.method]).values()
     record = partial(tracking.training, params.wandb, a.method, recipe.train)
-    times = from_shards(params, a.method, a.baseline, a.shards, f"{a.output}/{a.method}", recording=record)
+    folder = f"{a.output}/{a.method}"
+    times = quantize_lane(params, a.method, a.baseline, a.shards, "", folder, recording=record)
     if not ranks()[0]:
         write_json(f"{a.output}/{a.method}.json", times)
 

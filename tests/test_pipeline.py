@@ -14,7 +14,7 @@ import yaml
 from conftest import ROOT, ade20k_folder
 from PIL import Image
 
-METHODS = ("float32", "float8_dynamic", "int4", "int2", "int2_qat")
+METHODS = ("float32", "float8_dynamic", "int4", "int2", "int2_qat", "int8_static")
 ALWAYS = {"baseline", "data_source", "probe_hardware"}  # asked on every run
 ENV = {
     **os.environ,
@@ -38,7 +38,7 @@ def ran(output):
 
 def results(folder):
     """Every file that has to be the same bytes after `dvc repro --force`."""
-    patterns = ("metrics/*.json", "metrics/classes/*", "models/quantized/*/*")
+    patterns = ("metrics/*.json", "metrics/classes/*", "models/quantized/*/*", "models/onnx/*")
     return {str(p.relative_to(folder)): p.read_bytes() for pattern in patterns for p in folder.glob(pattern)}
 
 
@@ -58,6 +58,7 @@ def clone(tmp_path_factory):
     params["quant"]["methods"]["int2_qat"]["train"] = {
         "steps": 3, "crop": 64, "batch_size": 2, "validate_every": 3, "validation_images": 2, "workers": 0, "lr": 0.5,
     }  # fmt: skip
+    params["quant"]["methods"]["int8_static"]["calibration"] = {"images": 4}
     params["data"]["limit"] = 4
     params["protocol"] = "fixed-64x64-v1"
     params["eval"]["pictures"] = 2
@@ -68,7 +69,7 @@ def clone(tmp_path_factory):
     output = sh(folder, "dvc repro")
     assert {"prepare_shards", "reference", "select", "report"} <= ran(output)
     tracked = list((folder / "wandb").glob("offline-run-*"))
-    assert len(tracked) == 5  # one for each evaluation and training, none for a method that is unavailable
+    assert len(tracked) == 6  # one for each evaluation and training, none for a method that is unavailable
     sh(folder, "git add -A && git commit -qm results")
     return folder
 
@@ -100,12 +101,17 @@ def test_the_files_others_rely_on(clone):
     assert selected == {"method": "int4", **int4}
     classes = (clone / "metrics/classes/int4.csv").read_text().splitlines()
     assert classes[0] == "id,name,pixels,iou,accuracy" and len(classes) > 5
-    assert (clone / "metrics/results.csv").read_text().startswith("method,algorithm,mean_iou,loss_points")
+    assert (clone / "metrics/results.csv").read_text().startswith("method,algorithm,engine,mean_iou,loss_points")
     times = json.loads((clone / "metrics/quantize/int4.json").read_text())
     assert times["seconds"] > 0 and times["calibration_images"] == 4
     assert int4["algorithm"] == "gptq" and f"{times['seconds']:.1f}" in (clone / "metrics/results.csv").read_text()
     manifest = json.loads((clone / "models/quantized/int4/quantization.json").read_text())
     assert manifest["quantized_fraction"] > 0.985
+    static = json.loads((clone / "metrics/int8_static.json").read_text())
+    assert (static["engine"], static["algorithm"]) == ("onnxruntime", "pt2e") and 0.9 < static["agreement"] < 1
+    assert static["size_bytes"] == (clone / "models/quantized/int8_static/model.onnx").stat().st_size < 4_400_000
+    timed = json.loads((clone / "metrics/speed/int8_static.json").read_text())
+    assert timed["engine"] == "onnxruntime" and {"engine_version", "relative_to_eager"} <= timed.keys()
     html = (clone / "metrics/report/index.html").read_text()
     assert all(m in html for m in METHODS)
     trained = json.loads((clone / "metrics/int2_qat.json").read_text())

@@ -57,7 +57,7 @@ BELOW = {  # DESIGN: a lower room never imports a higher one
     "quant": {"config", "data", "models"},
     "evaluation": {"config", "data", "models", "quant"},
     "training": {"config", "data", "models", "quant", "evaluation"},
-    "deploy": {"config", "data", "models", "quant", "evaluation"},
+    "deploy": {"config", "data", "models", "quant", "evaluation", "training"},
     "tracking": {"config"},
     "report": {"config", "data"},
 }

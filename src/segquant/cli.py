@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,36 @@ def cli() -> None:
     run.add_argument("--methods", help="comma list of names under quant.methods (default: all)")
     run.add_argument("--limit", type=int, help="score on the first N images only")
 
+    pt2e = commands.add_parser(
+        "pt2e", parents=[common, scored], help="float32 to a validated int8 ONNX file, calibrated or trained"
+    )
+    pt2e.set_defaults(call=_pt2e)
+    pt2e.add_argument("--data", required=True, action="append", help=f"{_DATA}; given again: another, scored apart")
+    pt2e.add_argument(
+        "--label-map", action="append", help=f"{_LABEL_MAP}; given again: one for each --data in turn, or none"
+    )
+    pt2e.add_argument("--train-data", help="where images to calibrate and train on are (default: the first --data)")
+    pt2e.add_argument("--train-split", default="train", help="the split of it (default: train)")
+    pt2e.add_argument(
+        "--epochs", type=int, default=0, help="of quantization-aware training, without labels (default: 0, none)"
+    )
+    pt2e.add_argument(
+        "--num-calibration-samples", type=int, default=100, help="images of the train split (default: 100)"
+    )
+    pt2e.add_argument(
+        "--num-samples-per-dataset", dest="limit", type=int, help="score on the first N images of each (default: all)"
+    )
+
+    score = commands.add_parser("evaluate", parents=[common], help="score an ONNX file of any SegFormer")
+    score.set_defaults(call=_evaluate)
+    score.add_argument("onnx", type=Path, help="the file, from pixels (B, 3, H, W) to logits (B, C, h, w)")
+    score.add_argument("--data", required=True, help=_DATA)
+    score.add_argument("--split", required=True, help="which split to score on, such as val")
+    score.add_argument("--engine", choices=config.ENGINES, default=config.ENGINES[0], help="default: %(default)s")
+    score.add_argument("--label-map", help=_LABEL_MAP)
+    score.add_argument("--protocol", help="aligned-512-v1 or fixed-HxW-v1 (default: params.yaml's)")
+    score.add_argument("--limit", type=int, help="score on the first N images only")
+
     alone = commands.add_parser("sensitivity", parents=[common, scored], help="quantize each layer alone and score it")
     alone.set_defaults(call=_sensitivity)
     alone.add_argument("--data", required=True, help=_DATA)
@@ -62,11 +92,16 @@ def cli() -> None:
     fetch.add_argument("name", help="ade20k: Scene Parse 150, 0.97 GB")
     fetch.add_argument("--output", type=Path, default=Path("data/raw"), help="folder for it (default: data/raw)")
 
-    export = commands.add_parser("export", parents=[common], help="write an artifact in a form other programs load")
+    export = commands.add_parser("export", parents=[common], help="write a model in a form other programs load")
     export.set_defaults(call=_export)
-    export.add_argument("--format", required=True, choices=["transformers"])
-    export.add_argument("--artifact", required=True, help="folder such as models/quantized/int8")
-    export.add_argument("--output", required=True, type=Path)
+    export.add_argument("--format", required=True, choices=["onnx", "transformers"])
+    export.add_argument("--model", help="onnx: the float model, a folder, hub id or https URL")
+    export.add_argument("--revision", help="onnx: of a hub id, its commit, tag or branch")
+    export.add_argument("--sha256", help="onnx: of the file behind a URL")
+    export.add_argument("--opset", type=int, help="onnx: of the graph (default: 20)")
+    export.add_argument("--classes", action="store_true", help="onnx: class maps at the input's size instead of logits")
+    export.add_argument("--artifact", help="transformers: folder such as models/quantized/int8")
+    export.add_argument("--output", required=True, type=Path, help="folder, made where missing")
 
     methods = commands.add_parser("methods", parents=[common], help="list every method and whether it runs here")
     methods.set_defaults(call=_methods)
@@ -86,6 +121,32 @@ def _scored(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    params = config.load(arguments.params)
+    _benchmark(arguments, params, [m.strip() for m in arguments.methods.split(",")] if arguments.methods else None)
+
+
+def _pt2e(arguments: argparse.Namespace) -> None:
+    for name in ("epochs", "num_calibration_samples"):
+        if getattr(arguments, name) < (name != "epochs"):
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {int(name != 'epochs')}")
+    params = config.load(arguments.params)
+    calibration = config.Calibration(arguments.num_calibration_samples)
+    static = config.Graph(engine="onnxruntime", weights="int8", algorithm="pt2e", calibration=calibration)
+    methods = {
+        "float32": config.Recipe("float32"),
+        "onnx_float32": config.Graph(engine="onnxruntime", weights="float32"),
+        "int8_static": static,
+    }
+    if arguments.epochs:
+        given = params.quant.methods.get("int8_static_qat")
+        options = given.train if isinstance(given, config.Graph) and given.train else config.Finetune(epochs=1)
+        methods["int8_static_qat"] = replace(static, train=replace(options, epochs=arguments.epochs))
+    _benchmark(arguments, replace(params, quant=config.Quant("int8_static", methods)), None)
+    if not arguments.json:
+        print(f"ONNX: {arguments.output / list(methods)[-1] / 'model.onnx'}")
+
+
+def _benchmark(arguments: argparse.Namespace, params: config.Params, methods: list[str] | None) -> None:
     from segquant.hardware import probe
     from segquant.report import tables
     from segquant.runs import run
@@ -93,10 +154,10 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.limit is not None and arguments.limit < 1:
         raise ConfigError(f"--limit must be at least 1, not {arguments.limit}")
     results = run(
-        config.load(arguments.params),
+        params,
         **_scored(arguments),
         label_maps=[None if one == "none" else one for one in arguments.label_map or ["none"]],
-        methods=[m.strip() for m in arguments.methods.split(",")] if arguments.methods else None,
+        methods=methods,
         limit=arguments.limit,
         train_data=arguments.train_data,
         train_split=arguments.train_split,
@@ -109,6 +170,25 @@ def _run(arguments: argparse.Namespace) -> None:
         else:
             tables.show(results, probe())
         print(f"Results: {arguments.output / 'results.json'}")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from segquant.runs import score_onnx
+
+    names = ("onnx", "data", "split", "engine", "label_map", "protocol", "limit")
+    found = score_onnx(config.load(arguments.params), **{name: getattr(arguments, name) for name in names})
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return
+    accuracy = ", ".join(
+        f"{words} {100 * found[key]:.2f} %"
+        for key, words in {
+            "mean_iou": "mIoU",
+            "mean_accuracy": "mean accuracy",
+            "overall_accuracy": "pixel accuracy",
+        }.items()
+    )
+    print(f"{arguments.onnx}: {accuracy} ({found['protocol']}, {found['n_images']} images, {found['engine']})")
 
 
 def _sensitivity(arguments: argparse.Namespace) -> None:
@@ -141,22 +221,47 @@ def _fetch_data(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from segquant.deploy.transformers_folder import export_transformers
+    wanted = "model" if arguments.format == "onnx" else "artifact"
+    if not getattr(arguments, wanted):
+        raise ConfigError(f"--format {arguments.format} needs --{wanted}")
+    if arguments.format == "transformers":
+        from segquant.deploy.transformers_folder import export_transformers
 
-    size = export_transformers(arguments.artifact, arguments.output)
-    print(f"{arguments.output}: {size / 1e6:.2f} MB of weights, for AutoModelForSemanticSegmentation.from_pretrained")
+        size = export_transformers(arguments.artifact, arguments.output)
+        print(f"{arguments.output}: {size / 1e6:.2f} MB, for AutoModelForSemanticSegmentation.from_pretrained")
+        return
+    from segquant.deploy.graph import OPSET
+    from segquant.deploy.onnx_export import PRECISIONS, export_onnx
+    from segquant.hub import locate
+
+    folder = locate(arguments.model, arguments.revision, arguments.sha256)
+    told = export_onnx(folder, arguments.output, arguments.opset or OPSET, arguments.classes)
+    if arguments.json:
+        print(json.dumps(told, indent=2))
+        return
+    for name in PRECISIONS:
+        one = told[name]
+        off = f", logits at most {one['difference']:.1e} from PyTorch's" if "difference" in one else ""
+        print(
+            f"{arguments.output / name}.onnx: {one['bytes'] / 1e6:.2f} MB{off}, {one['agreement']:.2%} of its classes"
+        )
 
 
 def _methods(arguments: argparse.Namespace) -> None:
     from segquant import models
-    from segquant.quant.methods import describe, unavailable
+    from segquant.deploy import describe as graphs
+    from segquant.deploy import extras
+    from segquant.quant import methods
 
     params = config.load(arguments.params)
     device = models.device(params.eval.device)
-    listing: dict[str, Any] = {
-        name: {"description": describe(recipe), "unavailable": unavailable(recipe, device)}
-        for name, recipe in params.quant.methods.items()
-    }
+    listing: dict[str, Any] = {}
+    for name, recipe in params.quant.methods.items():
+        if isinstance(recipe, config.Graph):
+            words, reason = graphs.describe(recipe), extras.unavailable(recipe)
+        else:
+            words, reason = methods.describe(recipe), methods.unavailable(recipe, device)
+        listing[name] = {"description": words, "unavailable": reason}
     if arguments.json:
         print(json.dumps(listing, indent=2))
         return

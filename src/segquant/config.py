@@ -18,6 +18,7 @@ from segquant.fields import at_least, build, choice, within
 WEIGHTS = ("float32", "bfloat16", "float8", "int8", "int4", "int3", "int2")
 QUANTIZED = WEIGHTS[2:]
 ALGORITHMS = ("affine", "hqq", "gptq")
+ENGINES = ("onnxruntime", "openvino")  # that run graphs; PyTorch runs every other method
 WANDB_MODES = ("offline", "online", "disabled")
 ALIGNED_PROTOCOL = "aligned-512-v1"
 FIXED_PROTOCOL = re.compile(r"fixed-(\d+)x(\d+)-v1")
@@ -210,10 +211,73 @@ class Recipe:
         return (self.calibration or Calibration()).images if "gptq" in chosen else 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Finetune(Training):
+    """Quantization-aware training of a graph whose products are fake-quantized; `lr` is AdamW's.
+
+    `crop` None is the shorter side of the model's input by the protocol. After the share `observe` of the steps the
+    ranges of activations stay as they are.
+    """
+
+    epochs: int = at_least(1)
+    batch_size: int = at_least(1, default=4)
+    crop: int | None = at_least(64, default=None)
+    observe: float = within(0.0, 1.0, default=0.5)
+    lr: float = at_least(0.0, default=1e-5)
+    warmup: int = at_least(0, default=10)
+    schedule: str = choice("poly", "cosine", default="cosine")
+    amp: str = choice("bfloat16", "float32", default="float32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """A method that runs as a graph on an engine of its own, its int8 activations in ranges that calibration found.
+
+    `algorithm` is who quantizes: torchao's PyTorch 2 export route, ONNX Runtime's quantizer, or NNCF. `max_drop` is in
+    points of mIoU on the calibration images.
+    """
+
+    engine: str = choice(*ENGINES)
+    weights: str = choice("float32", "float16", "int8")
+    algorithm: str = choice("cast", "pt2e", "qdq", "nncf", default="cast")
+    compute: str = choice("float32", "bfloat16", default="float32")
+    calibration: Calibration | None = None
+    max_drop: float | None = at_least(0.0, default=None)
+    ignored_types: tuple[str, ...] = ()
+    train: Finetune | None = None
+
+    def __post_init__(self) -> None:
+        routes = {"pt2e": "onnxruntime", "qdq": "onnxruntime", "nncf": "openvino"}
+        if (self.algorithm == "cast") == (self.weights == "int8"):
+            raise ConfigError(f"weights int8 need an algorithm ({', '.join(routes)}), and no other weights have one")
+        for wrong, what in (
+            (self.engine != routes.get(self.algorithm, self.engine), f"engine {routes.get(self.algorithm)}"),
+            (
+                self.engine == "openvino" and self.weights == "float16",
+                "no weights float16: onnxruntime does",
+            ),
+            (self.compute != "float32" and self.engine != "openvino", "compute float32: openvino alone has others"),
+            (self.max_drop is not None and self.algorithm != "qdq", "no max_drop: algorithm qdq alone searches"),
+            (self.ignored_types and self.algorithm != "nncf", "no ignored_types: they are of algorithm nncf"),
+            (self.train and self.algorithm != "pt2e", "no train: algorithm pt2e alone trains"),
+            (self.calibration and self.algorithm == "cast", "no calibration: nothing is quantized"),
+        ):
+            if wrong:
+                raise ConfigError(f"algorithm {self.algorithm} on {self.engine} takes {what}")
+
+    @property
+    def calibration_images(self) -> int:
+        """How many images its ranges are found on."""
+        return 0 if self.algorithm == "cast" else (self.calibration or Calibration(images=100)).images
+
+
+Method = Recipe | Graph
+
+
 @dataclass(frozen=True)
 class Quant:
     method: str
-    methods: dict[str, Recipe]
+    methods: dict[str, Recipe | Graph]
     launcher: str = "python"
 
     def __post_init__(self) -> None:
@@ -226,7 +290,7 @@ class Quant:
         if self.method not in self.methods:
             raise ConfigError(f"quant.method '{self.method}' is unknown: choose one of {', '.join(self.methods)}")
 
-    def choose(self, names: Sequence[str] | None) -> dict[str, Recipe]:
+    def choose(self, names: Sequence[str] | None) -> dict[str, Method]:
         """The recipes of the named methods, all of them for None. Raises ConfigError for an unknown name."""
         for name in names or ():
             if name not in self.methods:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -34,6 +35,8 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(_fail(f"error: {error.filename or 'input or output'}: {error.strerror or error}", 2))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", 130))
+    finally:
+        gc.freeze()  # or the interpreter looks through all that torch and transformers hold as it ends: 2 s
 
 
 def _fail(line: str, code: int) -> int:

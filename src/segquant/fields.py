@@ -46,6 +46,12 @@ def build(kind: type, tree: Any, where: str = "") -> Any:
     return kind(**values)
 
 
+def _kind(kinds: list[type], value: Any) -> type:
+    """Of several dataclasses the one whose first field is among the keys of `value`; else the first."""
+    keys = value if isinstance(value, dict) else ()
+    return next((kind for kind in reversed(kinds) if dataclasses.fields(kind)[0].name in keys), kinds[0])
+
+
 def _names(kind: type) -> str:
     return ", ".join(f.name for f in dataclasses.fields(kind))
 
@@ -55,6 +61,8 @@ def _value(hint: Any, value: Any, at: str, metadata: Any) -> Any:
         if value is None:
             return None
         kinds = [a for a in typing.get_args(hint) if a is not type(None)]
+        if all(map(dataclasses.is_dataclass, kinds)):  # the first one that has the first key of its own
+            return build(_kind(kinds, value), value, at)
         hint = next((k for k in kinds if isinstance(value, list) == (typing.get_origin(k) is tuple)), kinds[0])
         if isinstance(value, list) and typing.get_origin(hint) is tuple and len(kinds) > 1:
             metadata = {}  # the choices are those of a plain word

@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ _INSTRUCTIONS = (
     "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
     "asimd", "asimddp", "i8mm", "bf16", "sve",
 )  # fmt: skip
+_ENGINES = ("onnxruntime", "openvino")
 
 
 def probe() -> dict[str, Any]:
@@ -27,21 +28,31 @@ def probe() -> dict[str, Any]:
         "gpu": _gpu(),
         "system": platform.system(),
         "python": platform.python_version(),
-        "torch": version("torch"),
-        "torchao": version("torchao"),
+        **_versions("torch", "torchao", *_ENGINES),
     }
 
 
 def environment() -> dict[str, Any]:
     """What accuracy depends on besides code and data: the GPU and the libraries that compute."""
-    names = ("numpy", "pillow", "safetensors", "torch", "torchao", "transformers")
-    return {"gpu": (_gpu() or "").split(",")[0] or None, **{name: version(name) for name in names}}
+    names = ("numpy", "pillow", "safetensors", "torch", "torchao", "transformers", "onnx", "onnxscript", "nncf")
+    return {"gpu": (_gpu() or "").split(",")[0] or None, **_versions(*names, *_ENGINES)}
 
 
 def instructions() -> list[str]:
     """The processor's, of those that PyTorch's kernels ask for; none known outside of Linux."""
     known = _cpuinfo("flags", "Features").split()
     return [name for name in _INSTRUCTIONS if name in known]
+
+
+def _versions(*names: str) -> dict[str, str | None]:
+    """Of packages; None for one that is not installed."""
+    found: dict[str, str | None] = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def _cpuinfo(*keys: str) -> str:

@@ -15,13 +15,19 @@ import torch
 from torch.utils.data import Subset
 
 from segquant import models
-from segquant.config import Data, Params, Recipe, Sensitivity, check_protocol
+from segquant.config import Data, Graph, Method, Params, Recipe, Sensitivity, check_protocol
 from segquant.data.calibration import calibration_batch, spread
 from segquant.data.fingerprint import fingerprint
 from segquant.data.label_map import load_label_map
 from segquant.data.shards import Shard, open_shards, write_shards
 from segquant.data.sources import open_images, open_source, rows
+from segquant.deploy.build import build_graph
+from segquant.deploy.finetune import build_finetuned, crop_of, points
+from segquant.deploy.onnx_export import write_exports
+from segquant.deploy.qdq import Score
+from segquant.deploy.runtimes import load, load_graph
 from segquant.errors import ConfigError, DataError, SegquantError
+from segquant.evaluation.loop import evaluate
 from segquant.evaluation.reference import write_reference
 from segquant.evaluation.score import classes_csv, score
 from segquant.evaluation.sensitivity import sensitivity, to_csv
@@ -74,9 +80,11 @@ def run(
         except DataError as error:
             raise DataError(f"{one.data}: {error}") from error
     for recipe in recipes.values():
-        plan(baseline, recipe)
+        if isinstance(recipe, Recipe):
+            plan(baseline, recipe)
     train = replace(params.data, source=train_data or data[0])
     images = _calibration(recipes, train, train_split, model, protocol)
+    points = _points(recipes, train, train_split, model, replace(params, protocol=protocol), maps[0])
     validated = next(iter(sets.values())).source, maps[0]
     material = _material(recipes, train, train_split, model, replace(params, protocol=protocol), *validated)
     partial = output / "partial"
@@ -87,16 +95,20 @@ def run(
             model, one.shards, one.folder / "reference", protocol=protocol, settings=params.eval,
             partial=partial / name / "reference",
         )  # fmt: skip
-    float32 = output / "float32"
+    float32, exports = output / "float32", output / "onnx"
+    if any(isinstance(recipe, Graph) for recipe in recipes.values()):
+        write_exports(model, exports)
     if "float32" not in recipes:  # speed is told against it
         build(model, Recipe("float32"), float32, device)
     results: dict[str, dict[str, Any]] = {name: {} for name in sets}
     with kept(partial):
         for method, recipe in recipes.items():
-            to_calibrate_on = images.get(recipe.calibration_images)
+            to_calibrate_on, checkpoint = images.get(recipe.calibration_images), partial / f"{method}.pt"
             if recipe.train:
-                checkpoint = partial / f"{method}.pt"
-                built = build_trained(model, recipe, output / method, device, to_calibrate_on, material, checkpoint)
+                make = build_trained if isinstance(recipe, Recipe) else build_finetuned
+                built = make(model, recipe, output / method, device, to_calibrate_on, material, checkpoint)
+            elif isinstance(recipe, Graph):
+                built = build_graph(model, recipe, output / method, exports, to_calibrate_on, points.get(method))
             else:
                 built = build(model, recipe, output / method, device, to_calibrate_on)
             for name, one in sets.items():
@@ -104,6 +116,7 @@ def run(
                     output / method, one.shards, one.source.classes, protocol=protocol,
                     reference=one.folder / "reference", label_map=one.label_map,
                     settings=replace(params.eval, pictures=0), partial=partial / name / method, name=method,
+                    load=load,
                 )  # fmt: skip
                 if evaluation:
                     text = classes_csv(evaluation, one.source.classes)
@@ -114,11 +127,49 @@ def run(
     for method in recipes:
         measured = [one[method] for one in results.values() if "unavailable" not in one[method]]
         if measured:
-            speed = _speed(output / method, float32, params)
+            speed = _speed(output / method, float32, exports, params)
             for result in measured:
                 result["speed"] = speed
     write_json(output / "results.json", found)
     return found
+
+
+def score_onnx(
+    params: Params,
+    *,
+    onnx: str | Path,
+    data: str,
+    split: str,
+    engine: str = "onnxruntime",
+    label_map: str | None = None,
+    protocol: str | None = None,
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """Score an ONNX file of any SegFormer on a data set: the accuracy keys, protocol, n_images, engine and version.
+
+    Pixels are normalized as the file's metadata say (`preprocessing`, as `segquant export` writes it), else by
+    ImageNet's mean and standard deviation. Raises ModelError for a file that is no SegFormer's.
+    """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"--limit must be at least 1, not {limit}")
+    protocol = check_protocol(protocol or params.protocol)
+    model = load_graph(onnx, engine)
+    source = open_source(replace(params.data, source=data), split, limit)
+    found = evaluate(
+        model, rows(source), len(source), num_classes=len(source.classes), protocol=protocol,
+        normalization=model.normalization, settings=replace(params.eval, dtype="float32", compile=False),
+        label_map=load_label_map(label_map, model.config.num_labels, source.classes),
+    )  # fmt: skip
+    scores = found.scores
+    return {
+        "mean_iou": scores.mean_iou,
+        "mean_accuracy": scores.mean_accuracy,
+        "overall_accuracy": scores.overall_accuracy,
+        "n_images": found.n_images,
+        "protocol": protocol,
+        "engine": f"{model.engine} {model.version}",
+        **({"skipped": found.skipped} if found.skipped else {}),
+    }
 
 
 @dataclass(frozen=True)
@@ -196,7 +247,7 @@ def layers(
 
 
 def _calibration(
-    recipes: dict[str, Recipe], data: Data, split: str, model: str, protocol: str
+    recipes: dict[str, Method], data: Data, split: str, model: str, protocol: str
 ) -> dict[int, torch.Tensor]:
     """The images that recipes calibrate on, by how many they want; nothing is opened where none does."""
     wanted = {recipe.calibration_images for recipe in recipes.values()} - {0}
@@ -212,7 +263,7 @@ def _calibration(
 
 
 def _material(
-    recipes: dict[str, Recipe], data: Data, split: str, model: str, params: Params, validated: Any, label_map: Any
+    recipes: dict[str, Method], data: Data, split: str, model: str, params: Params, validated: Any, label_map: Any
 ) -> Material | None:
     """What recipes train on, their teachers having been looked at; nothing is opened where none does.
 
@@ -228,18 +279,35 @@ def _material(
     identity = [fingerprint(data), repr(data), split]
     mapped = label_map is not None and list(source.classes) == list(validated.classes)
     material = Material(source, source.classes, identity, params.protocol, validate, mapped)
-    for one in options:
-        crop_size(one.crop, params.protocol, SCALE)
-        load_teacher(one, model, material)
+    for recipe in recipes.values():
+        if recipe.train and isinstance(recipe, Graph):
+            crop_of(recipe, params.protocol)
+        elif recipe.train:
+            crop_size(recipe.train.crop, params.protocol, SCALE)
+            load_teacher(recipe.train, model, material)
     return material
 
 
-def _speed(artifact: Path, float32: Path, params: Params) -> dict[str, Any]:
+def _points(
+    recipes: dict[str, Method], data: Data, split: str, model: str, params: Params, label_map: Any
+) -> dict[str, Score]:
+    """Of each method that may lose so many points at most: what scores a model on its calibration images."""
+    found = {}
+    for name, recipe in recipes.items():
+        if isinstance(recipe, Graph) and recipe.max_drop is not None:
+            source = open_source(data, split)
+            chosen = Subset(source, spread(len(source), recipe.calibration_images))
+            found[name] = points(params, chosen, source.classes, model, label_map)
+    return found
+
+
+def _speed(artifact: Path, float32: Path, exports: Path, params: Params) -> dict[str, Any]:
     """Measured in a process of its own, so that memory is the artifact's alone."""
     target = artifact.parent / "speed" / f"{artifact.name}.json"
     command = [
-        sys.executable, "-m", "segquant.evaluation.speed", "--artifact", artifact, "--float32", float32,
-        "--speed", json.dumps(asdict(params.speed)), "--device", params.eval.device, "--output", target,
+        sys.executable, "-m", "segquant.deploy.speed", "--artifact", artifact, "--float32", float32,
+        "--exports", exports, "--speed", json.dumps(asdict(params.speed)), "--device", params.eval.device,
+        "--output", target,
     ]  # fmt: skip
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     if done.returncode:

@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from segquant.config import Recipe, Training, Wandb
+from segquant.config import Method, Training, Wandb
 from segquant.ranks import ranks
 
 log = logging.getLogger(__name__)
 
 
 def log_evaluation(
-    wandb: Wandb, name: str, recipe: Recipe, metrics: dict[str, Any], classes: list[dict[str, Any]]
+    wandb: Wandb, name: str, recipe: Method, metrics: dict[str, Any], classes: list[dict[str, Any]]
 ) -> None:
     """Log one finished evaluation: config = the recipe, summary = the metrics, and the per-class table.
 

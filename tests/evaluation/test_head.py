@@ -19,7 +19,7 @@ from segquant.quant.methods import quantize
 METHODS = {
     name: replace(recipe, algorithm="affine", train=None)  # another algorithm's codes are held the same way
     for name, recipe in load(ROOT / "params.yaml").quant.methods.items()
-    if recipe.activations != "float8"  # of a GPU
+    if isinstance(recipe, Recipe) and recipe.activations != "float8"  # of a GPU
 }
 WEIGHT_ONLY = {n: recipe for n, recipe in METHODS.items() if recipe.weights != "bfloat16" and not recipe.activations}
 

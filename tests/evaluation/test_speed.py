@@ -127,7 +127,7 @@ def test_compile_for_real(artifacts):
 def test_the_fresh_process_counts_the_artifacts_memory_only(artifacts, tmp_path):
     """The peak is of loading and running, not of importing torch (some 300 MB)."""
     command = [
-        sys.executable, "-m", "segquant.evaluation.speed", "--artifact", artifacts / "int8", "--float32", artifacts / "float32",
+        sys.executable, "-m", "segquant.deploy.speed", "--artifact", artifacts / "int8", "--float32", artifacts / "float32", "--exports", "none",
         "--speed", json.dumps({"input_size": [64, 96], "batch_sizes": [1], "runs": 2, "warmup": 1}), "--output", tmp_path / "speed.json",
     ]  # fmt: skip
     subprocess.run([str(c) for c in command], check=True, capture_output=True)

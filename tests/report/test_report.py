@@ -16,7 +16,7 @@ from segquant.report import page, plots, tables, training
 SPEED = {
     "latency_ms": {"p50": 210.0, "p90": 230.0, "n": 10}, "images_per_second": 4.7, "load_seconds": 0.1,
     "relative_to_float32": {"median": 1.05, "min": 0.9, "max": 1.2}, "peak_memory_bytes": 300e6, "engine": "eager",
-    "batch_size": 1, "input_size": [512, 512], "device": "cpu", "threads": 2,
+    "batch_size": 1, "input_size": [512, 512], "device": "cpu", "threads": 2, "engine_version": "2.13.0",
 }  # fmt: skip
 LANE = {
     "engine": "eager",
@@ -67,7 +67,7 @@ def test_the_table_tells_loss_in_points_and_what_was_not_measured(metrics, capsy
     tables.show(results, HARDWARE)
     text = capsys.readouterr().out
     line = next(x for x in text.splitlines() if x.startswith("int2"))
-    assert line.split()[1:4] == ["hqq", "55.00", "15.00"]
+    assert line.split()[1:5] == ["hqq", "pytorch", "55.00", "15.00"]
     assert "12.3" in line.split()
     assert "fixed-64x64-v1, 2 images" in text
     assert "Testium 9 (avx2), 2 cores" in text
@@ -83,7 +83,7 @@ def test_no_figure_is_cut_on_a_terminal(metrics, width, monkeypatch, capsys):
     line = next(x for x in text.splitlines() if x.startswith("int2"))
     assert "…" not in text and "..." not in text
     assert line.split()[:4] == (
-        ["int2", "hqq", "55.00", "15.00"] if width == 200 else ["int2", "55.00", "15.00", "99.00"]
+        ["int2", "hqq", "pytorch", "55.00"] if width == 200 else ["int2", "55.00", "15.00", "99.00"]
     )
     assert width == 200 or len(line) <= width
 
@@ -95,7 +95,7 @@ def test_every_engine_and_batch_size_that_was_measured_is_shown(metrics, capsys)
         [method, engine, batch] for engine in ("eager", "compile") for batch in "14" for method in ("float32", "int2")
     ]
     by = {tuple(row[:3]): row for row in rows}
-    assert by["int2", "eager", "4"][3:] == ["210", "230", "5.25", "1.05", "0.90", "1.20", "10", ""]
+    assert by["int2", "eager", "4"][3:] == ["210", "230", "5.25", "1.05", "0.90", "1.20", "10", "", ""]
     assert by["int2", "compile", "1"][-1] == "31"
     assert set(by["int2", "compile", "4"][3:]) == {""}
     tables.show(results, HARDWARE)
@@ -129,7 +129,7 @@ def test_the_csv_is_readable_and_has_one_line_a_measured_method(metrics):
 def test_without_float32_there_is_no_loss_and_no_crash(metrics):
     results = tables.collect(metrics, ["int2"])
     assert tables.loss(results, "int2") is None
-    assert tables.cells(results, "int2")[:3] == ["hqq", "55.00", ""]
+    assert tables.cells(results, "int2")[:4] == ["hqq", "pytorch", "55.00", ""]
 
 
 def test_the_page_is_self_contained_and_shows_every_method(metrics, tmp_path):

@@ -16,12 +16,14 @@ from segquant.config import Calibration, Data, Override, Qat, Recipe, load
 from segquant.data.classes import ADE20K, CAMVID
 from segquant.data.shards import write_shards
 from segquant.data.sources import open_source, rows
+from segquant.deploy import finetune
+from segquant.deploy.lane import quantize_lane
 from segquant.errors import ConfigError, DataError, ModelError, SegquantError
 from segquant.quant import methods
 from segquant.quant.artifacts import describe_artifact, load_quantized
 from segquant.quant.build import build
 from segquant.quant.methods import quantize
-from segquant.training import qat
+from segquant.training import losses, qat
 from segquant.training.baseline import scorer
 from segquant.training.data import Crops
 from segquant.training.losses import distillation
@@ -222,18 +224,18 @@ def test_what_cannot_be_trained_is_said_before_anything_is_done(other):
 @pytest.mark.parametrize("stop", [0, 1, 2, 3, 5])
 def test_killed_anywhere_it_ends_with_the_same_bytes(stop, baseline, tmp_path, monkeypatch):
     made(baseline, tmp_path / "whole")
-    count, distillation = itertools.count(), qat.distillation
+    count, distillation = itertools.count(), losses.distillation
 
     def dying(*arguments):
         if next(count) == stop:
             raise KeyboardInterrupt
         return distillation(*arguments)
 
-    monkeypatch.setattr(qat, "distillation", dying)
+    monkeypatch.setattr(losses, "distillation", dying)
     with pytest.raises(KeyboardInterrupt):
         made(baseline, tmp_path / "killed")
     assert not (tmp_path / "killed").exists() and (tmp_path / "killed.pt").exists() == (stop >= 2)
-    monkeypatch.setattr(qat, "distillation", distillation)
+    monkeypatch.setattr(losses, "distillation", distillation)
     made(baseline, tmp_path / "killed")
     assert state(tmp_path / "killed") == state(tmp_path / "whole")
 
@@ -290,14 +292,15 @@ def test_what_the_very_same_training_made_is_taken_and_nothing_else_is(pipeline,
 
 def test_the_repositorys_own_artifacts_are_those_of_its_parameters(tmp_path, monkeypatch):
     """Or `make repro` would train them anew."""
-    monkeypatch.setattr(qat, "train", lambda *_, **__: 1 / 0)
+    for module in (qat, finetune):
+        monkeypatch.setattr(module, "train", lambda *_, **__: 1 / 0)
     params, float32 = load(ROOT / "params.yaml"), ROOT / "models" / "scenes-b0"
     write_shards({s: open_source(params.data, s, params.data.limit) for s in ("train", "validation")}, tmp_path / "s")
     methods = [name for name, recipe in params.quant.methods.items() if recipe.train]
-    assert set(methods) == {"int4_qat", "int2_qat"}
+    assert set(methods) == {"int4_qat", "int2_qat", "int8_static_qat"}
     for method in methods:
         trained = ROOT / "models" / "trained" / method
-        found = qat.from_shards(params, method, float32, tmp_path / "s", tmp_path / method, trained)
+        found = quantize_lane(params, method, float32, tmp_path / "s", tmp_path, tmp_path / method, trained)
         assert found["taken_from"] == str(trained)
 
 

@@ -27,7 +27,7 @@ class EarlyFuse(nn.Module):
 
     def __init__(self, head: SegformerDecodeHead):
         super().__init__()
-        weights, bias = _products(head, torch.float64)
+        weights, bias = fused_products(head, torch.float64)
         self.weights = nn.ParameterList(nn.Parameter(w.float(), False) for w in weights)
         self.bias = nn.Parameter(bias.float(), False)
         self.classifier = head.classifier
@@ -58,7 +58,7 @@ class LiveFuse(EarlyFuse):
     def products(self) -> tuple[Sequence[torch.Tensor], torch.Tensor]:
         weight = self.head.batch_norm.weight
         with torch.autocast(weight.device.type, enabled=False):
-            return _products(self.head, weight.dtype)
+            return fused_products(self.head, weight.dtype)
 
     @property
     def classifier(self) -> nn.Module:
@@ -68,7 +68,7 @@ class LiveFuse(EarlyFuse):
 @contextmanager
 def fused_live(model: nn.Module) -> Iterator[nn.Module]:
     """`model`, with a LiveFuse inside where it has SegFormer's head; its BatchNorm computes as in eval mode."""
-    head = model.decode_head if _is_segformers(model) else None
+    head = model.decode_head if has_segformers_head(model) else None
     if head:
         model.decode_head = LiveFuse(head)
     try:
@@ -84,7 +84,7 @@ def fuse_early(model: nn.Module) -> nn.Module:
     That is where a SegFormer's head computes in float32: not in bfloat16, nor where layers quantize their inputs.
     (`reshape_last_stage: false`, which no published model has, gives maps of another layout.)
     """
-    if _is_segformers(model):
+    if has_segformers_head(model):
         head = model.decode_head
         layers = [head.linear_fuse, *(projection.proj for projection in head.linear_projections)]
         weights = [_weight(layer) for layer in layers]
@@ -93,12 +93,12 @@ def fuse_early(model: nn.Module) -> nn.Module:
     return model
 
 
-def _is_segformers(model: nn.Module) -> bool:
+def has_segformers_head(model: nn.Module) -> bool:
     head = getattr(model, "decode_head", None)
     return isinstance(head, SegformerDecodeHead) and head.config.reshape_last_stage
 
 
-def _products(head: SegformerDecodeHead, dtype: torch.dtype) -> tuple[list[torch.Tensor], torch.Tensor]:
+def fused_products(head: SegformerDecodeHead, dtype: torch.dtype) -> tuple[list[torch.Tensor], torch.Tensor]:
     """What each stage's map is multiplied by, (D, channels), and the bias (D,) that is added to their sum."""
     norm = head.batch_norm
     scale = norm.weight.to(dtype) / (norm.running_var.to(dtype) + norm.eps).sqrt()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from segquant import models
@@ -23,7 +25,7 @@ from segquant.evaluation.predict import prepared
 from segquant.evaluation.reference import read_reference
 from segquant.evaluation.shardwise import over_shards
 from segquant.files import replacing, sha256, write_json, write_text
-from segquant.quant.artifacts import load_artifact
+from segquant.quant.artifacts import Artifact, load_artifact
 from segquant.quant.tensors import CASTS
 from segquant.ranks import ranks
 
@@ -39,17 +41,22 @@ def score(
     settings: Eval,
     partial: Path,
     name: str,
+    load: Callable[[str | Path, torch.device], Artifact] = load_artifact,
 ) -> tuple[dict[str, Any], Evaluation | None]:
     """Evaluate an artifact on labelled shards: the content of metrics/METHOD.json, and all of it.
 
-    Finished shards are kept in `partial`, which the caller removes (`shardwise.kept`). A method that could not be
-    quantized gives `{"unavailable": reason}` and None. Under torchrun the figures are rank 0's; the others get
-    ({}, None).
+    Finished shards are kept in `partial`, which the caller removes (`shardwise.kept`). `load` is deploy.runtimes.load
+    where graphs are to be scored too; what settings say of PyTorch's dtype and compilation is not for them. A method
+    that could not be quantized gives `{"unavailable": reason}` and None. Under torchrun the figures are rank 0's; the
+    others get ({}, None).
     """
     try:
-        loaded = load_artifact(artifact, models.device(settings.device))
+        loaded = load(artifact, models.device(settings.device))
     except UnavailableError as error:
         return {"unavailable": str(error)}, None
+    engine = loaded.info["recipe"].get("engine")
+    if engine:
+        settings = replace(settings, dtype="float32", compile=False)
     normalization = models.normalization(artifact)
     to_data = load_label_map(label_map, loaded.model.config.num_labels, classes)
     model = prepared(loaded.model, settings)
@@ -75,6 +82,7 @@ def score(
     recipe = info["recipe"]
     metrics = {
         "algorithm": "cast" if recipe["weights"] in CASTS else "qat" if recipe["train"] else recipe["algorithm"],
+        **({"engine": engine} if engine else {}),
         "mean_iou": scores.mean_iou,
         "mean_accuracy": scores.mean_accuracy,
         "overall_accuracy": scores.overall_accuracy,

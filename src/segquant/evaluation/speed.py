@@ -1,12 +1,7 @@
-"""Latency, memory and load time of one artifact, beside float32 in the same process.
-
-Run as `python -m segquant.evaluation.speed` so that the process is fresh: memory is this artifact's own.
-"""
+"""Latency, memory and load time of one artifact, beside float32 in the same process, which is to be a fresh one."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import statistics
 import time
@@ -19,39 +14,49 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from segquant import models
 from segquant.config import Speed
-from segquant.entry import run
 from segquant.errors import UnavailableError
 from segquant.evaluation.predict import forward
-from segquant.fields import build
-from segquant.files import write_json
-from segquant.quant.artifacts import load_artifact, load_quantized
+from segquant.quant.artifacts import Artifact, load_artifact
 
 log = logging.getLogger(__name__)
+TORCH = ("eager", "compile")  # engines whose threads are PyTorch's
 LEAST_AGREEMENT = 0.98  # of the timed model's classes with the evaluated one's; compilers round otherwise
 
 
-def measure(artifact: str | Path, float32: str | Path, speed: Speed, device: torch.device) -> dict[str, Any]:
+def measure(
+    artifact: str | Path,
+    float32: str | Path,
+    speed: Speed,
+    device: torch.device,
+    load: Callable[[str | Path, torch.device], Artifact] = load_artifact,
+    graph: Callable[[str], nn.Module] | None = None,
+) -> dict[str, Any]:
     """Measure `artifact` and, in turn with it (A B A B), the float32 artifact, on each engine and batch size.
 
     Gives the content of metrics/speed/METHOD.json: `lanes` has a dict for each engine and batch size, and the
     first one's keys stand beside it too. Times are of the forward pass, input in memory to logits;
     `relative_to_float32` is the same engine's float32 time over the method's, pair by pair (above 1: faster).
     `peak_memory_bytes` is what loading and one eager run add to the process (on CUDA: what is allocated).
+
+    An artifact with an engine of its own, which `load` has to know, is measured on that alone: in turn with what
+    `graph` (engine) gives, float32 on that engine, and with PyTorch's eager float32, for `relative_to_eager`.
     """
     inputs = {size: _inputs(size, *speed.input_size).to(device) for size in speed.batch_sizes}
     before = _start_memory(device)
     try:
-        loaded = load_artifact(artifact, device)
+        loaded = load(artifact, device)
     except UnavailableError as error:
         return {"unavailable": str(error)}
     _timed(loaded.model, inputs[speed.batch_sizes[0]])
     peak = _peak_memory(device) - before
 
-    pair = loaded.model, load_quantized(float32, device)
+    own = loaded.info["recipe"].get("engine")
+    eager = load_artifact(float32, device).model
+    beside = {"float32": graph(own), "eager": eager} if own else {"float32": eager}
+    version = loaded.model.version if own else torch.__version__
     lanes = []
-    for engine in speed.engines:
+    for engine in (own,) if own else speed.engines:
         slow = 0.0
         for size in speed.batch_sizes:
             if slow > speed.seconds:
@@ -61,7 +66,7 @@ def measure(artifact: str | Path, float32: str | Path, speed: Speed, device: tor
                     "unavailable": f"not timed, a smaller batch takes {slow:.0f} s",
                 }
             else:
-                lane = _lane(*pair, engine, inputs[size], speed)
+                lane = _lane(loaded.model, beside, engine, inputs[size], speed)
                 slow = lane.get("latency_ms", {"p50": 0})["p50"] / 1e3
             lanes.append(lane)
     first = next((lane for lane in lanes if "unavailable" not in lane), None)
@@ -72,8 +77,9 @@ def measure(artifact: str | Path, float32: str | Path, speed: Speed, device: tor
         "peak_memory_bytes": peak,
         "load_seconds": loaded.load_seconds,
         "input_size": list(speed.input_size),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" and not own else "cpu",
         "threads": torch.get_num_threads(),
+        "engine_version": version,
         "lanes": lanes,
     }
 
@@ -84,15 +90,19 @@ def _inputs(batch_size: int, height: int, width: int) -> torch.Tensor:
     return F.interpolate(coarse, (height, width), mode="bicubic")
 
 
-def _lane(model: nn.Module, float32: nn.Module, engine: str, inputs: torch.Tensor, speed: Speed) -> dict[str, Any]:
-    """Both models' speed on one engine and one batch of inputs."""
+def _lane(
+    model: nn.Module, beside: dict[str, nn.Module], engine: str, inputs: torch.Tensor, speed: Speed
+) -> dict[str, Any]:
+    """The speed of a model, and of those `beside` it, on one engine and one batch of inputs."""
     lane: dict[str, Any] = {"engine": engine, "batch_size": len(inputs), "agreement": 1.0}
     if engine == "compile":
         wanted = forward(model, inputs).argmax(1)
-        model, float32 = (torch.compile(one, dynamic=False) for one in (model, float32))
+        model = torch.compile(model, dynamic=False)
+        beside = {name: torch.compile(one, dynamic=False) for name, one in beside.items()}
         try:
             lane["compile_seconds"] = _timed(model, inputs)
-            _timed(float32, inputs)
+            for one in beside.values():
+                _timed(one, inputs)
         except Exception as error:  # inductor and the compilers behind it raise many types
             reason = " ".join(str(error).split())[:200]
             log.warning("compile: %s", reason)
@@ -100,18 +110,37 @@ def _lane(model: nn.Module, float32: nn.Module, engine: str, inputs: torch.Tenso
         agreement = lane["agreement"] = (forward(model, inputs).argmax(1) == wanted).double().mean().item()
         if agreement < LEAST_AGREEMENT:
             return {**lane, "unavailable": f"its classes agree with the evaluated model's on {agreement:.1%} only"}
-    for one in (model, float32):
+    # The threads of one engine's last run wait for work on the cores that the next model is timed on, but for engines
+    # that share their threads, as PyTorch's do: so each model runs twice in its turn, and the second run counts.
+    settled = engine not in TORCH
+
+    def turn() -> tuple[float, ...]:
+        times = []
+        for one in (model, *beside.values()):
+            if settled:
+                forward(one, inputs)
+            times.append(_timed(one, inputs))
+        return tuple(times)
+
+    for one in (model, *beside.values()):
         _within(speed.seconds, speed.warmup, lambda one=one: _timed(one, inputs))
-    pairs = _within(speed.seconds, speed.runs, lambda: (_timed(model, inputs), _timed(float32, inputs)))
-    times = sorted(own for own, _ in pairs)
-    ratios = sorted(other / own for own, other in pairs)
+    turns = _within(speed.seconds, speed.runs, turn)
+    times = sorted(own for own, *_ in turns)
     median = statistics.median(times)
+    ratios = {
+        f"relative_to_{name}": _spread([others[at] / own for own, *others in turns])
+        for at, name in enumerate(beside)
+    }  # fmt: skip
     return {
         **lane,
         "latency_ms": {"p50": 1e3 * median, "p90": 1e3 * times[int(0.9 * (len(times) - 1) + 0.5)], "n": len(times)},
         "images_per_second": len(inputs) / median,
-        "relative_to_float32": {"median": statistics.median(ratios), "min": ratios[0], "max": ratios[-1]},
+        **ratios,
     }
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def _within(seconds: float, times: int, call: Callable[[], Any]) -> list[Any]:
@@ -157,20 +186,3 @@ def _peak_memory(device: torch.device) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=measure.__doc__)
-    parser.add_argument("--artifact", required=True)
-    parser.add_argument("--float32", required=True)
-    parser.add_argument("--speed", required=True, help="the speed section of params.yaml as JSON")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--output", required=True)
-    arguments = parser.parse_args()
-    speed = build(Speed, json.loads(arguments.speed), "speed")
-    result = measure(arguments.artifact, arguments.float32, speed, models.device(arguments.device))
-    write_json(arguments.output, result)
-
-
-if __name__ == "__main__":
-    run(main)

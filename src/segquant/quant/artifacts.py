@@ -24,7 +24,7 @@ from torchao.prototype.safetensors.safetensors_support import flatten_tensor_sta
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 from transformers.initialization import no_init_weights
 
-from segquant.config import Recipe
+from segquant.config import Method, Recipe
 from segquant.errors import ModelError, UnavailableError
 from segquant.files import digest, read_json, replacing, sha256, write_bytes, write_json
 from segquant.hub import locate
@@ -85,8 +85,6 @@ def save_quantized(
     tensor_bytes = sum(tensor.nbytes for tensor in tensors.values())
     quantized_bytes = sum(module["bytes"] for module in modules.values())
     info = {
-        "format": FORMAT,
-        "recipe": asdict(recipe),
         **({"run": run} if run else {}),
         "parameters": total,
         "float32_bytes": float32_bytes,
@@ -103,16 +101,21 @@ def save_quantized(
         save_preprocessor(part, baseline)
         # Not by save_file, which lets nobody but the owner read.
         write_bytes(part / "model.safetensors", save({k: v.contiguous() for k, v in sorted(tensors.items())}))
-        info["files"] = {file.name: sha256(file) for file in sorted(part.iterdir())}
-        write_json(part / "quantization.json", {**info, "digest": digest(info)})
+        seal(part, recipe, info)
 
 
-def save_unavailable(recipe: Recipe, reason: str, folder: str | Path) -> None:
+def save_unavailable(recipe: Method, reason: str, folder: str | Path) -> None:
     """Write the artifact of a method that this machine cannot run: its recipe and the reason."""
     with replacing(folder) as part:
         part.mkdir()
-        info = {"format": FORMAT, "recipe": asdict(recipe), "unavailable": reason}
-        write_json(part / "quantization.json", {**info, "digest": digest(info)})
+        seal(part, recipe, {"unavailable": reason})
+
+
+def seal(folder: Path, recipe: Method, info: dict[str, Any]) -> None:
+    """Write quantization.json: format, recipe, `info`, and digests of it and of all other files in `folder`."""
+    files = {file.name: sha256(file) for file in sorted(folder.iterdir())}
+    whole = {"format": FORMAT, "recipe": asdict(recipe), **info, **({"files": files} if files else {})}
+    write_json(folder / "quantization.json", {**whole, "digest": digest(whole)})
 
 
 def describe_artifact(folder: str | Path) -> dict[str, Any]:
@@ -129,6 +132,14 @@ def describe_artifact(folder: str | Path) -> dict[str, Any]:
     return info
 
 
+def intact(folder: str | Path, info: dict[str, Any]) -> None:
+    """Raise ModelError unless the files in `folder` are those that `info`, its quantization.json, lists."""
+    for name, wanted in info["files"].items():
+        path = Path(folder) / name
+        if not path.is_file() or sha256(path) != wanted:
+            raise ModelError(f"{path} is missing or not as it was written: quantize again")
+
+
 def load_artifact(folder: str | Path, device: torch.device | str = "cpu") -> Artifact:
     """Load an artifact; its logits are bit-identical to those of the model that was saved.
 
@@ -139,10 +150,10 @@ def load_artifact(folder: str | Path, device: torch.device | str = "cpu") -> Art
     info = describe_artifact(folder)
     if "unavailable" in info:
         raise UnavailableError(info["unavailable"])
+    if "engine" in info["recipe"]:
+        raise ModelError(f"{folder} is a graph for {info['recipe']['engine']}: segquant.load_quantized runs it")
     start, before = time.perf_counter(), psutil.Process().memory_info().rss
-    for name, wanted in info["files"].items():
-        if not (folder / name).is_file() or sha256(folder / name) != wanted:
-            raise ModelError(f"{folder / name} is missing or not as it was written: quantize again")
+    intact(folder, info)
     path = folder / "model.safetensors"
     try:
         state = _unpacked(load_file(path), info)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +59,17 @@ def build(
     return {"seconds": round(seconds, 3), "calibration_images": len(images) if images is not None else 0}
 
 
-def take(trained: str | Path, folder: str | Path, run: str) -> dict[str, Any] | None:
+def take(
+    trained: str | Path, folder: str | Path, run: str, load: Callable[[Path], Any] = load_quantized
+) -> dict[str, Any] | None:
     """Copy the artifact `trained` to `folder` if the training named `run` made it; what `build` gave then, else None.
 
-    Its times lie beside it, as `trained`.json. Raises ModelError for an artifact that is damaged.
+    Its times lie beside it, as `trained`.json. Raises what `load` does for an artifact that is damaged.
     """
     trained = Path(trained)
     if not trained.is_dir() or describe_artifact(trained).get("run") != run:
         return None
-    load_quantized(trained)
+    load(trained)
     if not ranks()[0]:
         with replacing(folder) as part:
             shutil.copytree(trained, part)

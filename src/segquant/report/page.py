@@ -12,7 +12,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from segquant.config import Recipe
+from segquant.config import Method
 from segquant.data.images import decode_annotation, decode_image
 from segquant.data.palette import palette
 from segquant.files import write_text
@@ -28,7 +28,7 @@ def write_page(
     pictures: str | Path,
     classes: list[str],
     hardware: dict[str, Any],
-    recipes: Mapping[str, Recipe],
+    recipes: Mapping[str, Method],
 ) -> None:
     """Write the page. `rows` are the shard rows whose predictions lie as PNGs in `pictures/METHOD/`."""
     done, rows, pictures = tables.measured(results), list(rows), Path(pictures)

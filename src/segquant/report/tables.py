@@ -61,6 +61,7 @@ NARROW = ("mean_iou", "loss_points", "agreement", "size_mb", "compression", "lat
 # (name in results.csv, heading, decimals, value)
 COLUMNS: tuple[tuple[str, str, int, Callable], ...] = (
     ("algorithm", "algorithm", 0, _key("algorithm")),
+    ("engine", "engine", 0, lambda results, name: results[name].get("engine", "pytorch")),
     ("mean_iou", "mIoU %", 2, _key("mean_iou", 100)),
     ("loss_points", "loss", 2, loss),
     ("mean_accuracy", "mean acc %", 2, _key("mean_accuracy", 100)),
@@ -75,6 +76,7 @@ COLUMNS: tuple[tuple[str, str, int, Callable], ...] = (
     ("speedup", "x float32", 2, _speed(lambda s: s["relative_to_float32"]["median"])),
     ("speedup_min", "min", 2, _speed(lambda s: s["relative_to_float32"]["min"])),
     ("speedup_max", "max", 2, _speed(lambda s: s["relative_to_float32"]["max"])),
+    ("speedup_eager", "x eager", 2, _speed(lambda s: s.get("relative_to_eager", {}).get("median"))),
     ("memory_mb", "memory MB", 0, _speed(lambda s: s["peak_memory_bytes"] / 1e6)),
     ("load_seconds", "load s", 2, _speed(lambda s: s["load_seconds"])),
 )
@@ -90,7 +92,7 @@ def cells(results: dict[str, dict[str, Any]], method: str) -> list[str]:
 
 
 SPEED_HEADINGS = (
-    "method", "engine", "batch", "p50 ms", "p90 ms", "images/s", "x float32", "min", "max", "n", "compile s",
+    "method", "engine", "batch", "p50 ms", "p90 ms", "images/s", "x float32", "min", "max", "n", "x eager", "compile s",
 )  # fmt: skip
 
 
@@ -106,9 +108,10 @@ def speed_rows(results: dict[str, dict[str, Any]]) -> list[list[str]]:
             times, ratio = lane["latency_ms"], lane["relative_to_float32"]
             numbers = [f"{times['p50']:.0f}", f"{times['p90']:.0f}", f"{lane['images_per_second']:.2f}"]
             ratios = [f"{ratio[key]:.2f}" for key in ("median", "min", "max")]
+            eager = f"{lane['relative_to_eager']['median']:.2f}" if "relative_to_eager" in lane else ""
             compiled = f"{lane['compile_seconds']:.0f}" if "compile_seconds" in lane else ""
-            rows.append([*row, *numbers, *ratios, str(times["n"]), compiled])
-    return sorted(rows, key=lambda row: (row[1] != "eager", int(row[2])))
+            rows.append([*row, *numbers, *ratios, str(times["n"]), eager, compiled])
+    return sorted(rows, key=lambda row: (row[1] == "compile", int(row[2])))
 
 
 def footnotes(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | None = None) -> list[str]:
@@ -121,19 +124,23 @@ def footnotes(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | Non
         if "dtype" in one:
             notes.append(f"Evaluated with autocast to {one['dtype']}{', compiled' if one['compile'] else ''}.")
         notes += [f"{name} skipped {len(r['skipped'])} images." for name, r in done.items() if "skipped" in r]
-        speed = next((r["speed"] for r in done.values() if "speed" in r), None)
-        if speed:
+        speeds = [r["speed"] for r in done.values() if "speed" in r]
+        if speeds:
+            speed = speeds[0]
             where = speed["device"]
             if where == "cpu" and hardware:
                 instructions = ", ".join(hardware["instructions"])
                 where = f"{hardware['processor']} ({instructions}), {hardware['cores']} cores"
             height, width = speed["input_size"]
-            counts = [r["speed"]["latency_ms"]["n"] for r in done.values() if "speed" in r]
+            counts = [one["latency_ms"]["n"] for one in speeds]
             pairs = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else max(counts)
+            engines = ", ".join(dict.fromkeys(f"{one['engine']} {one['engine_version']}" for one in speeds))
             notes.append(
-                f"Speed: {speed['engine']}, batch {speed['batch_size']}, {height}x{width}, on {where}; {pairs} pairs "
-                "with float32 in one process (x float32: median, min, max; above 1 is faster)."
+                f"Speed: {engines}, batch {speed['batch_size']}, {height}x{width}, on {where}; {pairs} pairs with the "
+                "engine's own float32 in one process (x float32: median, min, max; above 1 is faster)."
             )
+            if any("relative_to_eager" in one for one in speeds):
+                notes.append("x eager is told against PyTorch's eager float32, timed in the same turns.")
     for name, result in done.items():
         took = result.get("quantize", {})
         if "taken_from" in took:

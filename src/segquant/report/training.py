@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from segquant.config import Recipe
+from segquant.config import Method
 from segquant.report.tables import BASELINE
 
 
-def trained(recipes: Mapping[str, Recipe], measured: Mapping[str, Any]) -> dict[str, list[str]]:
+def trained(recipes: Mapping[str, Method], measured: Mapping[str, Any]) -> dict[str, list[str]]:
     """Each measured method that trains, and those to compare it with: float32, its own recipe untrained, itself."""
     found = {}
     for name in measured:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from segquant.data.images import IGNORE
 
@@ -35,6 +38,20 @@ def distillation(
         return each.mean() * temperature**2
     counted = F.interpolate(labels[:, None].float(), each.shape[-2:], mode="nearest-exact")[:, 0] != IGNORE
     return (each * counted).sum() / counted.sum().clamp_min(1) * temperature**2
+
+
+def towards(teacher: nn.Module | None) -> Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The loss (model, images, labels) of a model that learns from `teacher`, or from labels where there is none."""
+
+    def taught(model: nn.Module, images: torch.Tensor, _labels: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            wanted = teacher(images).logits
+        return distillation(model(images).logits, wanted)
+
+    def labelled(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(model(images).logits, labels)
+
+    return taught if teacher else labelled
 
 
 def _at(logits: torch.Tensor, size: torch.Size) -> torch.Tensor:

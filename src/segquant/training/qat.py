@@ -25,6 +25,7 @@ from segquant.evaluation.loop import Evaluation
 from segquant.files import digest, sha256
 from segquant.hub import files, locate
 from segquant.quant import fake
+from segquant.quant.artifacts import load_quantized
 from segquant.quant.build import build, take
 from segquant.quant.methods import Found, describe
 from segquant.quant.tensors import as_float16
@@ -32,8 +33,8 @@ from segquant.ranks import ranks
 from segquant.training.baseline import scorer
 from segquant.training.data import Crops, crop_size
 from segquant.training.distill import check_labels, shared_input
-from segquant.training.loop import Loss, Record, held, silent, train
-from segquant.training.losses import cross_entropy, distillation
+from segquant.training.loop import Record, held, silent, train
+from segquant.training.losses import towards
 
 log = logging.getLogger(__name__)
 Recording = Callable[[], AbstractContextManager[Record | None]]  # around a training
@@ -54,6 +55,14 @@ class Material(NamedTuple):
     mapped: bool = False
 
 
+class Route(NamedTuple):
+    """How a method with a `train` is named as a training, built, and loaded: as the three functions of this package."""
+
+    name: Callable[..., str]
+    build: Callable[..., dict[str, Any]]
+    load: Callable[[Path], Any]
+
+
 def from_shards(
     params: Params,
     method: str,
@@ -62,11 +71,13 @@ def from_shards(
     folder: str | Path,
     trained: str | Path | None = None,
     recording: Recording = nullcontext,
+    route: Route | None = None,
 ) -> dict[str, Any]:
-    """`build_trained` for a method of params.yaml on the pipeline's shards.
+    """`build_trained`, or another `route`, for a method of params.yaml on the pipeline's shards.
 
     The artifact `trained`, if there is one, is taken where it came out of the very same training.
     """
+    named, make, load = route or Route(run_name, build_trained, load_quantized)
     recipe, protocol = params.quant.methods[method], params.protocol
     if not recipe.train:
         raise ConfigError(f"quant.methods.{method} has no train section: there is nothing to train")
@@ -75,7 +86,7 @@ def from_shards(
     # Pictures that are drawn on the spot may differ in a last bit between processors; their labels do not.
     content = split["class_pixels"] if params.data.source == "scenes" else split["content"]
     identity = [params.data.source, split["images"], content]
-    times = take(trained, folder, run_name(recipe, baseline, identity, protocol)) if trained else None
+    times = take(trained, folder, named(recipe, baseline, identity, protocol), load) if trained else None
     if times:
         return times
     normalization = models.normalization(baseline)
@@ -83,7 +94,7 @@ def from_shards(
     validation = list(read_rows(shards, "validation", recipe.train.validation_images))
     validate = scorer(params, validation, classes, normalization, label_map)
     checkpoint = Path("models/checkpoints") / f"{method}.pt"
-    times = build_trained(
+    times = make(
         baseline, recipe, folder, models.device(params.eval.device),
         calibration_images(shards, recipe.calibration_images, protocol, normalization),
         Material(list(read_rows(shards, "train")), classes, identity, protocol, validate, label_map is not None),
@@ -128,7 +139,7 @@ def build_trained(
             with parametrize.cached():
                 return material.validate(model)
 
-        loss = _loss(teacher and fuse_early(teacher.to(device)))
+        loss = towards(teacher and fuse_early(teacher.to(device)))
         phases = (Phase(options.steps, crop, options.batch_size),)
         with fused_live(model.eval()), recording() as record:
             earlier = train(
@@ -180,18 +191,6 @@ def _teacher(options: Qat, baseline: str | Path) -> Path | None:
     if options.teacher == "none":
         return None
     return Path(baseline) if options.teacher == "float32" else locate(options.teacher)
-
-
-def _loss(teacher: nn.Module | None) -> Loss:
-    def taught(model: nn.Module, images: torch.Tensor, _labels: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            wanted = teacher(images).logits
-        return distillation(model(images).logits, wanted)
-
-    def labelled(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return cross_entropy(model(images).logits, labels)
-
-    return taught if teacher else labelled
 
 
 def _attach(model: nn.Module, found: Found, bits: Mapping[str, int], convs: Sequence[str], options: Qat) -> list[dict]:

@@ -1,0 +1,114 @@
+"""Baseline and graph recipe in, verified artifact out: what a quantize stage does for the methods with an engine."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from segquant import models
+from segquant.config import Graph
+from segquant.deploy.extras import needs, unavailable
+from segquant.deploy.graph import exported, to_onnx
+from segquant.deploy.openvino_int8 import quantize_nncf
+from segquant.deploy.pt2e import calibrated
+from segquant.deploy.qdq import Score, quantize_qdq
+from segquant.deploy.runtimes import load
+from segquant.errors import DataError, ModelError
+from segquant.files import replacing, write_bytes
+from segquant.quant.artifacts import save_unavailable, seal
+
+log = logging.getLogger(__name__)
+Fit = Callable[[nn.Module, torch.Tensor], nn.Module]  # (float model, calibration images) -> a quantized graph
+
+
+def build_graph(
+    source: str | Path,
+    recipe: Graph,
+    folder: str | Path,
+    exports: str | Path,
+    images: torch.Tensor | None = None,
+    score: Score | None = None,
+    fit: Fit = calibrated,
+    run: str | None = None,
+) -> dict[str, Any]:
+    """Make the artifact `folder` of a graph: model.onnx or model.xml and model.bin, config.json and quantization.json.
+
+    `exports` is what `export_onnx` wrote of the baseline at `source`; `images` (N, 3, H, W) are calibrated on, `score`
+    gives points of mIoU where max_drop is to be kept; `fit` is what algorithm pt2e does, which else calibrates. Gives
+    what `quant.build.build` gives. Raises DataError without images, ModelError for an artifact that does not run.
+    """
+    reason = unavailable(recipe)
+    if reason:
+        save_unavailable(recipe, reason, folder)
+        return {"unavailable": reason}
+    if recipe.calibration_images and (images is None or not len(images)):
+        raise DataError(f"algorithm {recipe.algorithm} calibrates on images of the train split: there are none")
+    model, float32 = models.load(source), Path(exports) / "float32.onnx"
+    parameters = sum(p.numel() for p in model.parameters())
+    size = len(save({k: v.contiguous() for k, v in model.state_dict().items()}))
+    start, found = time.perf_counter(), {}
+    with replacing(folder) as part:
+        part.mkdir()
+        target = part / "model.onnx"
+        if recipe.algorithm == "cast":
+            shutil.copyfile(Path(exports) / f"{recipe.weights}.onnx", target)
+        elif recipe.algorithm == "qdq":
+            found = quantize_qdq(float32, target, images, recipe.max_drop, score)
+        elif recipe.algorithm == "nncf":
+            found = quantize_nncf(float32, part, images, recipe)
+        else:
+            program = exported(fit(model, images))
+            graph = to_onnx(program, model.config, models.normalization(source))
+            write_bytes(target, graph.SerializeToString(deterministic=True))
+        seconds = time.perf_counter() - start
+        model.config.save_pretrained(part)
+        models.save_preprocessor(part, source)
+        info = {
+            **({"run": run} if run else {}),
+            "parameters": parameters,
+            "float32_bytes": size,
+            "quantized_fraction": _quantized_fraction(part),
+            **found,
+        }
+        seal(part, recipe, info)
+        _probe(part)
+    return {"seconds": round(seconds, 3), "calibration_images": recipe.calibration_images}
+
+
+@torch.inference_mode()
+def _probe(folder: Path) -> None:
+    """Raise ModelError unless the artifact runs and its logits are numbers."""
+    model = load(folder).model
+    logits = model(torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))).logits
+    if not logits.isfinite().all():
+        raise ModelError(f"{folder} gives logits that are no numbers")
+
+
+def _quantized_fraction(folder: Path) -> float:
+    """The share of int8 among the numbers that the graph in `folder` holds, scales and zero points left out."""
+    if (folder / "model.onnx").is_file():
+        onnx = needs("onnx")
+        graph = onnx.load(folder / "model.onnx").graph
+        ends = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+        ranges = {name for node in ends for name in node.input[1:]}
+        found = [
+            (one.data_type == onnx.TensorProto.INT8, math.prod(one.dims))
+            for one in graph.initializer
+            if one.name not in ranges and one.data_type != onnx.TensorProto.INT64
+        ]
+    else:
+        ops = needs("openvino").Core().read_model(folder / "model.xml").get_ops()
+        weights = [op for op in ops if op.get_type_name() == "Constant" and len(op.get_output_shape(0)) > 1]
+        found = [
+            (op.get_element_type().get_type_name() in ("i8", "u8"), math.prod(op.get_output_shape(0))) for op in weights
+        ]
+    return sum(count for int8, count in found if int8) / sum(count for _, count in found)

@@ -1,0 +1,129 @@
+"""Static int8 by ONNX Runtime's quantizer, and the search for the nodes that it is better to leave in float."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from segquant.deploy.extras import needs
+from segquant.deploy.graph import INPUT
+from segquant.deploy.runtimes import load_graph
+from segquant.progress import progress
+
+log = logging.getLogger(__name__)
+PROBED = 4  # images that each node's sensitivity is measured on
+_TYPES = ["Conv", "MatMul"]
+
+Score = Callable[[nn.Module], float]  # of a model, in points of mIoU
+
+
+def quantize_qdq(
+    source: str | Path, target: Path, images: torch.Tensor, max_drop: float | None = None, score: Score | None = None
+) -> dict[str, Any]:
+    """Write the float32 ONNX model `source`, quantized, to `target`; images (N, 3, H, W) give the ranges.
+
+    Weights of Conv and of MatMul get a scale a channel, their inputs one a tensor; products of two activations, as in
+    attention, stay float. Where `score` falls by more than `max_drop`, each node's sensitivity is measured, quantized
+    alone, and as few as it takes of the most sensitive ones are left in float. Gives `drop` (points), `float_nodes`
+    and `sensitivity` (name, shape of the weight, SNR of the logits in dB) as far as they were measured.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        work = _Work(Path(source), Path(folder), images)
+        work.write(target)
+        if max_drop is None or score is None:
+            return {"float_nodes": []}
+        whole = score(load_graph(source))
+
+        def drop(kept: list[str]) -> float:
+            work.write(target, kept)
+            fallen = whole - score(load_graph(target))
+            log.info("%d of %d nodes in float: %.2f points lost", len(kept), len(work.shapes), fallen)
+            return fallen
+
+        fallen = drop([])
+        if fallen <= max_drop:
+            return {"drop": fallen, "float_nodes": []}
+        ranked = work.sensitivity()
+        names = [row["node"] for row in ranked]
+        kept, low, high = names, 0, 1
+        while high < len(names) and (fallen := drop(names[:high])) > max_drop:
+            low, high = high, 2 * high
+        high = min(high, len(names))
+        while high - low > 1:  # the fewest that do, as far as fewer cost more
+            middle = (low + high) // 2
+            low, high = (middle, high) if drop(names[:middle]) > max_drop else (low, middle)
+        kept = names[:high]
+        return {"drop": drop(kept), "float_nodes": kept, "sensitivity": ranked}
+
+
+class _Work:
+    """One float model, prepared and calibrated, and what is made of it in `folder`."""
+
+    def __init__(self, source: Path, folder: Path, images: torch.Tensor):
+        onnx = needs("onnx", "onnxscript", "onnxruntime")
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        self.folder, self.images, self.model = folder, images, folder / "prepared.onnx"
+        quant_pre_process(source, self.model)
+        graph = onnx.load(self.model).graph
+        weights = {one.name: list(one.dims) for one in graph.initializer}
+        products = [node for node in graph.node if node.op_type in _TYPES]
+        self.shapes = {
+            node.name: next(weights[name] for name in node.input if name in weights)
+            for node in products if any(name in weights for name in node.input)
+        }  # fmt: skip
+        self.attention = [node.name for node in products if node.name not in self.shapes]
+
+    def write(self, target: Path, kept: list[str] | None = None, only: str | None = None) -> None:
+        """The quantized model, the nodes `kept` in float, or all but `only`. The ranges are found once."""
+        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+        quantize_static(
+            self.model, target, _Reader(self.images), calibration_cache_path=self.folder / "ranges.json",
+            calibrate_method=CalibrationMethod.MinMax, quant_format=QuantFormat.QDQ, per_channel=True,
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, op_types_to_quantize=_TYPES,
+            nodes_to_quantize=[only] if only else list(self.shapes), nodes_to_exclude=[*self.attention, *(kept or [])],
+            # The output of a MatMul goes to an addition in float: quantized, it would be rounded for nothing.
+            extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"]},
+        )  # fmt: skip
+
+    def sensitivity(self) -> list[dict[str, Any]]:
+        """Each node quantized alone: the most sensitive first."""
+        inputs = self.images[:: max(1, len(self.images) // PROBED)][:PROBED].numpy()
+        wanted, alone = self._logits(self.model, inputs), self.folder / "alone.onnx"
+        rows = []
+        with progress(total=len(self.shapes), desc="sensitivity", unit="node") as bar:
+            for name, shape in self.shapes.items():
+                self.write(alone, only=name)
+                error = float(np.square(self._logits(alone, inputs) - wanted).mean())
+                snr = 10 * np.log10(float(np.square(wanted).mean()) / max(error, 1e-20))
+                rows.append({"node": name, "weight": shape, "snr_db": round(float(snr), 2)})
+                bar.update()
+        return sorted(rows, key=lambda row: row["snr_db"])
+
+    @staticmethod
+    def _logits(path: Path, inputs: np.ndarray) -> np.ndarray:
+        return load_graph(path).logits(torch.from_numpy(inputs)).numpy()
+
+
+class _Reader:
+    """onnxruntime.quantization.CalibrationDataReader, which is not imported for its name alone."""
+
+    def __init__(self, images: torch.Tensor):
+        self._images = iter(images.numpy())
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return {INPUT: next(self._images)[None]}
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self, None)

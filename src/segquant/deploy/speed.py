@@ -1,0 +1,44 @@
+"""Speed of an artifact of any engine.
+
+Run as `python -m segquant.deploy.speed` so that the process is fresh: memory is this artifact's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segquant import models
+from segquant.config import Speed
+from segquant.deploy.runtimes import load, load_graph
+from segquant.entry import run
+from segquant.evaluation import speed
+from segquant.fields import build
+from segquant.files import write_json
+
+
+def measure(
+    artifact: str | Path, float32: str | Path, exports: str | Path, options: Speed, device: torch.device
+) -> dict[str, Any]:
+    """`evaluation.speed.measure`; float32 on an engine of its own is float32.onnx in `exports`."""
+    exported = Path(exports) / "float32.onnx"
+    return speed.measure(artifact, float32, options, device, load, lambda engine: load_graph(exported, engine))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=measure.__doc__)
+    for name in ("artifact", "float32", "exports", "output"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--speed", required=True, help="the speed section of params.yaml as JSON")
+    parser.add_argument("--device", default="auto")
+    a = parser.parse_args()
+    options = build(Speed, json.loads(a.speed), "speed")
+    write_json(a.output, measure(a.artifact, a.float32, a.exports, options, models.device(a.device)))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,325 @@
+"""Graphs against PyTorch: exported, quantized, run and timed on the engines that they are for."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT
+from graphs import RECIPES, float_model, images
+from onnx import TensorProto, helper
+from torch import nn
+
+from segquant import models
+from segquant.config import Calibration, Graph, Recipe, Speed
+from segquant.deploy import extras, runtimes
+from segquant.deploy.build import build_graph
+from segquant.deploy.describe import describe
+from segquant.deploy.extras import unavailable
+from segquant.deploy.graph import Pixels
+from segquant.deploy.onnx_export import export_onnx, write_exports
+from segquant.deploy.qdq import quantize_qdq
+from segquant.deploy.runtimes import load, load_graph
+from segquant.deploy.speed import measure
+from segquant.errors import ConfigError, DataError, ModelError, UnavailableError
+from segquant.quant.build import build
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("graphs")
+    models.save(float_model(), folder / "baseline")
+    export_onnx(folder / "baseline", folder / "onnx")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def artifact(work):
+    """The folder of a recipe's artifact, made when it is first asked for."""
+
+    def folder(name):
+        if not (work / name).exists():
+            build_graph(work / "baseline", RECIPES[name], work / name, work / "onnx", images())
+        return work / name
+
+    return folder
+
+
+INT8 = ["pt2e", "qdq"]
+
+
+def nodes(path):
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+@torch.inference_mode()
+def wanted(inputs):
+    return float_model()(inputs).logits
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 64, 64), (2, 3, 96, 160), (5, 3, 32, 32), (1, 3, 256, 128)])
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_the_float32_graph_gives_pytorchs_logits_at_any_size(work, engine, shape):
+    inputs = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    runtime = load_graph(work / "onnx" / "float32.onnx", engine)
+    torch.testing.assert_close(runtime.logits(inputs), wanted(inputs), atol=1e-4, rtol=0)
+    assert (runtime.engine, runtime.threads, runtime.config.num_labels) == (engine, torch.get_num_threads(), 11)
+
+
+def test_an_export_is_checked_stripped_and_says_what_it_takes_and_gives(work):
+    told = json.loads((work / "onnx" / "export.json").read_text())
+    assert told["opset"] == 20 and told["float32"]["difference"] < 1e-4
+    for name in ("float32", "float16"):
+        path = work / "onnx" / f"{name}.onnx"
+        model = onnx.load(path)
+        onnx.checker.check_model(model, full_check=True)
+        assert told[name]["bytes"] == path.stat().st_size and told[name]["nodes"] == len(model.graph.node)
+        stored = {one.key: json.loads(one.value) for one in model.metadata_props}
+        assert stored["labels"] == [f"LABEL_{i}" for i in range(11)]
+        assert stored["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
+        parts = [*model.graph.node, *model.graph.value_info]
+        assert not any(part.metadata_props or part.doc_string for part in parts) and "/" not in str(model.doc_string)
+        assert [str(d.dim_value or d.dim_param) for d in model.graph.input[0].type.tensor_type.shape.dim][1] == "3"
+        assert nodes(path)["QuantizeLinear"] == 0
+    assert told["float16"]["bytes"] < 0.6 * told["float32"]["bytes"]
+
+
+def test_class_maps_inside_the_graph_are_those_of_interpolation_and_argmax(work, tmp_path):
+    told = export_onnx(work / "baseline", tmp_path / "onnx", classes=True)
+    assert told["output"] == "classes" and told["float32"]["agreement"] == 1.0
+    ort = pytest.importorskip("onnxruntime")
+    inputs = torch.randn(2, 3, 96, 64, generator=torch.Generator().manual_seed(4))
+    session = ort.InferenceSession(tmp_path / "onnx" / "float32.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"pixel_values": inputs.numpy()})
+    expected = F.interpolate(wanted(inputs), (96, 64), mode="bilinear", align_corners=False).argmax(1)
+    assert found.dtype == np.uint8 and (found == expected.numpy()).all()
+    with pytest.raises(ModelError, match="not a SegFormer's graph: it must take pixels .* classes"):
+        load_graph(tmp_path / "onnx" / "float32.onnx")
+
+
+def layers():
+    """Names of the graph's products with a weight, by kind."""
+    kinds = {nn.Linear: "MatMul", nn.Conv2d: "Conv"}
+    return Counter(kinds[type(m)] for m in Pixels(float_model()).modules() if type(m) in kinds)
+
+
+# Inputs of layers, as far as they differ: in each of four blocks those of query, attention's output, fc1, depthwise
+# convolution and fc2; in the first three of reduction, and of key and value together; pixels; four stages' outputs, which
+# are the next one's and the head's; the classifier's. And the outputs of 16 convolutions: in pt2e not the first one's,
+# but what is added to the head's first one, as X86InductorQuantizer takes the two together.
+EXPECTED = {"qdq": 4 * 5 + 3 * 2 + 1 + 4 + 1 + 16, "pt2e": 4 * 5 + 3 * 2 + 1 + 4 + 1 + 15 + 1}
+
+
+@pytest.mark.parametrize("name", INT8)
+def test_an_int8_graph_quantizes_every_layer(artifact, name):
+    path = artifact(name) / "model.onnx"
+    count, product = nodes(path), layers()
+    graph = onnx.load(path).graph
+    int8 = [one for one in graph.initializer if one.data_type == TensorProto.INT8 and len(one.dims) > 1]
+    assert len(int8) == sum(product.values())
+    assert count["QuantizeLinear"] == EXPECTED[name]
+    assert count["DequantizeLinear"] >= count["QuantizeLinear"] + len(int8)
+    info = json.loads((artifact(name) / "quantization.json").read_text())
+    assert 0.95 < info["quantized_fraction"] < 1
+
+
+@pytest.mark.parametrize("name", [n for n in RECIPES if n != "nncf_default"])
+def test_every_engine_gives_nearly_pytorchs_classes(artifact, name):
+    inputs = images(2)
+    loaded = load(artifact(name))
+    found, expected = loaded.model(inputs).logits, wanted(inputs)
+    assert (found.argmax(1) == expected.argmax(1)).double().mean() > 0.9
+    error = (found - expected).square().mean() / expected.square().mean()
+    assert error < (1e-3 if RECIPES[name].weights != "int8" else 1e-2)
+    paths = [p for p in artifact(name).iterdir() if p.name.startswith("model.")]
+    assert loaded.size_bytes == sum(p.stat().st_size for p in paths)
+
+
+def test_the_same_images_give_the_same_bytes(work, artifact, tmp_path):
+    for name in INT8:
+        build_graph(work / "baseline", RECIPES[name], tmp_path / name, work / "onnx", images())
+        assert (tmp_path / name / "model.onnx").read_bytes() == (artifact(name) / "model.onnx").read_bytes()
+
+
+def test_the_search_leaves_the_fewest_of_the_most_sensitive_nodes_in_float(work, tmp_path):
+    path, pictures = work / "onnx" / "float32.onnx", images(8)
+    reference = load_graph(path).logits(pictures)
+
+    def fidelity(model):  # stands for mIoU: what a node costs is seen at once
+        error = (model(pictures).logits - reference).square().mean() / reference.square().mean()
+        return float(-1000 * error)
+
+    whole = quantize_qdq(path, tmp_path / "all.onnx", pictures)
+    assert whole == {"float_nodes": []}
+    lost = -fidelity(load_graph(tmp_path / "all.onnx"))
+    found = quantize_qdq(path, tmp_path / "kept.onnx", pictures, max_drop=lost / 2, score=fidelity)
+    ranked = [row["node"] for row in found["sensitivity"]]
+    kept = found["float_nodes"]
+    assert kept == ranked[: len(kept)] and 0 < len(kept) < len(ranked) == sum(layers().values())
+    snr = [row["snr_db"] for row in found["sensitivity"]]
+    assert snr == sorted(snr)
+    assert found["drop"] <= lost / 2
+    assert found["drop"] == pytest.approx(-fidelity(load_graph(tmp_path / "kept.onnx")))
+    enough = quantize_qdq(path, tmp_path / "easy.onnx", pictures, max_drop=2 * lost, score=fidelity)
+    assert enough["float_nodes"] == [] and "sensitivity" not in enough
+
+
+def test_speed_is_told_against_the_same_engine_and_against_eager(work, artifact):
+    build(work / "baseline", Recipe("float32"), work / "float32", torch.device("cpu"))
+    options = Speed(input_size=(64, 96), batch_sizes=(1, 2), runs=3, warmup=1)
+    found = measure(artifact("qdq"), work / "float32", work / "onnx", options, torch.device("cpu"))
+    assert [(lane["engine"], lane["batch_size"]) for lane in found["lanes"]] == [("onnxruntime", 1), ("onnxruntime", 2)]
+    for lane in found["lanes"]:
+        for name in ("relative_to_float32", "relative_to_eager"):
+            assert 0 < lane[name]["min"] <= lane[name]["median"] <= lane[name]["max"]
+    assert found["engine_version"] == load(artifact("qdq")).model.version and found["threads"] >= 1
+    eager = measure(work / "float32", work / "float32", work / "onnx", options, torch.device("cpu"))
+    assert eager["engine_version"] == torch.__version__ and "relative_to_eager" not in eager["lanes"][0]
+
+
+def test_the_second_run_of_a_turn_counts_where_engines_have_threads_of_their_own(work, artifact, monkeypatch):
+    from segquant.evaluation import speed
+
+    calls = []
+    monkeypatch.setattr(speed, "forward", lambda model, inputs: calls.append((type(model).__name__, "untimed")))
+    monkeypatch.setattr(speed, "_timed", lambda model, inputs: calls.append((type(model).__name__, "timed")) or 1.0)
+    options = Speed(input_size=(64, 96), batch_sizes=(1,), runs=2, warmup=1)
+    lane = speed._lane(nn.Identity(), {"float32": nn.ReLU()}, "openvino", images(1), options)
+    assert calls[2:6] == [("Identity", "untimed"), ("Identity", "timed"), ("ReLU", "untimed"), ("ReLU", "timed")]
+    assert lane["relative_to_float32"]["median"] == 1.0
+    calls.clear()
+    speed._lane(nn.Identity(), {"float32": nn.ReLU()}, "eager", images(1), options)
+    assert ("Identity", "untimed") not in calls
+
+
+def test_a_size_that_no_graph_takes_is_one_line(work):
+    runtime = load_graph(work / "onnx" / "float32.onnx")
+    with pytest.raises(ModelError, match="heights and widths in multiples of 32, not 1x3x64x100: choose such a size"):
+        runtime.logits(torch.zeros(1, 3, 64, 100))
+
+
+def foreign(path, input_shape, output_shape, opset=20):
+    node = helper.make_node("Identity", ["x"], ["y"])
+    ends = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", input_shape), ("y", output_shape))
+    ]
+    model = helper.make_model(
+        helper.make_graph([node], "foreign", ends[:1], ends[1:]),
+        opset_imports=[helper.make_opsetid("", opset)],
+        ir_version=10,
+    )
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_file_that_is_no_segformers_is_one_line(engine, tmp_path):
+    (tmp_path / "junk.onnx").write_bytes(b"no graph")
+    cases = {
+        "is not there: give an ONNX file": tmp_path / "nothing.onnx",
+        f"{engine} cannot load .*junk.onnx": tmp_path / "junk.onnx",
+        "is not a SegFormer's graph: it must take pixels": foreign(tmp_path / "flat.onnx", ["B", 10], ["B", 10]),
+        "must take pixels .B, 3, H, W. and give logits": foreign(
+            tmp_path / "grey.onnx", ["B", 1, 8, 8], ["B", 1, 8, 8]
+        ),
+    }
+    for message, path in cases.items():
+        with pytest.raises(ModelError, match=message) as caught:
+            load_graph(path, engine)
+        assert "\n" not in str(caught.value)
+
+
+def test_an_opset_that_nobody_knows_is_one_line(work, tmp_path):
+    with pytest.raises(ConfigError, match="opset 99 is unknown: onnx 1.* and PyTorch write 18 to"):
+        export_onnx(work / "baseline", tmp_path / "out", opset=99)
+    assert not (tmp_path / "out").exists()
+    model = onnx.load(work / "onnx" / "float32.onnx")
+    model.opset_import[0].version = 99
+    onnx.save(model, tmp_path / "new.onnx")
+    with pytest.raises(
+        ModelError, match="onnxruntime cannot load .*new.onnx: .*Opset 99 is under develop.* is till opset"
+    ):
+        load_graph(tmp_path / "new.onnx")
+
+
+def test_without_the_extra_a_method_is_unavailable_and_says_what_to_install(work, tmp_path, monkeypatch):
+    there = extras.find_spec
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name in ("onnxruntime", "nncf") else there(name))
+    onnx_line = r"onnxruntime not installed: pip install 'segquant\[onnx\]'"
+    with pytest.raises(UnavailableError, match=onnx_line):
+        export_onnx(work / "baseline", tmp_path / "out")
+    write_exports(work / "baseline", tmp_path / "exports")
+    assert "onnxruntime not" in json.loads((tmp_path / "exports" / "export.json").read_text())["unavailable"]
+    found = build_graph(work / "baseline", RECIPES["pt2e"], tmp_path / "a", tmp_path / "exports", images())
+    assert found["unavailable"] == "onnxruntime not installed: pip install 'segquant[onnx]'"
+    with pytest.raises(UnavailableError, match=onnx_line):
+        load(tmp_path / "a")
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "nncf" else there(name))
+    assert unavailable(RECIPES["nncf"]) == "nncf not installed: pip install 'segquant[openvino]'"
+    assert unavailable(RECIPES["openvino_float32"]) is None
+
+
+def test_calibration_without_images_is_one_line(work, tmp_path):
+    with pytest.raises(DataError, match="algorithm qdq calibrates on images of the train split: there are none"):
+        build_graph(work / "baseline", RECIPES["qdq"], tmp_path / "a", work / "onnx", torch.empty(0, 3, 64, 96))
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_node_type_that_the_model_has_not_is_one_line(work, tmp_path):
+    recipe = replace(RECIPES["nncf"], ignored_types=("Convolutoin",))
+    with pytest.raises(ConfigError, match="ignored_types has 'Convolutoin', of which the model has none: it has Add, "):
+        build_graph(work / "baseline", recipe, tmp_path / "a", work / "onnx", images())
+
+
+def test_a_damaged_graph_is_one_line(artifact, tmp_path):
+    import shutil
+
+    shutil.copytree(artifact("onnx_float32"), tmp_path / "a")
+    with open(tmp_path / "a" / "model.onnx", "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\xff")
+    with pytest.raises(ModelError, match="model.onnx is missing or not as it was written: quantize again"):
+        load(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"engine": "onnxruntime", "weights": "int8"}, "weights int8 need an algorithm"),
+        ({"engine": "onnxruntime", "weights": "float32", "algorithm": "qdq"}, "no other weights have one"),
+        (
+            {"engine": "openvino", "weights": "int8", "algorithm": "qdq"},
+            "algorithm qdq on openvino takes engine onnxrunt",
+        ),
+        ({"engine": "openvino", "weights": "float16"}, "no weights float16"),
+        ({"engine": "onnxruntime", "weights": "float32", "compute": "bfloat16"}, "openvino alone has others"),
+        ({"engine": "onnxruntime", "weights": "int8", "algorithm": "pt2e", "max_drop": 0.1}, "qdq alone searches"),
+        ({"engine": "onnxruntime", "weights": "float32", "calibration": Calibration(3)}, "nothing is quantized"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense_is_one_line(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        Graph(**wrong)
+
+
+def test_every_recipe_is_told_in_words():
+    assert describe(RECIPES["openvino_bfloat16"]) == "the float32 graph on OpenVINO, the rest in bfloat16"
+    words = describe(RECIPES["nncf"])
+    assert "NNCF, but for GroupConvolution, Add, ranges from 4 images" in words
+
+
+def test_segquant_loads_artifacts_of_every_engine(artifact, work):
+    import segquant
+
+    inputs = images(1)
+    assert segquant.load_quantized(artifact("qdq"))(inputs).logits.shape == (1, 11, 16, 24)
+    assert runtimes.load_quantized is segquant.load_quantized
+    with pytest.raises(ModelError, match="is a graph for onnxruntime: segquant.load_quantized runs it"):
+        from segquant.quant.artifacts import load_artifact
+
+        load_artifact(artifact("qdq"))
+    assert models.normalization(artifact("qdq")) == models.normalization(ROOT / "nothing")
