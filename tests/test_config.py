@@ -18,7 +18,7 @@ def tree():
 def test_the_committed_params_are_valid():
     params = config.load(ROOT / "params.yaml")
     assert params.quant.methods["int4"].group_size == 32
-    assert params.speed.input_size == (512, 512)
+    assert params.speed.input_size == (256, 256)
     assert params.train.phases[0].crop == 128
 
 

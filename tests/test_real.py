@@ -11,11 +11,15 @@ from conftest import ROOT
 from PIL import Image
 from transformers import SegformerForSemanticSegmentation
 
+from benchmarks import engines
 from segquant import config
 from segquant.config import Data, Qat, Recipe
 from segquant.data.calibration import calibration_batch, spread
 from segquant.data.label_map import load_label_map
 from segquant.data.sources import open_images, open_source, rows
+from segquant.deploy.build import build_graph
+from segquant.deploy.onnx_export import export_onnx
+from segquant.deploy.runtimes import load
 from segquant.evaluation.loop import evaluate
 from segquant.quant.artifacts import load_quantized
 from segquant.quant.build import build
@@ -129,3 +133,45 @@ def test_training_on_photographs_alone_loses_little(method, real, tmp_path):
     megabytes = (tmp_path / method / "model.safetensors").stat().st_size / 1e6
     print(f"{method} after {steps} steps: {loss:.2f} points lost, {megabytes:.2f} MB")
     assert loss <= most and megabytes <= size
+
+
+# method of benchmarks/engines.py: (most points of mIoU lost, most megabytes)
+DEPLOYED = {
+    "onnx_float32": (0.02, 15.1),
+    "onnx_int8": (0.3, 4.4),
+    "openvino_int8": (0.5, 5.0),
+    "int8_static": (0.3, 4.4),
+}
+
+
+@pytest.mark.slow
+def test_int8_graphs_lose_little_and_nncfs_default_preset_destroys_the_model(real, tmp_path):
+    """Some 4 minutes on two cores."""
+    model, train = real / "segformer-b0-cityscapes", open_source(str(real / "camvid"), "train")
+    label_map = load_label_map(ROOT / "data/label_maps/cityscapes_to_camvid.yaml", 19, train.classes)
+    export_onnx(model, tmp_path / "onnx")
+    methods = config.build(config.Quant, {"method": "float32", "methods": engines.METHODS}).methods
+    float32 = our_miou(real, Recipe("float32"), 51, tmp_path / "float32")
+    source = open_source(str(real / "camvid"), "val")
+
+    def miou(runtime, rows_):
+        found = evaluate(runtime, rows_, len(rows_), num_classes=11, protocol=PROTOCOL, label_map=label_map)
+        return 100 * found.scores.mean_iou
+
+    for name, (most, size) in {**DEPLOYED, "openvino_int8_default": (100, 5.0)}.items():
+        recipe = methods[name]
+        chosen = [train[i] for i in spread(len(train), recipe.calibration_images)]
+        images = calibration_batch(chosen, PROTOCOL) if chosen else None
+        build_graph(
+            model,
+            recipe,
+            tmp_path / name,
+            tmp_path / "onnx",
+            images,
+            lambda runtime, rows_=chosen: miou(runtime, rows_),
+        )
+        loaded = load(tmp_path / name)
+        loss = 100 * float32 - miou(loaded.model, list(rows(source)))
+        print(f"{name}: {loss:.2f} points lost, {loaded.size_bytes / 1e6:.2f} MB")
+        assert loss <= most and loaded.size_bytes <= 1e6 * size
+        assert name != "openvino_int8_default" or loss > 50

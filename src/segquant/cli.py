@@ -228,7 +228,9 @@ def _export(arguments: argparse.Namespace) -> None:
         from segquant.deploy.transformers_folder import export_transformers
 
         size = export_transformers(arguments.artifact, arguments.output)
-        print(f"{arguments.output}: {size / 1e6:.2f} MB, for AutoModelForSemanticSegmentation.from_pretrained")
+        print(
+            f"{arguments.output}: {size / 1e6:.2f} MB of weights, for AutoModelForSemanticSegmentation.from_pretrained"
+        )
         return
     from segquant.deploy.graph import OPSET
     from segquant.deploy.onnx_export import PRECISIONS, export_onnx

@@ -228,6 +228,10 @@ class Finetune(Training):
     schedule: str = choice("poly", "cosine", default="cosine")
     amp: str = choice("bfloat16", "float32", default="float32")
 
+    def __post_init__(self) -> None:
+        if self.ema:
+            raise ConfigError("train of a graph takes no ema: averaged weights would be rounded by ranges of others")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:

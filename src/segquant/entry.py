@@ -23,6 +23,8 @@ def run(main: Callable[[], None]) -> None:
     141, and no line, when the reader of its output has left, as `head` does.
     """
     setup_logging("--verbose" in sys.argv)
+    gc.freeze()  # what has been imported stays
+    gc.enable()
     try:
         main()
         sys.stdout.flush()
@@ -36,7 +38,7 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", 130))
     finally:
-        gc.freeze()  # or the interpreter looks through all that torch and transformers hold as it ends: 2 s
+        gc.freeze()  # or the interpreter looks through torch and transformers once more as it ends: 2 s
 
 
 def _fail(line: str, code: int) -> int:

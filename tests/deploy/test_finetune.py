@@ -124,6 +124,11 @@ def test_a_converted_graph_that_is_not_the_trained_one_is_refused(baseline, tmp_
     assert not (tmp_path / "out").exists()
 
 
+def test_averaged_weights_are_refused():
+    with pytest.raises(ConfigError, match="train of a graph takes no ema"):
+        Finetune(epochs=1, ema=0.9)
+
+
 def test_a_crop_that_no_graph_takes_and_no_images_are_one_line(baseline, tmp_path):
     with pytest.raises(ConfigError, match="a graph trains on crops in multiples of 32, not 80: give train.crop"):
         crop_of(replace(RECIPE, train=replace(TRAIN, crop=80)), MATERIAL.protocol)

@@ -299,6 +299,7 @@ def test_a_damaged_graph_is_one_line(artifact, tmp_path):
         ({"engine": "onnxruntime", "weights": "float32", "compute": "bfloat16"}, "openvino alone has others"),
         ({"engine": "onnxruntime", "weights": "int8", "algorithm": "pt2e", "max_drop": 0.1}, "qdq alone searches"),
         ({"engine": "onnxruntime", "weights": "float32", "calibration": Calibration(3)}, "nothing is quantized"),
+        ({"engine": "onnxruntime", "weights": "float32", "ignored_types": ("Add",)}, "they are of algorithm nncf"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_one_line(wrong, message):

@@ -25,6 +25,7 @@ from segquant.deploy.runtimes import load
 from segquant.errors import DataError, ModelError
 from segquant.files import replacing, write_bytes
 from segquant.quant.artifacts import save_unavailable, seal
+from segquant.ranks import ranks
 
 log = logging.getLogger(__name__)
 Fit = Callable[[nn.Module, torch.Tensor], nn.Module]  # (float model, calibration images) -> a quantized graph
@@ -56,19 +57,21 @@ def build_graph(
     parameters = sum(p.numel() for p in model.parameters())
     size = len(save({k: v.contiguous() for k, v in model.state_dict().items()}))
     start, found = time.perf_counter(), {}
+    graph = fit(model, images) if recipe.algorithm == "pt2e" else None
+    if ranks()[0]:  # of processes that trained together the first one writes
+        return {}
     with replacing(folder) as part:
         part.mkdir()
         target = part / "model.onnx"
-        if recipe.algorithm == "cast":
-            shutil.copyfile(Path(exports) / f"{recipe.weights}.onnx", target)
+        if graph is not None:
+            written = to_onnx(exported(graph), model.config, models.normalization(source))
+            write_bytes(target, written.SerializeToString(deterministic=True))
         elif recipe.algorithm == "qdq":
             found = quantize_qdq(float32, target, images, recipe.max_drop, score)
         elif recipe.algorithm == "nncf":
             found = quantize_nncf(float32, part, images, recipe)
         else:
-            program = exported(fit(model, images))
-            graph = to_onnx(program, model.config, models.normalization(source))
-            write_bytes(target, graph.SerializeToString(deterministic=True))
+            shutil.copyfile(Path(exports) / f"{recipe.weights}.onnx", target)
         seconds = time.perf_counter() - start
         model.config.save_pretrained(part)
         models.save_preprocessor(part, source)

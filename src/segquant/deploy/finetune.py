@@ -17,7 +17,6 @@ from segquant import models
 from segquant.config import Graph, Params, Phase
 from segquant.deploy.build import build_graph
 from segquant.deploy.describe import describe
-from segquant.deploy.extras import unavailable
 from segquant.deploy.graph import STEP
 from segquant.deploy.pt2e import Trainable, converted, prepared
 from segquant.deploy.qdq import Score
@@ -25,7 +24,6 @@ from segquant.errors import ConfigError, DataError, ModelError
 from segquant.evaluation.head import fuse_early
 from segquant.files import digest, sha256
 from segquant.hub import files
-from segquant.quant.artifacts import save_unavailable
 from segquant.training.baseline import scorer
 from segquant.training.data import Crops, crop_size
 from segquant.training.loop import held, silent, train
@@ -51,10 +49,6 @@ def build_finetuned(
     Raises DataError without images, ConfigError for a crop that is no multiple of 32, ModelError where the converted
     graph does not give the trained one's classes.
     """
-    reason = unavailable(recipe)
-    if reason:
-        save_unavailable(recipe, reason, folder)
-        return {"unavailable": reason}
     options, normalization = recipe.train, models.normalization(baseline)
     if not len(material.rows):
         raise DataError("there are no images to train on")
@@ -81,7 +75,7 @@ def build_finetuned(
         return _as_trained(graph.cpu(), images[:4])
 
     times = build_graph(baseline, recipe, folder, Path(), images, fit=fit, run=run)
-    return {**times, "seconds": round(times["seconds"] + sum(before), 3)}
+    return {**times, "seconds": round(times["seconds"] + sum(before), 3)} if "seconds" in times else times
 
 
 def points(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,10 @@ from segquant.config import Graph, Params
 from segquant.data.calibration import calibration_images, spread
 from segquant.data.label_map import load_label_map
 from segquant.data.shards import read_manifest, read_rows
-from segquant.deploy.build import build_graph
 from segquant.deploy.extras import unavailable
-from segquant.deploy.finetune import build_finetuned, points, run_name
-from segquant.deploy.qdq import Score
-from segquant.deploy.runtimes import load
 from segquant.quant.artifacts import save_unavailable
 from segquant.quant.build import build
 from segquant.ranks import ranks
-from segquant.training.qat import Recording, Route, from_shards
-
-_ROUTE = Route(run_name, build_finetuned, load)
 
 
 def quantize_lane(
@@ -33,7 +26,7 @@ def quantize_lane(
     exports: str | Path,
     folder: str | Path,
     trained: str | Path | None = None,
-    recording: Recording = nullcontext,
+    recording: Callable[[], AbstractContextManager] = nullcontext,
 ) -> dict[str, Any]:
     """Make the artifact `folder` of a method; gives its times, nothing on other ranks than the first.
 
@@ -46,21 +39,35 @@ def quantize_lane(
     if reason:
         save_unavailable(recipe, reason, folder)
         return {"unavailable": reason}
+    # Imported where they are used, as a lane starts a process and most need neither: 1.5 s.
     if recipe.train:
-        return from_shards(params, method, baseline, shards, folder, trained, recording, _ROUTE if graph else None)
+        from segquant.training.qat import Route, from_shards
+
+        route = None
+        if graph:
+            from segquant.deploy.finetune import build_finetuned, run_name
+            from segquant.deploy.runtimes import load
+
+            route = Route(run_name, build_finetuned, load)
+        return from_shards(params, method, baseline, shards, folder, trained, recording, route)
     if ranks()[0]:
         return {}
     images, count = None, recipe.calibration_images
     if count:
         images = calibration_images(shards, count, params.protocol, models.normalization(baseline))
     if graph:
+        from segquant.deploy.build import build_graph
+
         return build_graph(baseline, recipe, folder, exports, images, _points(params, recipe, baseline, shards))
     return build(baseline, recipe, folder, models.device(params.eval.device), images)
 
 
-def _points(params: Params, recipe: Graph, baseline: str | Path, shards: str | Path) -> Score | None:
+def _points(params: Params, recipe: Graph, baseline: str | Path, shards: str | Path) -> Callable | None:
+    """What tells how much mIoU is lost on the calibration images, where the recipe wants to know."""
     if recipe.max_drop is None:
         return None
+    from segquant.deploy.finetune import points
+
     manifest = read_manifest(shards)
     chosen = set(spread(manifest["splits"]["train"]["images"], recipe.calibration_images))
     rows: Sequence[dict] = [row for i, row in enumerate(read_rows(shards, "train")) if i in chosen]

@@ -156,7 +156,7 @@ def footnotes(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | Non
 def show(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | None = None) -> None:
     """Print the table to stdout: with colours on a terminal only, with fewer columns on a narrow one."""
     console, table = _console_and_table()
-    wide = console.width >= 190
+    wide = console.width >= 215
     for name, heading, _, _ in COLUMNS:
         if wide or name in NARROW:
             table.add_column(heading, justify="right", no_wrap=True)
@@ -195,7 +195,7 @@ def _console_and_table() -> tuple[Console, Table]:
     """As wide as the terminal, or all of it where there is none."""
     console = Console()
     if not console.is_terminal:
-        console = Console(width=max(console.width, 200))
+        console = Console(width=max(console.width, 240))
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("method", no_wrap=True)
     return console, table

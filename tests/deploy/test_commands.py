@@ -1,0 +1,82 @@
+"""The commands that make, score and export graphs, as a user runs them."""
+
+import json
+
+import onnx
+import pytest
+from conftest import ade20k_folder
+from test_cli import quick, segquant  # noqa: F401
+
+
+def errors(done):
+    return [line for line in done.stderr.splitlines() if not line.startswith("INFO")]
+
+
+def test_pt2e_makes_scores_and_times_an_int8_onnx_file(tiny_folder, quick, tmp_path):  # noqa: F811
+    for name in ("one", "two"):
+        ade20k_folder(tmp_path / name, "validation", 2)
+    done = segquant(
+        "pt2e", "--params", quick, "--model", tiny_folder, "--data", tmp_path / "one", "--data", tmp_path / "two",
+        "--split", "validation", "--train-split", "validation", "--protocol", "fixed-64x64-v1", "--epochs", 1,
+        "--num-calibration-samples", 2, "--num-samples-per-dataset", 1, "--output", tmp_path / "out",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert list(results) == ["one", "two"]
+    for found in results.values():
+        assert list(found) == ["float32", "onnx_float32", "int8_static", "int8_static_qat"]
+        assert {result["n_images"] for result in found.values()} == {1}
+        assert found["onnx_float32"]["agreement"] == 1.0 and found["int8_static"]["agreement"] > 0.9
+        assert found["int8_static_qat"]["algorithm"] == "qat" and found["int8_static"]["algorithm"] == "pt2e"
+        assert found["int8_static"]["quantize"]["calibration_images"] == 2
+        assert found["int8_static"]["speed"]["engine"] == "onnxruntime"
+        assert found["int8_static"]["size_bytes"] < 0.5 * found["onnx_float32"]["size_bytes"]
+    path = tmp_path / "out" / "int8_static_qat" / "model.onnx"
+    assert f"ONNX: {path}" in done.stdout
+    assert any(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node)
+
+    options = ("--data", tmp_path / "one", "--split", "validation", "--protocol", "fixed-64x64-v1", "--limit", 1)
+    for engine in ("onnxruntime", "openvino"):
+        done = segquant("evaluate", path, *options, "--engine", engine, "--json")
+        assert done.returncode == 0, done.stderr
+        scored = json.loads(done.stdout)
+        assert scored["engine"].startswith(engine) and scored["n_images"] == 1
+        if engine == "onnxruntime":
+            assert scored["mean_iou"] == results["one"]["int8_static_qat"]["mean_iou"]
+    plain = segquant("evaluate", path, *options).stdout
+    assert f"{path}: mIoU " in plain and "(fixed-64x64-v1, 1 images, onnxruntime" in plain
+    done = segquant("evaluate", path, *options[:4], "--protocol", "fixed-100x64-v1")
+    assert done.returncode == 2 and "graphs take heights and widths in multiples of 32" in errors(done)[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("pt2e", "--epochs", -1), "--epochs must be at least 0"),
+        (("pt2e", "--num-calibration-samples", 0), "--num-calibration-samples must be at least 1"),
+        (("pt2e", "--train-split", "nowhere"), "scenes has no split 'nowhere'"),
+        (("export", "--format", "onnx", "--opset", 99), "opset 99 is unknown"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(arguments, message, tiny_folder, tmp_path):
+    command, *rest = arguments
+    common = ["--model", tiny_folder, "--output", tmp_path / "out"]
+    data = ["--data", "scenes", "--split", "validation"] if command == "pt2e" else []
+    done = segquant(command, *common, *data, *rest)
+    assert done.returncode == 2
+    assert len(errors(done)) == 1 and errors(done)[0].startswith("error: ") and message in errors(done)[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_onnx_file_that_is_not_there_and_a_format_without_its_model_are_one_line(tmp_path):
+    done = segquant("evaluate", tmp_path / "no.onnx", "--data", "scenes", "--split", "validation")
+    assert done.returncode == 2 and errors(done) == [f"error: {tmp_path / 'no.onnx'} is not there: give an ONNX file"]
+    done = segquant("export", "--format", "onnx", "--output", tmp_path / "out")
+    assert done.returncode == 2 and errors(done) == ["error: --format onnx needs --model"]
+
+
+def test_export_writes_both_precisions_and_says_how_near_they_are(tiny_folder, tmp_path):
+    done = segquant("export", "--format", "onnx", "--model", tiny_folder, "--output", tmp_path / "out", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["float32"]["difference"] < 1e-4
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["export.json", "float16.onnx", "float32.onnx"]
