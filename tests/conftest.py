@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -22,6 +23,10 @@ REAL = ROOT.parent / "shared" / "real"
 def pytest_collection_modifyitems(items):
     """What takes longest first, so that two workers end together."""
     items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+
+
+def pytest_collection_finish():
+    gc.freeze()  # torch, transformers and dvc are looked through by no collection from here on
 
 
 @pytest.fixture(scope="session")

@@ -261,9 +261,10 @@ def test_a_bad_parameter_ends_in_one_line(clone, change, message):
     "stage",
     [
         "prepare_shards --output x/shards",
+        "export_onnx --baseline models/baseline --output x",
         "reference --baseline models/baseline --shards data/shards --partial x/partial --output x/reference",
-        "quantize --method int4 --baseline models/baseline --shards data/shards --trained models/trained --output x/int4 "
-        "--times x/int4.json",
+        "quantize --method int4 --baseline models/baseline --shards data/shards --exports models/onnx --trained models/trained "
+        "--output x/int4 --times x/int4.json",
         "evaluate --method int4 --artifact models/quantized/int4 --shards data/shards --reference data/reference "
         "--partial x/partial --metrics x/int4.json --classes x/int4.csv --pictures x/pictures",
     ],
@@ -277,6 +278,6 @@ def test_online_tracking_without_a_key_stops_every_stage_before_any_work(clone, 
 def test_a_stage_given_an_unknown_method_is_one_line(clone):
     assert "error: method 'nope' is unknown: choose from" in sh(
         clone,
-        "python -m stages.quantize --method nope --baseline x --shards x --trained x --output x --times x",
+        "python -m stages.quantize --method nope --baseline x --shards x --exports x --trained x --output x --times x",
         code=2,
     )

@@ -281,7 +281,7 @@ Method = Recipe | Graph
 @dataclass(frozen=True)
 class Quant:
     method: str
-    methods: dict[str, Recipe | Graph]
+    methods: dict[str, Method]
     launcher: str = "python"
 
     def __post_init__(self) -> None:

@@ -140,9 +140,9 @@ def test_every_engine_gives_nearly_pytorchs_classes(artifact, name):
 
 
 def test_the_same_images_give_the_same_bytes(work, artifact, tmp_path):
-    for name in INT8:
-        build_graph(work / "baseline", RECIPES[name], tmp_path / name, work / "onnx", images())
-        assert (tmp_path / name / "model.onnx").read_bytes() == (artifact(name) / "model.onnx").read_bytes()
+    """Of pt2e tests/deploy/test_finetune.py and the pipeline's tell."""
+    build_graph(work / "baseline", RECIPES["qdq"], tmp_path / "again", work / "onnx", images())
+    assert (tmp_path / "again" / "model.onnx").read_bytes() == (artifact("qdq") / "model.onnx").read_bytes()
 
 
 def test_the_search_leaves_the_fewest_of_the_most_sensitive_nodes_in_float(work, tmp_path):

@@ -53,9 +53,7 @@ class Runtime(nn.Module):
         """Logits float32 (B, C, h, w) of inputs float32 (B, 3, H, W). Raises ModelError for sizes that cannot be."""
         shape = "x".join(map(str, inputs.shape))
         if any(size % STEP for size in inputs.shape[-2:]):
-            raise ModelError(
-                f"a graph takes heights and widths in multiples of {STEP}, not {shape}: choose such a size"
-            )
+            raise ModelError(f"graphs take heights and widths in multiples of {STEP}, not {shape}: choose such a size")
         try:
             return torch.from_numpy(self._call(inputs.numpy()))
         except Exception as error:  # engines raise many types
