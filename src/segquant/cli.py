@@ -39,27 +39,25 @@ def cli() -> None:
     scored.add_argument("--protocol", help="aligned-512-v1 or fixed-HxW-v1 (default: params.yaml's)")
     scored.add_argument("--output", required=True, type=Path, help="folder for what is found, made where missing")
 
-    run = commands.add_parser("run", parents=[common, scored], help="benchmark a model on a labelled folder, no DVC")
-    run.set_defaults(call=_run)
-    run.add_argument("--data", required=True, action="append", help=f"{_DATA}; given again: another, scored apart")
-    run.add_argument(
+    built = argparse.ArgumentParser(add_help=False)
+    built.add_argument("--data", required=True, action="append", help=f"{_DATA}; given again: another, scored apart")
+    built.add_argument(
         "--label-map", action="append", help=f"{_LABEL_MAP}; given again: one for each --data in turn, or none"
     )
-    run.add_argument("--train-data", help="where methods that calibrate find images (default: the first --data)")
-    run.add_argument("--train-split", default="train", help="the split of it that they may look at (default: train)")
+    built.add_argument("--train-data", help="where images to calibrate and train on are (default: the first --data)")
+    built.add_argument("--train-split", default="train", help="the split of it (default: train)")
+
+    run = commands.add_parser(
+        "run", parents=[common, scored, built], help="benchmark a model on a labelled folder, no DVC"
+    )
+    run.set_defaults(call=_run)
     run.add_argument("--methods", help="comma list of names under quant.methods (default: all)")
     run.add_argument("--limit", type=int, help="score on the first N images only")
 
     pt2e = commands.add_parser(
-        "pt2e", parents=[common, scored], help="float32 to a validated int8 ONNX file, calibrated or trained"
+        "pt2e", parents=[common, scored, built], help="float32 to a validated int8 ONNX file, calibrated or trained"
     )
     pt2e.set_defaults(call=_pt2e)
-    pt2e.add_argument("--data", required=True, action="append", help=f"{_DATA}; given again: another, scored apart")
-    pt2e.add_argument(
-        "--label-map", action="append", help=f"{_LABEL_MAP}; given again: one for each --data in turn, or none"
-    )
-    pt2e.add_argument("--train-data", help="where images to calibrate and train on are (default: the first --data)")
-    pt2e.add_argument("--train-split", default="train", help="the split of it (default: train)")
     pt2e.add_argument(
         "--epochs", type=int, default=0, help="of quantization-aware training, without labels (default: 0, none)"
     )

@@ -43,7 +43,10 @@ def build(kind: type, tree: Any, where: str = "") -> Any:
             values[key] = _value(hints[key], tree[key], at, spec.metadata)
         elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{name} lacks the key '{key}'")
-    return kind(**values)
+    try:
+        return kind(**values)
+    except ConfigError as error:  # of several keys together
+        raise ConfigError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
 
 
 def _kind(kinds: list[type], value: Any) -> type:
@@ -61,7 +64,7 @@ def _value(hint: Any, value: Any, at: str, metadata: Any) -> Any:
         if value is None:
             return None
         kinds = [a for a in typing.get_args(hint) if a is not type(None)]
-        if all(map(dataclasses.is_dataclass, kinds)):  # the first one that has the first key of its own
+        if len(kinds) > 1 and all(map(dataclasses.is_dataclass, kinds)):
             return build(_kind(kinds, value), value, at)
         hint = next((k for k in kinds if isinstance(value, list) == (typing.get_origin(k) is tuple)), kinds[0])
         if isinstance(value, list) and typing.get_origin(hint) is tuple and len(kinds) > 1:

@@ -26,7 +26,7 @@ from segquant.files import digest, sha256
 from segquant.hub import files
 from segquant.training.baseline import scorer
 from segquant.training.data import Crops, crop_size
-from segquant.training.loop import held, silent, train
+from segquant.training.loop import announce, silent, train
 from segquant.training.losses import towards
 from segquant.training.qat import SCALE, Material, Recording
 
@@ -55,9 +55,8 @@ def build_finetuned(
     crop = crop_of(recipe, material.protocol)
     steps = options.epochs * -(-len(material.rows) // options.batch_size)
     run = run_name(recipe, baseline, material.identity, material.protocol)
-    state, before = held(checkpoint, run), []
-    if state:
-        log.info("%s: training goes on at step %d, once the graph is calibrated again", checkpoint, state["step"])
+    announce(checkpoint, run, "the graph is calibrated again")
+    before: list[float] = []  # seconds that this training took before it was killed
 
     def samples(crop: int, first: int, length: int) -> Crops:
         return Crops(material.rows, crop, SCALE, options.seed, first, length, material.protocol, normalization)

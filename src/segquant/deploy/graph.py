@@ -113,11 +113,6 @@ def to_onnx(
     return model
 
 
-def ops(model: onnx.ModelProto, kind: str) -> int:
-    """How many nodes of a type there are, such as QuantizeLinear."""
-    return sum(node.op_type == kind for node in model.graph.node)
-
-
 @contextmanager
 def _quiet():
     """Without what torch.onnx tells of torchvision's operators and of its own future."""

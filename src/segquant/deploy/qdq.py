@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,26 +42,28 @@ def quantize_qdq(
             return {"float_nodes": []}
         whole = score(load_graph(source))
 
-        def drop(kept: list[str]) -> float:
-            work.write(target, kept)
-            fallen = whole - score(load_graph(target))
-            log.info("%d of %d nodes in float: %.2f points lost", len(kept), len(work.shapes), fallen)
-            return fallen
+        @cache
+        def drop(count: int) -> float:
+            """Points lost with so many of the most sensitive nodes in float."""
+            work.write(target, names[:count])
+            lost = whole - score(load_graph(target))
+            log.info("%d of %d nodes in float: %.2f points lost", count, len(work.shapes), lost)
+            return lost
 
-        fallen = drop([])
-        if fallen <= max_drop:
-            return {"drop": fallen, "float_nodes": []}
+        names: list[str] = []
+        if drop(0) <= max_drop:
+            return {"drop": drop(0), "float_nodes": []}
         ranked = work.sensitivity()
         names = [row["node"] for row in ranked]
-        kept, low, high = names, 0, 1
-        while high < len(names) and (fallen := drop(names[:high])) > max_drop:
-            low, high = high, 2 * high
-        high = min(high, len(names))
+        low, high = 0, 1
+        while high < len(names) and drop(high) > max_drop:
+            low, high = high, min(2 * high, len(names))
         while high - low > 1:  # the fewest that do, as far as fewer cost more
             middle = (low + high) // 2
-            low, high = (middle, high) if drop(names[:middle]) > max_drop else (low, middle)
-        kept = names[:high]
-        return {"drop": drop(kept), "float_nodes": kept, "sensitivity": ranked}
+            low, high = (middle, high) if drop(middle) > max_drop else (low, middle)
+        found = {"drop": drop(high), "float_nodes": names[:high], "sensitivity": ranked}
+        work.write(target, names[:high])
+        return found
 
 
 class _Work:

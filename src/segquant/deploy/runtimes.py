@@ -128,8 +128,9 @@ def _onnxruntime(path: Path, _compute: str) -> tuple[Runtime, list[End], list[En
         [End(end.name, end.type, list(end.shape)) for end in ends]
         for ends in (session.get_inputs(), session.get_outputs())
     )
-    name = inputs[0].name
-    model = Runtime(lambda array: session.run(None, {name: array})[0], "onnxruntime", ort.__version__, threads)
+    model = Runtime(
+        lambda array: session.run(None, {inputs[0].name: array})[0], "onnxruntime", ort.__version__, threads
+    )
     model.normalization = _normalization(session.get_modelmeta().custom_metadata_map)
     return model, inputs, outputs
 

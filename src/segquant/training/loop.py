@@ -177,7 +177,7 @@ def _batches(
             ]
             # A generator of its own: the loader else draws from torch's.
             loader = DataLoader(
-                _Told(samples(phase.crop, start, stop - start)), batch_sampler=mine, 
+                _Told(samples(phase.crop, start, stop - start)), batch_sampler=mine,
                 num_workers=min(options.workers, os.cpu_count() or 1),
                 collate_fn=_collate, pin_memory=device.type == "cuda", generator=torch.Generator(),
             )  # fmt: skip
@@ -222,18 +222,25 @@ def _save(
         torch.save(state, part)
 
 
-def held(path: Path, run: str) -> dict[str, Any] | None:
-    """What `_save` wrote for the training `run`, None where there is no file.
+def announce(path: Path, run: str, first: str) -> None:
+    """Say that a killed training will go on from its checkpoint, once `first` is done, which takes long.
 
     Raises SegquantError for the checkpoint of another run, and for a file that is none.
     """
+    state = _held(path, run)
+    if state:
+        log.info("%s: training goes on at step %d, once %s", path, state["step"], first)
+
+
+def _held(path: Path, run: str) -> dict[str, Any] | None:
+    """What `_save` wrote for the training `run`, None where there is no file; raises as `announce`."""
     if not path.is_file():
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         other = state["run"]
     except Exception as error:  # torch raises many types for a broken file
-        raise SegquantError(f"{path} is no checkpoint of this program: remove it to start anew") from error
+        raise _broken(path) from error
     if other != _among_processes(run):
         raise SegquantError(f"{path} is the checkpoint of another run ({other}): remove it to start anew")
     return state
@@ -246,7 +253,7 @@ def _among_processes(run: str) -> str:
 
 def _resume(path: Path, model: nn.Module, optimizer, average: nn.Module | None, run: str) -> tuple[int, float]:
     """Load what `_save` wrote, if anything; the steps that were done, and the seconds that they took."""
-    state = held(path, run)
+    state = _held(path, run)
     if not state:
         return 0, 0.0
     try:
@@ -256,5 +263,9 @@ def _resume(path: Path, model: nn.Module, optimizer, average: nn.Module | None, 
             average.load_state_dict(state["average"])
         log.info("resumed %s at step %d", path, state["step"])
         return state["step"], state["seconds"]
-    except Exception as error:
-        raise SegquantError(f"{path} is no checkpoint of this program: remove it to start anew") from error
+    except Exception as error:  # as there
+        raise _broken(path) from error
+
+
+def _broken(path: Path) -> SegquantError:
+    return SegquantError(f"{path} is no checkpoint of this program: remove it to start anew")

@@ -33,7 +33,7 @@ from segquant.ranks import ranks
 from segquant.training.baseline import scorer
 from segquant.training.data import Crops, crop_size
 from segquant.training.distill import check_labels, shared_input
-from segquant.training.loop import Record, held, silent, train
+from segquant.training.loop import Record, announce, silent, train
 from segquant.training.losses import towards
 
 log = logging.getLogger(__name__)
@@ -125,9 +125,7 @@ def build_trained(
     crop = crop_size(options.crop, material.protocol, SCALE)
     teacher = load_teacher(options, baseline, material)
     run = run_name(recipe, baseline, material.identity, material.protocol)
-    state = held(checkpoint, run)
-    if state:
-        log.info("%s: training goes on at step %d, once the layers are calibrated again", checkpoint, state["step"])
+    announce(checkpoint, run, "the layers are calibrated again")
 
     def refine(model: nn.Module, found: Found, bits: Mapping[str, int], convs: Sequence[str]) -> Found:
         groups = _attach(model, found, bits, convs, options)
