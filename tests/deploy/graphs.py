@@ -25,9 +25,9 @@ def images(count=4):
     return torch.randn(count, 3, 64, 96, generator=torch.Generator().manual_seed(2)).cumsum(2) / 4
 
 
-def float_model():
+def float_model(stages=4):
     """With what training leaves in a decode head's normalization, and classes that differ."""
-    model = small_segformer(11)
+    model = small_segformer(11, stages)
     generator = torch.Generator().manual_seed(1)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

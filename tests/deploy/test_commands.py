@@ -4,8 +4,16 @@ import json
 
 import onnx
 import pytest
-from conftest import ade20k_folder
+from conftest import ade20k_folder, small_segformer
 from test_cli import quick, segquant  # noqa: F401
+
+from segquant import models
+
+
+@pytest.fixture
+def tiny_folder(tmp_path):
+    models.save(small_segformer(stages=2), tmp_path / "tiny")
+    return tmp_path / "tiny"
 
 
 def errors(done):

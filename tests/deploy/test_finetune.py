@@ -33,7 +33,7 @@ MATERIAL = Material(ROWS, CAMVID, "four scenes", "fixed-96x96-v1")
 @pytest.fixture(scope="module")
 def baseline(tmp_path_factory):
     folder = tmp_path_factory.mktemp("baseline")
-    models.save(float_model(), folder)
+    models.save(float_model(stages=2), folder)
     return folder
 
 
@@ -43,12 +43,12 @@ def made(baseline, folder, recipe=RECIPE, material=MATERIAL):
 
 @pytest.fixture(scope="module")
 def graph():
-    return prepared(float_model(), images(), trained=True)
+    return prepared(float_model(stages=2), images(), trained=True)
 
 
 def test_training_brings_the_graph_nearer_and_the_converted_one_is_the_trained_one(graph):
     """Fake-quantized and converted predictions agree on at least 99.9 % of pixels, as the converted graph is meant to."""
-    teacher, pictures = float_model(), images(8)
+    teacher, pictures = float_model(stages=2), images(8)
     model = Trainable(graph, observed=4)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=3e-4)
@@ -75,7 +75,7 @@ def ranges(model):
 
 
 def test_ranges_move_in_training_until_they_are_frozen_and_never_in_evaluation():
-    model = Trainable(prepared(float_model(), images(), trained=True), observed=2)
+    model = Trainable(prepared(float_model(stages=2), images(), trained=True), observed=2)
     larger = 3 * images()
     start = ranges(model)
     with torch.no_grad():
