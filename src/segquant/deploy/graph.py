@@ -70,10 +70,15 @@ class ConvFuse(nn.Module):
         return self.classifier(F.relu(fused))
 
 
-def exported(pixels: nn.Module) -> ExportedProgram:
-    """torch.export of what takes pixels (B, 3, H, W), for any B, H and W up to 256, 4096 and 4096."""
+def exported(pixels: nn.Module, named: bool = True) -> ExportedProgram:
+    """torch.export of what takes pixels (B, 3, H, W), for any B, H and W up to 256, 4096 and 4096.
+
+    Of what is exported once more, its sizes `named` only then: what torch.export simplifies by the names makes the
+    second export take twice as long.
+    """
     sizes = {0: Dim("batch", max=256), 2: STEP * Dim("rows", max=128), 3: STEP * Dim("columns", max=128)}
-    return torch.export.export(pixels, (torch.zeros(_EXAMPLE),), dynamic_shapes=(sizes,))
+    dynamic = sizes if named else dict.fromkeys(sizes, Dim.AUTO)
+    return torch.export.export(pixels, (torch.zeros(_EXAMPLE),), dynamic_shapes=(dynamic,))
 
 
 def to_onnx(

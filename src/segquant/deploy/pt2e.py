@@ -38,7 +38,7 @@ def prepared(model: nn.Module, images: torch.Tensor, trained: bool) -> GraphModu
     """The graph of a float model with observers, or with fake quantization if it is to be `trained`, calibrated on
     images (N, 3, H, W)."""
     pixels = Pixels(model).requires_grad_(trained)
-    graph = exported(pixels).module()
+    graph = exported(pixels, named=False).module()
     quantizer = Quantizer()
     quantizer.set_global(_fake_quantized() if trained else get_default_x86_inductor_quantization_config())
     graph = (prepare_qat_pt2e if trained else prepare_pt2e)(graph, quantizer)
