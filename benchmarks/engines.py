@@ -52,7 +52,9 @@ def main() -> None:
     params = replace(
         params,
         quant=build(config.Quant, {"method": "float32", "methods": METHODS}, "METHODS"),
-        speed=replace(params.speed, input_size=tuple(a.input_size), batch_sizes=(1, 4), engines=engines),
+        speed=replace(
+            params.speed, input_size=tuple(a.input_size), batch_sizes=(1, 4), engines=engines, runs=30, seconds=20
+        ),
     )
     results = run(
         params, model=a.model, data=[a.data], split=a.split, output=Path(a.output), label_maps=[a.label_map],
