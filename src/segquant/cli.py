@@ -12,7 +12,7 @@ from typing import Any
 import segquant
 from segquant import config
 from segquant.entry import run as entry
-from segquant.errors import ConfigError
+from segquant.errors import ConfigError, UnavailableError
 from segquant.files import read_json
 
 _DATA = "'scenes', a labelled folder, a zip archive, a folder of Parquet files or a hub id"
@@ -99,7 +99,7 @@ def cli() -> None:
     export.add_argument("--opset", type=int, help="onnx: of the graph (default: 20)")
     export.add_argument("--classes", action="store_true", help="onnx: class maps at the input's size instead of logits")
     export.add_argument("--artifact", help="transformers: folder such as models/quantized/int8")
-    export.add_argument("--output", required=True, type=Path, help="folder, made where missing")
+    export.add_argument("--output", required=True, type=Path, help="folder, which must not be there yet")
 
     methods = commands.add_parser("methods", parents=[common], help="list every method and whether it runs here")
     methods.set_defaults(call=_methods)
@@ -124,12 +124,17 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _pt2e(arguments: argparse.Namespace) -> None:
+    from segquant.deploy.extras import unavailable
+
     for name in ("epochs", "num_calibration_samples"):
         if getattr(arguments, name) < (name != "epochs"):
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {int(name != 'epochs')}")
     params = config.load(arguments.params)
     calibration = config.Calibration(arguments.num_calibration_samples)
     static = config.Graph(engine="onnxruntime", weights="int8", algorithm="pt2e", calibration=calibration)
+    reason = unavailable(static)
+    if reason:
+        raise UnavailableError(reason)
     methods = {
         "float32": config.Recipe("float32"),
         "onnx_float32": config.Graph(engine="onnxruntime", weights="float32"),
@@ -150,7 +155,8 @@ def _benchmark(arguments: argparse.Namespace, params: config.Params, methods: li
     from segquant.runs import run
 
     if arguments.limit is not None and arguments.limit < 1:
-        raise ConfigError(f"--limit must be at least 1, not {arguments.limit}")
+        option = "--limit" if arguments.call is _run else "--num-samples-per-dataset"
+        raise ConfigError(f"{option} must be at least 1, not {arguments.limit}")
     results = run(
         params,
         **_scored(arguments),
@@ -222,10 +228,18 @@ def _export(arguments: argparse.Namespace) -> None:
     wanted = "model" if arguments.format == "onnx" else "artifact"
     if not getattr(arguments, wanted):
         raise ConfigError(f"--format {arguments.format} needs --{wanted}")
+    for name in {"onnx": ("artifact",), "transformers": ("model", "opset", "classes")}[arguments.format]:
+        if getattr(arguments, name) not in (None, False):
+            raise ConfigError(f"--format {arguments.format} takes no --{name}")
+    if arguments.output.exists():
+        raise ConfigError(f"{arguments.output} exists: give a new folder, or remove that one first")
     if arguments.format == "transformers":
         from segquant.deploy.transformers_folder import export_transformers
 
         size = export_transformers(arguments.artifact, arguments.output)
+        if arguments.json:
+            print(json.dumps({"bytes": size}))
+            return
         print(
             f"{arguments.output}: {size / 1e6:.2f} MB of weights, for AutoModelForSemanticSegmentation.from_pretrained"
         )
@@ -235,7 +249,9 @@ def _export(arguments: argparse.Namespace) -> None:
     from segquant.hub import locate
 
     folder = locate(arguments.model, arguments.revision, arguments.sha256)
-    told = export_onnx(folder, arguments.output, arguments.opset or OPSET, arguments.classes)
+    told = export_onnx(
+        folder, arguments.output, OPSET if arguments.opset is None else arguments.opset, arguments.classes
+    )
     if arguments.json:
         print(json.dumps(told, indent=2))
         return

@@ -26,8 +26,8 @@ LABEL_MAPS = "data/label_maps/"
 # Method names become file names, beside others in metrics/ and in the output of `segquant run`.
 _METHOD_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _RESERVED = {
-    "classes", "environment", "hardware", "manifest", "partial", "predictions", "quantize", "reference", "report",
-    "results", "selected", "shards", "speed",
+    "classes", "data", "environment", "hardware", "manifest", "onnx", "partial", "predictions", "quantize", "reference",
+    "report", "results", "selected", "shards", "speed",
 }  # fmt: skip
 
 

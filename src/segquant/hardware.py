@@ -38,6 +38,9 @@ def environment() -> dict[str, Any]:
     return {"gpu": (_gpu() or "").split(",")[0] or None, **_versions(*names, *_ENGINES)}
 
 
+BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # instructions without which bfloat16 takes longer than float32
+
+
 def instructions() -> list[str]:
     """The processor's, of those that PyTorch's kernels ask for; none known outside of Linux."""
     known = _cpuinfo("flags", "Features").split()

@@ -22,6 +22,7 @@ from segquant.data.label_map import load_label_map
 from segquant.data.shards import Shard, open_shards, write_shards
 from segquant.data.sources import open_images, open_source, rows
 from segquant.deploy.build import build_graph
+from segquant.deploy.extras import refused
 from segquant.deploy.finetune import build_finetuned, crop_of, points
 from segquant.deploy.onnx_export import write_exports
 from segquant.deploy.qdq import Score
@@ -79,13 +80,15 @@ def run(
             maps.append(load_label_map(one.label_map, baseline.config.num_labels, one.source.classes))
         except DataError as error:
             raise DataError(f"{one.data}: {error}") from error
-    for recipe in recipes.values():
+    for name, recipe in recipes.items():
         if isinstance(recipe, Recipe):
             plan(baseline, recipe)
+        elif refused(protocol) or refused(params.speed.input_size):
+            raise ConfigError(f"{name}: {refused(protocol) or refused(params.speed.input_size)}")
     train = replace(params.data, source=train_data or data[0])
     images = _calibration(recipes, train, train_split, model, protocol)
-    points = _points(recipes, train, train_split, model, replace(params, protocol=protocol), maps[0])
     validated = next(iter(sets.values())).source, maps[0]
+    points = _points(recipes, train, train_split, model, replace(params, protocol=protocol), *validated)
     material = _material(recipes, train, train_split, model, replace(params, protocol=protocol), *validated)
     partial = output / "partial"
     for one in sets.values():
@@ -157,7 +160,9 @@ def score_onnx(
     source = open_source(replace(params.data, source=data), split, limit)
     found = evaluate(
         model, rows(source), len(source), num_classes=len(source.classes), protocol=protocol,
-        normalization=model.normalization, settings=replace(params.eval, dtype="float32", compile=False),
+        normalization=model.normalization, settings=replace(
+            params.eval, dtype="float32", compile=False, batch_size=model.batch or params.eval.batch_size
+        ),
         label_map=load_label_map(label_map, model.config.num_labels, source.classes),
     )  # fmt: skip
     scores = found.scores
@@ -289,13 +294,18 @@ def _material(
 
 
 def _points(
-    recipes: dict[str, Method], data: Data, split: str, model: str, params: Params, label_map: Any
+    recipes: dict[str, Method], data: Data, split: str, model: str, params: Params, validated: Any, label_map: Any
 ) -> dict[str, Score]:
     """Of each method that may lose so many points at most: what scores a model on its calibration images."""
     found = {}
     for name, recipe in recipes.items():
         if isinstance(recipe, Graph) and recipe.max_drop is not None:
             source = open_source(data, split)
+            if list(source.classes) != list(validated.classes):
+                raise DataError(
+                    f"{name} has a max_drop, and {data.source} has other classes than the first --data, which the "
+                    "label map is for: give --train-data with the same ones"
+                )
             chosen = Subset(source, spread(len(source), recipe.calibration_images))
             found[name] = points(params, chosen, source.classes, model, label_map)
     return found

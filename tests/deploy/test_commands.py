@@ -4,10 +4,13 @@ import json
 
 import onnx
 import pytest
+import yaml
 from conftest import ade20k_folder, small_segformer
+from PIL import Image
 from test_cli import quick, segquant  # noqa: F401
 
 from segquant import models
+from segquant.errors import UnavailableError
 
 
 @pytest.fixture
@@ -63,7 +66,14 @@ def test_pt2e_makes_scores_and_times_an_int8_onnx_file(tiny_folder, quick, tmp_p
         (("pt2e", "--epochs", -1), "--epochs must be at least 0"),
         (("pt2e", "--num-calibration-samples", 0), "--num-calibration-samples must be at least 1"),
         (("pt2e", "--train-split", "nowhere"), "scenes has no split 'nowhere'"),
+        (("pt2e", "--num-samples-per-dataset", 0), "--num-samples-per-dataset must be at least 1"),
+        (
+            ("pt2e", "--protocol", "fixed-360x480-v1"),
+            "graphs take heights and widths in multiples of 32, not fixed-360",
+        ),
         (("export", "--format", "onnx", "--opset", 99), "opset 99 is unknown"),
+        (("export", "--format", "onnx", "--opset", 0), "opset 0 is unknown"),
+        (("export", "--format", "onnx", "--artifact", "a"), "--format onnx takes no --artifact"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(arguments, message, tiny_folder, tmp_path):
@@ -74,6 +84,56 @@ def test_bad_input_is_one_line_and_nothing_is_written(arguments, message, tiny_f
     assert done.returncode == 2
     assert len(errors(done)) == 1 and errors(done)[0].startswith("error: ") and message in errors(done)[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_an_export_never_replaces_a_folder(tiny_folder, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis").write_text("words")
+    done = segquant("export", "--format", "onnx", "--model", tiny_folder, "--output", tmp_path / "mine")
+    assert done.returncode == 2
+    assert errors(done) == [f"error: {tmp_path / 'mine'} exists: give a new folder, or remove that one first"]
+    assert (tmp_path / "mine" / "thesis").read_text() == "words"
+
+
+def test_pt2e_without_the_extra_is_one_line(monkeypatch, tmp_path):
+    from segquant import cli
+    from segquant.deploy import extras
+
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    monkeypatch.setattr(
+        "sys.argv",
+        ["segquant", "pt2e", "--model", "m", "--data", "d", "--split", "val", "--output", f"{tmp_path / 'out'}"],
+    )
+    monkeypatch.setattr(cli, "entry", lambda main: main())
+    with pytest.raises(UnavailableError, match=r"not installed: pip install 'segquant\[onnx\]'"):
+        cli.cli()
+    assert not (tmp_path / "out").exists()
+
+
+def test_run_keeps_to_max_drop_on_the_calibration_images(tiny_folder, quick, tmp_path):  # noqa: F811
+    params = yaml.safe_load(quick.read_text())
+    params["quant"]["methods"]["onnx_int8"] = {
+        "engine": "onnxruntime", "weights": "int8", "algorithm": "qdq", "calibration": {"images": 2}, "max_drop": 50,
+    }  # fmt: skip
+    quick.write_text(yaml.safe_dump(params, sort_keys=False))
+    ade20k_folder(tmp_path / "one", "validation", 2)
+    for folder in ("validation", "validationannot"):  # of CamVid's eleven classes
+        (tmp_path / "camvid" / folder).mkdir(parents=True)
+        Image.new("L" if "annot" in folder else "RGB", (60, 40)).save(tmp_path / "camvid" / folder / "a.png")
+    options = (
+        "run", "--params", quick, "--model", tiny_folder, "--data", tmp_path / "one", "--split", "validation",
+        "--train-split", "validation", "--protocol", "fixed-64x64-v1", "--methods", "onnx_int8",
+        "--output", tmp_path / "out",
+    )  # fmt: skip
+    done = segquant(*options)
+    assert done.returncode == 0, done.stderr
+    info = json.loads((tmp_path / "out" / "onnx_int8" / "quantization.json").read_text())
+    assert info["float_nodes"] == [] and abs(info["drop"]) <= 50
+    done = segquant(*options, "--train-data", tmp_path / "camvid")
+    assert (
+        done.returncode == 2
+        and f"onnx_int8 has a max_drop, and {tmp_path / 'camvid'} has other classes" in errors(done)[-1]
+    )
 
 
 def test_an_onnx_file_that_is_not_there_and_a_format_without_its_model_are_one_line(tmp_path):

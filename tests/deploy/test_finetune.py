@@ -88,6 +88,21 @@ def test_ranges_move_in_training_until_they_are_frozen_and_never_in_evaluation()
         assert bool(moved) == (step < 2)
 
 
+def test_ranges_of_weights_follow_the_weights_to_the_end():
+    model = Trainable(prepared(float_model(stages=2), images(), trained=True), observed=0)
+    start = ranges(model)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.5)
+        model(images())
+    torch.testing.assert_close(
+        {name: value for name, value in ranges(model).items() if value.numel() > 1},
+        {name: 1.5 * value for name, value in start.items() if value.numel() > 1},
+        rtol=1e-5, atol=2**-12,
+    )  # fmt: skip
+    assert all(torch.equal(value, start[name]) for name, value in ranges(model).items() if value.numel() == 1)
+
+
 def test_killed_it_goes_on_and_ends_with_the_same_bytes(baseline, tmp_path, monkeypatch):
     times = made(baseline, tmp_path / "whole")
     assert times["calibration_images"] == 4 and times["seconds"] > 0

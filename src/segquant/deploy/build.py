@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import nn
 
 from segquant import models
 from segquant.config import Graph
-from segquant.deploy.extras import needs, unavailable
+from segquant.deploy.extras import exports_lack, needs, unavailable
 from segquant.deploy.graph import exported, to_onnx
 from segquant.deploy.openvino_int8 import quantize_nncf
 from segquant.deploy.pt2e import calibrated
@@ -27,7 +26,6 @@ from segquant.files import replacing, write_bytes
 from segquant.quant.artifacts import save_unavailable, seal
 from segquant.ranks import ranks
 
-log = logging.getLogger(__name__)
 Fit = Callable[[nn.Module, torch.Tensor], nn.Module]  # (float model, calibration images) -> a quantized graph
 
 
@@ -47,7 +45,7 @@ def build_graph(
     gives points of mIoU where max_drop is to be kept; `fit` is what algorithm pt2e does, which else calibrates. Gives
     what `quant.build.build` gives. Raises DataError without images, ModelError for an artifact that does not run.
     """
-    reason = unavailable(recipe)
+    reason = unavailable(recipe) or (exports_lack(exports) if recipe.algorithm != "pt2e" else None)
     if reason:
         save_unavailable(recipe, reason, folder)
         return {"unavailable": reason}
@@ -83,21 +81,21 @@ def build_graph(
             **found,
         }
         seal(part, recipe, info)
-        _probe(part)
-    return {"seconds": round(seconds, 3), "calibration_images": recipe.calibration_images}
+        _probe(part, (1, 3, 64, 96) if images is None else images[:1].shape)
+    return {"seconds": round(seconds, 3), "calibration_images": 0 if images is None else len(images)}
 
 
 @torch.inference_mode()
-def _probe(folder: Path) -> None:
+def _probe(folder: Path, shape: Sequence[int]) -> None:
     """Raise ModelError unless the artifact runs and its logits are numbers."""
     model = load(folder).model
-    logits = model(torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))).logits
+    logits = model(torch.randn(*shape, generator=torch.Generator().manual_seed(0))).logits
     if not logits.isfinite().all():
         raise ModelError(f"{folder} gives logits that are no numbers")
 
 
 def _quantized_fraction(folder: Path) -> float:
-    """The share of int8 among the numbers that the graph in `folder` holds, scales and zero points left out."""
+    """The share of int8 among the numbers that the graph in `folder` holds, ranges left out where they can be told."""
     if (folder / "model.onnx").is_file():
         onnx = needs("onnx")
         graph = onnx.load(folder / "model.onnx").graph

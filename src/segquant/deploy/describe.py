@@ -11,9 +11,10 @@ _ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 def describe(recipe: Graph) -> str:
     """The recipe in words."""
     engine = _ENGINES[recipe.engine]
-    rest = f", the rest in {recipe.compute}" if recipe.compute != "float32" else ""
+    other = recipe.compute != "float32"
     if recipe.algorithm == "cast":
-        return f"the {recipe.weights} graph on {engine}{rest}"
+        return f"the {recipe.weights} graph on {engine}{f', computed in {recipe.compute}' if other else ''}"
+    rest = f", the rest in {recipe.compute}" if other else ""
     but = f", but for {', '.join(recipe.ignored_types)}" if recipe.ignored_types else ""
     searched = f", losing at most {recipe.max_drop} points" if recipe.max_drop is not None else ""
     trained = ""

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
-from segquant.config import Graph
+from segquant.config import FIXED_PROTOCOL, Graph
 from segquant.errors import UnavailableError
+from segquant.files import read_json
+from segquant.hardware import BFLOAT16, instructions
 
+STEP = 32  # what the stages of a SegFormer divide height and width by
 _EXTRAS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino", "nncf")}  # as in pyproject.toml
 
 
@@ -16,9 +21,19 @@ def needs(*modules: str) -> ModuleType:
     """The first of `modules`, all of which are there. Raises UnavailableError with what to install."""
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
-        extra = next(extra for extra, names in _EXTRAS.items() if missing[0] in names)
+        extra = next(extra for extra in ("openvino", "onnx") if not set(missing).isdisjoint(_EXTRAS[extra]))
         raise UnavailableError(f"{' and '.join(missing)} not installed: pip install 'segquant[{extra}]'")
     return importlib.import_module(modules[0])
+
+
+def refused(inputs: str | Sequence[int]) -> str | None:
+    """Why graphs cannot take the inputs of a protocol, or of (height, width) in pixels; None when they can."""
+    named = inputs if isinstance(inputs, str) else "x".join(map(str, inputs))
+    fixed = FIXED_PROTOCOL.fullmatch(inputs) if isinstance(inputs, str) else None
+    sizes = fixed.groups() if fixed else () if isinstance(inputs, str) else inputs
+    if any(int(size) % STEP for size in sizes):
+        return f"graphs take heights and widths in multiples of {STEP}, not {named}: choose such a size"
+    return None
 
 
 def unavailable(recipe: Graph) -> str | None:
@@ -28,4 +43,11 @@ def unavailable(recipe: Graph) -> str | None:
         needs(*wanted, *(["nncf"] if recipe.algorithm == "nncf" else []))
     except UnavailableError as error:
         return str(error)
+    if recipe.compute == "bfloat16" and BFLOAT16.isdisjoint(instructions()):
+        return "compute bfloat16 needs a processor that has it (avx512_bf16, amx_bf16 or bf16)"
     return None
+
+
+def exports_lack(exports: str | Path) -> str | None:
+    """Why the folder that `write_exports` wrote has no graphs, None where it has them."""
+    return read_json(Path(exports) / "export.json").get("unavailable")

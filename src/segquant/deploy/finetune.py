@@ -24,6 +24,7 @@ from segquant.errors import ConfigError, DataError, ModelError
 from segquant.evaluation.head import fuse_early
 from segquant.files import digest, sha256
 from segquant.hub import files
+from segquant.ranks import ranks
 from segquant.training.baseline import scorer
 from segquant.training.data import Crops, crop_size
 from segquant.training.loop import announce, silent, train
@@ -62,7 +63,9 @@ def build_finetuned(
         return Crops(material.rows, crop, SCALE, options.seed, first, length, material.protocol, normalization)
 
     def fit(model: nn.Module, images: torch.Tensor) -> nn.Module:
-        graph = Trainable(prepared(model, images, trained=True), int(options.observe * steps * options.accumulate))
+        share = torch.empty(max(1, options.batch_size // ranks()[1]))
+        forward = steps * len(share.chunk(options.accumulate))
+        graph = Trainable(prepared(model, images, trained=True), int(options.observe * forward))
         weights = [p for p in graph.parameters() if p.requires_grad]
         with recording() as record:
             earlier = train(

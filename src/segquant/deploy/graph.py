@@ -15,7 +15,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from segquant.data.protocols import Normalization
-from segquant.deploy.extras import needs
+from segquant.deploy.extras import STEP, needs
 from segquant.errors import ConfigError, ModelError
 from segquant.evaluation.head import fused_products, has_segformers_head
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import onnx
 
 OPSET = 20  # the first with Gelu; with 23 attention is one node too, which ONNX Runtime 1.31 runs at half the speed
-STEP = 32  # what the stages of a SegFormer divide height and width by
 INPUT, LOGITS, CLASSES = "pixel_values", "logits", "classes"
 _EXAMPLE = (2, 3, 128, 192)  # a batch of 1 would be taken for a constant
 
@@ -74,11 +73,14 @@ def exported(pixels: nn.Module, named: bool = True) -> ExportedProgram:
     """torch.export of what takes pixels (B, 3, H, W), for any B, H and W up to 256, 4096 and 4096.
 
     Of what is exported once more, its sizes `named` only then: what torch.export simplifies by the names makes the
-    second export take twice as long.
+    second export take twice as long. Raises ModelError for a model that cannot be exported.
     """
     sizes = {0: Dim("batch", max=256), 2: STEP * Dim("rows", max=128), 3: STEP * Dim("columns", max=128)}
     dynamic = sizes if named else dict.fromkeys(sizes, Dim.AUTO)
-    return torch.export.export(pixels, (torch.zeros(_EXAMPLE),), dynamic_shapes=(dynamic,))
+    try:
+        return torch.export.export(pixels, (torch.zeros(_EXAMPLE),), dynamic_shapes=(dynamic,))
+    except Exception as error:  # it raises many types
+        raise ModelError(f"torch.export cannot take this model: {' '.join(str(error).split())[:200]}") from error
 
 
 def to_onnx(
@@ -93,19 +95,18 @@ def to_onnx(
     known = onnx.defs.onnx_opset_version()
     if not 18 <= opset <= known:
         raise ConfigError(f"opset {opset} is unknown: onnx {onnx.__version__} and PyTorch write 18 to {known}")
-    with _quiet():
-        written = torch.onnx.export(
-            program, (), dynamo=True, opset_version=opset, input_names=[INPUT], output_names=[output], verbose=False
-        )
+    try:
+        with _quiet():
+            written = torch.onnx.export(
+                program, (), dynamo=True, opset_version=opset, input_names=[INPUT], output_names=[output], verbose=False
+            )
+    except Exception as error:  # as there
+        raise ModelError(f"torch.onnx cannot take this model: {' '.join(str(error).split())[:200]}") from error
     model = written.model_proto
     if model.opset_import[0].version != opset:
         found = model.opset_import[0].version
         raise ConfigError(f"opset {opset} cannot be written for this model: PyTorch gives {found}")
-    for part in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
-    model.graph.ClearField("metadata_props")
-    model.ClearField("metadata_props")
+    strip(model)
     names = [config.id2label[i] for i in range(config.num_labels)]
     mean, std = map(list, normalization)
     preprocessing = {"channels": "RGB", "scale": 1 / 255, "mean": mean, "std": std, "multiple_of": STEP}
@@ -116,6 +117,21 @@ def to_onnx(
     except onnx.checker.ValidationError as error:
         raise ModelError(f"the ONNX model is not valid: {' '.join(str(error).split())[:200]}") from error
     return model
+
+
+def strip(model: onnx.ModelProto) -> None:
+    """Take out, in place, what exporters and quantizers note of their own work, and opsets that no node is of."""
+    ours = [one for one in model.metadata_props if one.key in ("labels", "preprocessing")]
+    del model.metadata_props[:]
+    model.metadata_props.extend(ours)
+    graph = model.graph
+    for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    used = {node.domain for node in graph.node}
+    kept = [one for one in model.opset_import if one.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
 
 
 @contextmanager

@@ -57,10 +57,10 @@ def export_onnx(source: str | Path, folder: str | Path, opset: int = OPSET, clas
 
 
 def write_exports(source: str | Path, folder: str | Path) -> None:
-    """`export_onnx` as the pipeline keeps it: without the extra a folder that says so."""
+    """`export_onnx` as the pipeline keeps it: without the extra, or of a model that has no graph, a folder says so."""
     try:
         export_onnx(source, folder)
-    except UnavailableError as error:
+    except (ModelError, UnavailableError) as error:  # the methods that want no graph go on without
         with replacing(folder) as part:
             part.mkdir()
             write_json(part / "export.json", {"unavailable": str(error)})
@@ -85,8 +85,6 @@ def _difference(path: Path, pixels: nn.Module, precision: str) -> dict[str, floa
         same.append((found.argmax(1) == wanted.argmax(1)).mean())
     agreement = float(min(same))
     if (precision == "float32" and most > TOLERANCE) or agreement < LEAST_AGREEMENT:
-        raise ModelError(
-            f"the {precision} ONNX model is not PyTorch's: logits differ by up to {most:.1e}, and {agreement:.1%} of "
-            "classes agree"
-        )
+        differ = "" if pixels.classes else f"logits differ by up to {most:.1e}, and "
+        raise ModelError(f"the {precision} ONNX model is not PyTorch's: {differ}{agreement:.1%} of classes agree")
     return {"agreement": agreement} if pixels.classes else {"difference": most, "agreement": agreement}

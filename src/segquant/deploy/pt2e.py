@@ -64,7 +64,8 @@ def converted(graph: GraphModule) -> GraphModule:
 class Trainable(nn.Module):
     """A fake-quantized graph as the training loop takes a model, its logits those of the converted one.
 
-    After `observed` training steps the ranges of activations stay as they are, and no evaluation moves them.
+    After `observed` training steps the ranges of activations stay as they are, and no evaluation moves them; those of
+    weights are of the weights as they are, always.
     """
 
     def __init__(self, graph: GraphModule, observed: int):
@@ -75,7 +76,10 @@ class Trainable(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
         training = torch.is_grad_enabled()
-        self.graph.apply(enable_observer if training and self.seen < self.observed else disable_observer)
+        moving = training and self.seen < self.observed
+        for module in self.graph.modules():
+            if isinstance(module, FakeQuantize) and not module.is_per_channel:
+                module.apply(enable_observer if moving else disable_observer)
         self.seen += training
         return SimpleNamespace(logits=self.graph(pixel_values))
 

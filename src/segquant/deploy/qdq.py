@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from segquant.deploy.extras import needs
-from segquant.deploy.graph import INPUT
+from segquant.deploy.graph import INPUT, strip
 from segquant.deploy.runtimes import load_graph
+from segquant.files import write_bytes
 from segquant.progress import progress
 
 log = logging.getLogger(__name__)
@@ -96,6 +97,9 @@ class _Work:
             # The output of a MatMul goes to an addition in float: quantized, it would be rounded for nothing.
             extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"]},
         )  # fmt: skip
+        written = needs("onnx").load(target)
+        strip(written)
+        write_bytes(target, written.SerializeToString(deterministic=True))
 
     def sensitivity(self) -> list[dict[str, Any]]:
         """Each node quantized alone: the most sensitive first."""

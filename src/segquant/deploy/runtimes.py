@@ -1,6 +1,6 @@
-"""Engines behind one interface: `load` an artifact, or `load_graph` an ONNX file, then `logits`.
+"""Engines behind one interface: `load` an artifact, or `load_graph` an ONNX file, and `model(pixels).logits`.
 
-What comes out is called as transformers' own models are, so that evaluation and timing treat every engine alike.
+What comes out is called as transformers' own models are, so that evaluation treats every engine alike.
 """
 
 from __future__ import annotations
@@ -39,13 +39,15 @@ class End(NamedTuple):
 class Runtime(nn.Module):
     """A graph on an engine of its own, called as a transformers model is.
 
-    `version` is the engine's, `threads` how many it computes with; `normalization` is what its pixels want.
+    `version` is the engine's, `threads` how many it computes with; `normalization` is what its pixels want, `batch` how
+    many images it takes at a time, None for any number.
     """
 
     def __init__(self, call: Callable[[np.ndarray], np.ndarray], engine: str, version: str, threads: int):
         super().__init__()
         self.engine, self.version, self.threads, self._call = engine, version, threads, call
         self.normalization: Normalization = IMAGENET
+        self.batch: int | None = None
         self.config = SimpleNamespace(num_labels=None)
         self._place = nn.Parameter(torch.zeros(1), requires_grad=False)  # says: float32 on the CPU
 
@@ -75,6 +77,7 @@ def load(source: str | Path, device: torch.device | str = "cpu") -> Artifact:
     if "unavailable" in info:
         raise UnavailableError(info["unavailable"])
     intact(source, info)
+    needs(recipe["engine"])  # not what loading takes: PyTorch is there too
     start = time.perf_counter()
     paths = [Path(source) / name for name in info["files"] if name.startswith("model.")]
     model = load_graph(next(path for path in paths if path.name in GRAPHS), recipe["engine"], recipe["compute"])
@@ -107,14 +110,18 @@ def load_graph(path: str | Path, engine: str = "onnxruntime", compute: str = "fl
     except Exception as error:  # engines raise many types
         raise ModelError(f"{engine} cannot load {path}: {said(error)}") from error
     fits = len(inputs) == len(outputs) == 1 and [len(end.shape) for end in (*inputs, *outputs)] == [4, 4]
-    if not fits or inputs[0].shape[1] not in (3, "3"):
+    if not fits or (isinstance(inputs[0].shape[1], int) and inputs[0].shape[1] != 3):
         told = "; ".join(f"{name} {kind} {shape}" for name, kind, shape in (*inputs, *outputs))
         raise ModelError(
             f"{path} is not a SegFormer's graph: it must take pixels (B, 3, H, W) and give logits (B, C, h, w), not "
             f"{told[:200]}"
         )
-    sizes = [size if isinstance(size, int) else usual for size, usual in zip(inputs[0].shape, (1, 3, 64, 64))]
-    model.config.num_labels = model.logits(torch.zeros(sizes)).shape[1]
+    sizes, classes = inputs[0].shape, outputs[0].shape[1]
+    model.batch = sizes[0] if isinstance(sizes[0], int) else None
+    if not isinstance(classes, int):
+        known = [size if isinstance(size, int) else usual for size, usual in zip(sizes, (1, 3, 64, 64))]
+        classes = model.logits(torch.zeros(known)).shape[1]
+    model.config.num_labels = classes
     return model
 
 

@@ -14,17 +14,26 @@ import torch
 
 from segquant import models
 from segquant.config import Speed
+from segquant.deploy.extras import exports_lack, refused
 from segquant.deploy.runtimes import load, load_graph
 from segquant.entry import run
 from segquant.evaluation import speed
 from segquant.fields import build
 from segquant.files import write_json
+from segquant.quant.artifacts import describe_artifact
 
 
 def measure(
     artifact: str | Path, float32: str | Path, exports: str | Path, options: Speed, device: torch.device
 ) -> dict[str, Any]:
-    """`evaluation.speed.measure`; float32 on an engine of its own is float32.onnx in `exports`."""
+    """`evaluation.speed.measure`; float32 on an engine of its own is float32.onnx in `exports`.
+
+    Graphs that take no such size, or have no float32 beside them, are unavailable.
+    """
+    if "engine" in describe_artifact(artifact)["recipe"]:
+        reason = refused(options.input_size) or exports_lack(exports)
+        if reason:
+            return {"unavailable": reason}
     exported = Path(exports) / "float32.onnx"
     return speed.measure(artifact, float32, options, device, load, lambda engine: load_graph(exported, engine))
 

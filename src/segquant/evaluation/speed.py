@@ -17,7 +17,7 @@ from torch import nn
 from segquant.config import Speed
 from segquant.errors import UnavailableError
 from segquant.evaluation.predict import forward
-from segquant.quant.artifacts import Artifact, load_artifact
+from segquant.quant.artifacts import Artifact, describe_artifact, load_artifact
 
 log = logging.getLogger(__name__)
 TORCH = ("eager", "compile")  # engines whose threads are PyTorch's
@@ -42,6 +42,8 @@ def measure(
     An artifact with an engine of its own, which `load` has to know, is measured on that alone: in turn with what
     `graph` (engine) gives, float32 on that engine, and with PyTorch's eager float32, for `relative_to_eager`.
     """
+    own = describe_artifact(artifact)["recipe"].get("engine")
+    device = torch.device("cpu") if own else device  # where such engines run, and what they are told against
     inputs = {size: _inputs(size, *speed.input_size).to(device) for size in speed.batch_sizes}
     before = _start_memory(device)
     try:
@@ -51,7 +53,6 @@ def measure(
     _timed(loaded.model, inputs[speed.batch_sizes[0]])
     peak = _peak_memory(device) - before
 
-    own = loaded.info["recipe"].get("engine")
     eager = load_artifact(float32, device).model
     beside = {"float32": graph(own), "eager": eager} if own else {"float32": eager}
     version = loaded.model.version if own else torch.__version__
@@ -77,7 +78,7 @@ def measure(
         "peak_memory_bytes": peak,
         "load_seconds": loaded.load_seconds,
         "input_size": list(speed.input_size),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" and not own else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "engine_version": version,
         "lanes": lanes,

@@ -28,13 +28,12 @@ from segquant.data.palette import palette
 from segquant.errors import ConfigError, SegquantError
 from segquant.evaluation.loop import Evaluation
 from segquant.files import replacing
-from segquant.hardware import instructions
+from segquant.hardware import BFLOAT16, instructions
 from segquant.progress import progress
 from segquant.ranks import join, mean, ranks
 
 log = logging.getLogger(__name__)
 LOG_EVERY = 10  # steps
-BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # of processors; without them it takes longer than float32
 
 Samples = Callable[[int, int, int], Dataset]  # (crop, first, length) -> (image, labels) of a stream's samples
 Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]  # (model, images, labels) -> a mean

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
@@ -36,7 +35,6 @@ from segquant.training.distill import check_labels, shared_input
 from segquant.training.loop import Record, announce, silent, train
 from segquant.training.losses import towards
 
-log = logging.getLogger(__name__)
 Recording = Callable[[], AbstractContextManager[Record | None]]  # around a training
 RANGES, REST = 0.0075, 0.0025  # learning rates of ranges, and of biases and norms, as shares of the codes'
 SCALE = (0.9, 1.3)  # of images before cropping: much smaller crops or other scales fit what evaluation does not see
