@@ -17,7 +17,7 @@ from segquant.errors import ConfigError
 def quantize_nncf(source: str | Path, folder: Path, images: torch.Tensor, recipe: Graph) -> dict[str, Any]:
     """Write the float32 ONNX model `source`, quantized, to model.xml and model.bin in `folder`.
 
-    Without `recipe.ignored_types` it is NNCF's default preset, which destroys a SegFormer and fits no other size than the
+    Without `recipe.ignored_types` it is NNCF's default preset, which destroys a SegFormer and fits no size but the
     images': what depthwise convolutions take gets a range for each place instead of each channel. With them, nodes of
     those types stay float and activations may have a zero point (NNCF's preset `mixed`). Raises ConfigError for a type
     that the model has not.
