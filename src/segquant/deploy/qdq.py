@@ -32,7 +32,8 @@ def quantize_qdq(
     """Write the float32 ONNX model `source`, quantized, to `target`; images (N, 3, H, W) give the ranges.
 
     Weights of Conv and of MatMul get a scale a channel, their inputs one a tensor; products of two activations, as in
-    attention, stay float. Where `score` falls by more than `max_drop`, each node's sensitivity is measured, quantized
+    attention, stay float, and so does the first convolution, which sees pixels: it costs more accuracy than the others
+    together. Where `score` falls by more than `max_drop`, each node's sensitivity is measured, quantized
     alone, and as few as it takes of the most sensitive ones are left in float. Gives `drop` (points), `float_nodes`
     and `sensitivity` (name, shape of the weight, SNR of the logits in dB) as far as they were measured.
     """
@@ -79,11 +80,12 @@ class _Work:
         graph = onnx.load(self.model).graph
         weights = {one.name: list(one.dims) for one in graph.initializer}
         products = [node for node in graph.node if node.op_type in _TYPES]
+        first = next(node.name for node in products if INPUT in node.input)
         self.shapes = {
             node.name: next(weights[name] for name in node.input if name in weights)
-            for node in products if any(name in weights for name in node.input)
+            for node in products if node.name != first and any(name in weights for name in node.input)
         }  # fmt: skip
-        self.attention = [node.name for node in products if node.name not in self.shapes]
+        self.floats = [node.name for node in products if node.name not in self.shapes]
 
     def write(self, target: Path, kept: list[str] | None = None, only: str | None = None) -> None:
         """The quantized model, the nodes `kept` in float, or all but `only`. The ranges are found once."""
@@ -93,7 +95,7 @@ class _Work:
             self.model, target, _Reader(self.images), calibration_cache_path=self.folder / "ranges.json",
             calibrate_method=CalibrationMethod.MinMax, quant_format=QuantFormat.QDQ, per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, op_types_to_quantize=_TYPES,
-            nodes_to_quantize=[only] if only else list(self.shapes), nodes_to_exclude=[*self.attention, *(kept or [])],
+            nodes_to_quantize=[only] if only else list(self.shapes), nodes_to_exclude=[*self.floats, *(kept or [])],
             # The output of a MatMul goes to an addition in float: quantized, it would be rounded for nothing.
             extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"]},
         )  # fmt: skip
