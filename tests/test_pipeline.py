@@ -58,7 +58,6 @@ def clone(tmp_path_factory):
     params["quant"]["methods"]["int2_qat"]["train"] = {
         "steps": 3, "crop": 64, "batch_size": 2, "validate_every": 3, "validation_images": 2, "workers": 0, "lr": 0.5,
     }  # fmt: skip
-    params["quant"]["methods"]["int2"]["algorithm"] = "affine"
     params["quant"]["methods"]["int8_static"]["calibration"] = {"images": 4}
     params["data"]["limit"] = 4
     params["protocol"] = "fixed-64x64-v1"
