@@ -24,7 +24,7 @@ def quantize_nncf(source: str | Path, folder: Path, images: torch.Tensor, recipe
     """
     os.environ.setdefault("NNCF_CI", "1")  # it would tell its makers of each use
     nncf, openvino = needs("nncf", "openvino", "onnx"), needs("openvino")
-    nncf.set_log_level(logging.ERROR)
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # nncf.set_log_level would set every handler there too
     model = openvino.Core().read_model(source)
     types = sorted({op.get_type_name() for op in model.get_ops()})
     unknown = [name for name in recipe.ignored_types if name not in types]
