@@ -118,7 +118,13 @@ def _scored(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in names}
 
 
+def _at_least(least: int, option: str, value: int | None) -> None:
+    if value is not None and value < least:
+        raise ConfigError(f"{option} must be at least {least}, not {value}")
+
+
 def _run(arguments: argparse.Namespace) -> None:
+    _at_least(1, "--limit", arguments.limit)
     params = config.load(arguments.params)
     _benchmark(arguments, params, [m.strip() for m in arguments.methods.split(",")] if arguments.methods else None)
 
@@ -126,9 +132,9 @@ def _run(arguments: argparse.Namespace) -> None:
 def _pt2e(arguments: argparse.Namespace) -> None:
     from segquant.deploy.extras import unavailable
 
-    for name in ("epochs", "num_calibration_samples"):
-        if getattr(arguments, name) < (name != "epochs"):
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least {int(name != 'epochs')}")
+    _at_least(0, "--epochs", arguments.epochs)
+    _at_least(1, "--num-calibration-samples", arguments.num_calibration_samples)
+    _at_least(1, "--num-samples-per-dataset", arguments.limit)
     params = config.load(arguments.params)
     calibration = config.Calibration(arguments.num_calibration_samples)
     static = config.Graph(engine="onnxruntime", weights="int8", algorithm="pt2e", calibration=calibration)
@@ -154,9 +160,6 @@ def _benchmark(arguments: argparse.Namespace, params: config.Params, methods: li
     from segquant.report import tables
     from segquant.runs import run
 
-    if arguments.limit is not None and arguments.limit < 1:
-        option = "--limit" if arguments.call is _run else "--num-samples-per-dataset"
-        raise ConfigError(f"{option} must be at least 1, not {arguments.limit}")
     results = run(
         params,
         **_scored(arguments),
@@ -179,6 +182,7 @@ def _benchmark(arguments: argparse.Namespace, params: config.Params, methods: li
 def _evaluate(arguments: argparse.Namespace) -> None:
     from segquant.runs import score_onnx
 
+    _at_least(1, "--limit", arguments.limit)
     names = ("onnx", "data", "split", "engine", "label_map", "protocol", "limit")
     found = score_onnx(config.load(arguments.params), **{name: getattr(arguments, name) for name in names})
     if arguments.json:
@@ -228,11 +232,10 @@ def _export(arguments: argparse.Namespace) -> None:
     wanted = "model" if arguments.format == "onnx" else "artifact"
     if not getattr(arguments, wanted):
         raise ConfigError(f"--format {arguments.format} needs --{wanted}")
-    for name in {"onnx": ("artifact",), "transformers": ("model", "opset", "classes")}[arguments.format]:
+    others = {"onnx": ("artifact",), "transformers": ("model", "revision", "sha256", "opset", "classes")}
+    for name in others[arguments.format]:
         if getattr(arguments, name) not in (None, False):
             raise ConfigError(f"--format {arguments.format} takes no --{name}")
-    if arguments.output.exists():
-        raise ConfigError(f"{arguments.output} exists: give a new folder, or remove that one first")
     if arguments.format == "transformers":
         from segquant.deploy.transformers_folder import export_transformers
 
@@ -248,6 +251,8 @@ def _export(arguments: argparse.Namespace) -> None:
     from segquant.deploy.onnx_export import PRECISIONS, export_onnx
     from segquant.hub import locate
 
+    if arguments.output.exists():
+        raise ConfigError(f"{arguments.output} exists: give a new folder, or remove that one first")
     folder = locate(arguments.model, arguments.revision, arguments.sha256)
     told = export_onnx(
         folder, arguments.output, OPSET if arguments.opset is None else arguments.opset, arguments.classes

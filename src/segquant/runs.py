@@ -22,7 +22,7 @@ from segquant.data.label_map import load_label_map
 from segquant.data.shards import Shard, open_shards, write_shards
 from segquant.data.sources import open_images, open_source, rows
 from segquant.deploy.build import build_graph
-from segquant.deploy.extras import refused
+from segquant.deploy.extras import refused_protocol, refused_size
 from segquant.deploy.finetune import build_finetuned, crop_of, points
 from segquant.deploy.onnx_export import write_exports
 from segquant.deploy.qdq import Score
@@ -83,8 +83,8 @@ def run(
     for name, recipe in recipes.items():
         if isinstance(recipe, Recipe):
             plan(baseline, recipe)
-        elif refused(protocol) or refused(params.speed.input_size):
-            raise ConfigError(f"{name}: {refused(protocol) or refused(params.speed.input_size)}")
+        elif reason := refused_protocol(protocol) or refused_size(params.speed.input_size):
+            raise ConfigError(f"{name}: {reason}")
     train = replace(params.data, source=train_data or data[0])
     images = _calibration(recipes, train, train_split, model, protocol)
     validated = next(iter(sets.values())).source, maps[0]
@@ -153,8 +153,6 @@ def score_onnx(
     Pixels are normalized as the file's metadata say (`preprocessing`, as `segquant export` writes it), else by
     ImageNet's mean and standard deviation. Raises ModelError for a file that is no SegFormer's.
     """
-    if limit is not None and limit < 1:
-        raise ConfigError(f"--limit must be at least 1, not {limit}")
     protocol = check_protocol(protocol or params.protocol)
     model = load_graph(onnx, engine)
     source = open_source(replace(params.data, source=data), split, limit)

@@ -1,6 +1,7 @@
 """Graphs against PyTorch: exported, quantized, run and timed on the engines that they are for."""
 
 import json
+import logging
 from collections import Counter
 from dataclasses import replace
 
@@ -18,9 +19,10 @@ from segquant.config import Calibration, Graph, Recipe, Speed
 from segquant.deploy import extras, runtimes
 from segquant.deploy.build import build_graph
 from segquant.deploy.describe import describe
-from segquant.deploy.extras import refused, unavailable
+from segquant.deploy.extras import refused_protocol, refused_size, unavailable
 from segquant.deploy.graph import Pixels
 from segquant.deploy.onnx_export import export_onnx, write_exports
+from segquant.deploy.openvino_int8 import quantize_nncf
 from segquant.deploy.qdq import quantize_qdq
 from segquant.deploy.runtimes import load, load_graph
 from segquant.deploy.speed import measure
@@ -85,7 +87,7 @@ def test_an_export_is_checked_stripped_and_says_what_it_takes_and_gives(work):
         assert (stored["preprocessing"]["mean"], stored["preprocessing"]["std"]) == (MEAN, STD)
         assert load_graph(path).normalization == (tuple(MEAN), tuple(STD))
         parts = [*model.graph.node, *model.graph.value_info]
-        assert not any(part.metadata_props or part.doc_string for part in parts)
+        assert not any(part.metadata_props or part.doc_string for part in parts) and model.doc_string == ""
         assert [str(d.dim_value or d.dim_param) for d in model.graph.input[0].type.tensor_type.shape.dim][1] == "3"
         assert nodes(path)["QuantizeLinear"] == 0
     assert told["float16"]["bytes"] < 0.6 * told["float32"]["bytes"]
@@ -124,7 +126,7 @@ def test_an_int8_graph_quantizes_every_layer(artifact, name):
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
     assert sorted(one.key for one in model.metadata_props) == ["labels", "preprocessing"]
-    assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+    assert not any(node.metadata_props or node.doc_string for node in model.graph.node) and model.doc_string == ""
     graph = model.graph
     int8 = [one for one in graph.initializer if one.data_type == TensorProto.INT8 and len(one.dims) > 1]
     assert len(int8) == sum(product.values()) - (name == "qdq")  # whose first convolution stays float
@@ -300,10 +302,13 @@ def test_bfloat16_needs_a_processor_that_has_it(monkeypatch):
     assert unavailable(RECIPES["openvino_bfloat16"]) is None
 
 
-@pytest.mark.parametrize("inputs", ["fixed-360x480-v1", (500, 512)])
-def test_what_no_graph_takes_is_said_beforehand(inputs):
-    assert refused(inputs).startswith("graphs take heights and widths in multiples of 32, not ")
-    assert refused("fixed-384x512-v1") is refused("aligned-512-v1") is refused((384, 512)) is None
+def test_what_no_graph_takes_is_said_beforehand():
+    reason = "graphs take heights and widths in multiples of 32, not {}: choose such a size"
+    for size in ("360x480", "384x500", "500x512"):
+        assert refused_protocol(f"fixed-{size}-v1") == reason.format(f"protocol fixed-{size}-v1")
+        assert refused_size(tuple(map(int, size.split("x")))) == reason.format(f"speed.input_size {size}")
+    assert refused_protocol("fixed-384x512-v1") is refused_protocol("aligned-512-v1") is None
+    assert refused_size((384, 512)) is None
 
 
 def test_a_model_without_a_graph_stops_no_other_method(work, tmp_path, monkeypatch):
@@ -323,7 +328,7 @@ def test_a_model_without_a_graph_stops_no_other_method(work, tmp_path, monkeypat
 def test_speed_of_a_graph_that_takes_no_such_size_is_unavailable(work, artifact):
     options = Speed(input_size=(64, 100), batch_sizes=(1,), runs=1, warmup=0)
     found = measure(artifact("qdq"), work / "float32", work / "onnx", options, torch.device("cpu"))
-    assert found == {"unavailable": "graphs take heights and widths in multiples of 32, not 64x100: choose such a size"}
+    assert found == {"unavailable": refused_size((64, 100))}
 
 
 def test_calibration_without_images_is_one_line(work, tmp_path):
@@ -336,6 +341,17 @@ def test_a_node_type_that_the_model_has_not_is_one_line(work, tmp_path):
     recipe = replace(RECIPES["nncf"], ignored_types=("Convolutoin",))
     with pytest.raises(ConfigError, match="ignored_types has 'Convolutoin', of which the model has none: it has Add, "):
         build_graph(work / "baseline", recipe, tmp_path / "a", work / "onnx", images())
+
+
+def test_whoever_hears_nncf_keeps_a_level_of_their_own(work, tmp_path):
+    import nncf
+
+    recipe = replace(RECIPES["nncf"], ignored_types=("None",))
+    nncf.common.logging.nncf_logger.addHandler(handler := logging.NullHandler())
+    with pytest.raises(ConfigError):
+        quantize_nncf(work / "onnx" / "float32.onnx", tmp_path, images(), recipe)
+    nncf.common.logging.nncf_logger.removeHandler(handler)
+    assert handler.level == logging.NOTSET
 
 
 def test_a_damaged_graph_is_one_line(artifact, tmp_path):

@@ -11,10 +11,10 @@ _ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 def describe(recipe: Graph) -> str:
     """The recipe in words."""
     engine = _ENGINES[recipe.engine]
-    other = recipe.compute != "float32"
+    part = "computed" if recipe.algorithm == "cast" else "the rest"
+    compute = f", {part} in {recipe.compute}" if recipe.compute != "float32" else ""
     if recipe.algorithm == "cast":
-        return f"the {recipe.weights} graph on {engine}{f', computed in {recipe.compute}' if other else ''}"
-    rest = f", the rest in {recipe.compute}" if other else ""
+        return f"the {recipe.weights} graph on {engine}{compute}"
     but = f", but for {', '.join(recipe.ignored_types)}" if recipe.ignored_types else ""
     searched = f", losing at most {recipe.max_drop} points" if recipe.max_drop is not None else ""
     trained = ""
@@ -22,5 +22,5 @@ def describe(recipe: Graph) -> str:
         trained = f", then {recipe.train.epochs} epoch{'s' * (recipe.train.epochs > 1)} of training towards float32"
     return (
         f"int8 weights and activations of the graph on {engine} ({_ROUTES[recipe.algorithm]}{but}, ranges from "
-        f"{recipe.calibration_images} images{searched}{trained}){rest}"
+        f"{recipe.calibration_images} images{searched}{trained}){compute}"
     )

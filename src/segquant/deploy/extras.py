@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -26,13 +26,20 @@ def needs(*modules: str) -> ModuleType:
     return importlib.import_module(modules[0])
 
 
-def refused(inputs: str | Sequence[int]) -> str | None:
-    """Why graphs cannot take the inputs of a protocol, or of (height, width) in pixels; None when they can."""
-    named = inputs if isinstance(inputs, str) else "x".join(map(str, inputs))
-    fixed = FIXED_PROTOCOL.fullmatch(inputs) if isinstance(inputs, str) else None
-    sizes = fixed.groups() if fixed else () if isinstance(inputs, str) else inputs
-    if any(int(size) % STEP for size in sizes):
-        return f"graphs take heights and widths in multiples of {STEP}, not {named}: choose such a size"
+def refused_protocol(protocol: str) -> str | None:
+    """Why graphs cannot take the inputs of a protocol, or None when they can."""
+    fixed = FIXED_PROTOCOL.fullmatch(protocol)
+    return _refused(f"protocol {protocol}", map(int, fixed.groups())) if fixed else None
+
+
+def refused_size(size: Sequence[int]) -> str | None:
+    """Why the speed of graphs cannot be measured on inputs of `size` (height, width) in pixels, or None when it can."""
+    return _refused(f"speed.input_size {'x'.join(map(str, size))}", size)
+
+
+def _refused(name: str, sizes: Iterable[int]) -> str | None:
+    if any(size % STEP for size in sizes):
+        return f"graphs take heights and widths in multiples of {STEP}, not {name}: choose such a size"
     return None
 
 

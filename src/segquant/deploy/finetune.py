@@ -63,6 +63,7 @@ def build_finetuned(
         return Crops(material.rows, crop, SCALE, options.seed, first, length, material.protocol, normalization)
 
     def fit(model: nn.Module, images: torch.Tensor) -> nn.Module:
+        # A step is so many forward passes: the ones that torch.chunk, which need not give what is asked, makes of it.
         share = torch.empty(max(1, options.batch_size // ranks()[1]))
         forward = steps * len(share.chunk(options.accumulate))
         graph = Trainable(prepared(model, images, trained=True), int(options.observe * forward))

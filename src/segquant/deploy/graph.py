@@ -100,7 +100,7 @@ def to_onnx(
             written = torch.onnx.export(
                 program, (), dynamo=True, opset_version=opset, input_names=[INPUT], output_names=[output], verbose=False
             )
-    except Exception as error:  # as there
+    except Exception as error:  # it raises many types
         raise ModelError(f"torch.onnx cannot take this model: {' '.join(str(error).split())[:200]}") from error
     model = written.model_proto
     if model.opset_import[0].version != opset:
@@ -124,6 +124,7 @@ def strip(model: onnx.ModelProto) -> None:
     ours = [one for one in model.metadata_props if one.key in ("labels", "preprocessing")]
     del model.metadata_props[:]
     model.metadata_props.extend(ours)
+    model.ClearField("doc_string")
     graph = model.graph
     for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
         part.ClearField("metadata_props")

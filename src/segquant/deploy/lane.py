@@ -12,7 +12,7 @@ from segquant.config import Graph, Params
 from segquant.data.calibration import calibration_images, spread
 from segquant.data.label_map import load_label_map
 from segquant.data.shards import read_manifest, read_rows
-from segquant.deploy.extras import refused, unavailable
+from segquant.deploy.extras import refused_protocol, unavailable
 from segquant.quant.artifacts import save_unavailable
 from segquant.quant.build import build
 from segquant.ranks import ranks
@@ -35,7 +35,7 @@ def quantize_lane(
     """
     (recipe,) = params.quant.choose([method]).values()
     graph = isinstance(recipe, Graph)
-    reason = (unavailable(recipe) or refused(params.protocol)) if graph else None
+    reason = (unavailable(recipe) or refused_protocol(params.protocol)) if graph else None
     if reason:
         save_unavailable(recipe, reason, folder)
         return {"unavailable": reason}

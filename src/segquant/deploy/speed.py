@@ -14,7 +14,7 @@ import torch
 
 from segquant import models
 from segquant.config import Speed
-from segquant.deploy.extras import exports_lack, refused
+from segquant.deploy.extras import exports_lack, refused_size
 from segquant.deploy.runtimes import load, load_graph
 from segquant.entry import run
 from segquant.evaluation import speed
@@ -31,7 +31,7 @@ def measure(
     Graphs that take no such size, or have no float32 beside them, are unavailable.
     """
     if "engine" in describe_artifact(artifact)["recipe"]:
-        reason = refused(options.input_size) or exports_lack(exports)
+        reason = refused_size(options.input_size) or exports_lack(exports)
         if reason:
             return {"unavailable": reason}
     exported = Path(exports) / "float32.onnx"

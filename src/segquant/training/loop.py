@@ -262,7 +262,7 @@ def _resume(path: Path, model: nn.Module, optimizer, average: nn.Module | None, 
             average.load_state_dict(state["average"])
         log.info("resumed %s at step %d", path, state["step"])
         return state["step"], state["seconds"]
-    except Exception as error:  # as there
+    except Exception as error:  # state dicts that do not fit raise many types
         raise _broken(path) from error
 
 
