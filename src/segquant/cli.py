@@ -130,7 +130,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _pt2e(arguments: argparse.Namespace) -> None:
-    from segquant.deploy.extras import unavailable
+    from segquant.deploy.extras import refused_protocol, unavailable
 
     _at_least(0, "--epochs", arguments.epochs)
     _at_least(1, "--num-calibration-samples", arguments.num_calibration_samples)
@@ -138,9 +138,10 @@ def _pt2e(arguments: argparse.Namespace) -> None:
     params = config.load(arguments.params)
     calibration = config.Calibration(arguments.num_calibration_samples)
     static = config.Graph(engine="onnxruntime", weights="int8", algorithm="pt2e", calibration=calibration)
-    reason = unavailable(static)
-    if reason:
+    if reason := unavailable(static):
         raise UnavailableError(reason)
+    if reason := refused_protocol(arguments.protocol or params.protocol):
+        raise ConfigError(reason)
     methods = {
         "float32": config.Recipe("float32"),
         "onnx_float32": config.Graph(engine="onnxruntime", weights="float32"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from segquant.config import Data, Graph, Method, Params, Recipe, Sensitivity, ch
 from segquant.data.calibration import calibration_batch, spread
 from segquant.data.fingerprint import fingerprint
 from segquant.data.label_map import load_label_map
+from segquant.data.protocols import IMAGENET
 from segquant.data.shards import Shard, open_shards, write_shards
 from segquant.data.sources import open_images, open_source, rows
 from segquant.deploy.build import build_graph
@@ -40,6 +42,8 @@ from segquant.quant.methods import plan
 from segquant.training.baseline import scorer
 from segquant.training.data import crop_size
 from segquant.training.qat import SCALE, Material, build_trained, load_teacher
+
+log = logging.getLogger(__name__)
 
 
 def run(
@@ -155,10 +159,12 @@ def score_onnx(
     """
     protocol = check_protocol(protocol or params.protocol)
     model = load_graph(onnx, engine)
+    if model.normalization is None:
+        log.warning("%s has no metadata `preprocessing`: pixels are normalized by ImageNet's mean and std", onnx)
     source = open_source(replace(params.data, source=data), split, limit)
     found = evaluate(
         model, rows(source), len(source), num_classes=len(source.classes), protocol=protocol,
-        normalization=model.normalization, settings=replace(
+        normalization=model.normalization or IMAGENET, settings=replace(
             params.eval, dtype="float32", compile=False, batch_size=model.batch or params.eval.batch_size
         ),
         label_map=load_label_map(label_map, model.config.num_labels, source.classes),

@@ -69,7 +69,7 @@ def test_pt2e_makes_scores_and_times_an_int8_onnx_file(tiny_folder, quick, tmp_p
         (("pt2e", "--num-samples-per-dataset", 0), "--num-samples-per-dataset must be at least 1"),
         (
             ("pt2e", "--protocol", "fixed-360x480-v1"),
-            "graphs take heights and widths in multiples of 32, not protocol fixed-360x480-v1",
+            "error: graphs take heights and widths in multiples of 32, not protocol fixed-360x480-v1",
         ),
         (("export", "--format", "onnx", "--opset", 99), "opset 99 is unknown"),
         (("export", "--format", "onnx", "--opset", 0), "opset 0 is unknown"),

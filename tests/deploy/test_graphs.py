@@ -102,7 +102,9 @@ def test_class_maps_inside_the_graph_are_those_of_interpolation_and_argmax(work,
     (found,) = session.run(None, {"pixel_values": inputs.numpy()})
     expected = F.interpolate(wanted(inputs), (96, 64), mode="bilinear", align_corners=False).argmax(1)
     assert found.dtype == np.uint8 and (found == expected.numpy()).all()
-    with pytest.raises(ModelError, match="not a SegFormer's graph: it must take pixels .* classes"):
+    with pytest.raises(
+        ModelError, match="float32.onnx gives class maps: export it without --classes, as scores are of "
+    ):
         load_graph(tmp_path / "onnx" / "float32.onnx")
 
 
@@ -240,6 +242,7 @@ def test_a_file_that_is_no_segformers_is_one_line(engine, tmp_path):
     (tmp_path / "junk.onnx").write_bytes(b"no graph")
     cases = {
         "is not there: give an ONNX file": tmp_path / "nothing.onnx",
+        "is a folder: give an ONNX file": tmp_path,
         f"{engine} cannot load .*junk.onnx": tmp_path / "junk.onnx",
         "is not a SegFormer's graph: it must take pixels": foreign(tmp_path / "flat.onnx", ["B", 10], ["B", 10]),
         "must take pixels .B, 3, H, W. and give logits": foreign(
@@ -250,6 +253,27 @@ def test_a_file_that_is_no_segformers_is_one_line(engine, tmp_path):
         with pytest.raises(ModelError, match=message) as caught:
             load_graph(path, engine)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    "stored",
+    [
+        "{oops", "[1]", '{"mean": [0.5, 0.5, 0.5]}', '{"mean": [0.5], "std": [0.5]}',
+        '{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "channels": "BGR"}',
+        '{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "scale": 1}',
+    ],
+)  # fmt: skip
+def test_pixels_are_never_normalized_other_than_a_files_metadata_say(engine, stored, tmp_path):
+    path = foreign(tmp_path / "other.onnx", ["B", 3, "H", "W"], ["B", 3, "H", "W"])
+    assert load_graph(path, engine).normalization is None
+    model = onnx.load(path)
+    model.metadata_props.add(key="preprocessing", value=stored)
+    onnx.save(model, path)
+    with pytest.raises(
+        ModelError, match="metadata `preprocessing` of another kind: it must be JSON with the mean and std"
+    ):
+        load_graph(path, engine)
 
 
 def test_files_of_other_exporters_are_taken(tmp_path):

@@ -49,7 +49,7 @@ def quantize_qdq(
             """Points lost with so many of the most sensitive nodes in float."""
             work.write(target, names[:count])
             lost = whole - score(load_graph(target))
-            log.info("%d of %d nodes in float: %.2f points lost", count, len(work.shapes), lost)
+            log.info("%d of %d nodes in float: %.3f points lost", count, len(work.shapes), lost)
             return lost
 
         names: list[str] = []

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from segquant.data.protocols import IMAGENET, Normalization
+from segquant.data.protocols import Normalization
 from segquant.deploy.extras import needs
-from segquant.deploy.graph import STEP
+from segquant.deploy.graph import CLASSES, STEP
 from segquant.errors import ModelError, UnavailableError
 from segquant.quant import artifacts
 from segquant.quant.artifacts import Artifact, describe_artifact, intact
@@ -39,14 +39,14 @@ class End(NamedTuple):
 class Runtime(nn.Module):
     """A graph on an engine of its own, called as a transformers model is.
 
-    `version` is the engine's, `threads` how many it computes with; `normalization` is what its pixels want, `batch` how
-    many images it takes at a time, None for any number.
+    `version` is the engine's, `threads` how many it computes with; `normalization` is what its metadata say that its
+    pixels want, `batch` how many images it takes at a time, None for any number.
     """
 
     def __init__(self, call: Callable[[np.ndarray], np.ndarray], engine: str, version: str, threads: int):
         super().__init__()
         self.engine, self.version, self.threads, self._call = engine, version, threads, call
-        self.normalization: Normalization = IMAGENET
+        self.normalization: Normalization | None = None
         self.batch: int | None = None
         self.config = SimpleNamespace(num_labels=None)
         self._place = nn.Parameter(torch.zeros(1), requires_grad=False)  # says: float32 on the CPU
@@ -101,16 +101,19 @@ def load_graph(path: str | Path, engine: str = "onnxruntime", compute: str = "fl
     """
     path = Path(path)
     if not path.is_file():
-        raise ModelError(f"{path} is not there: give an ONNX file")
+        what = "is a folder" if path.is_dir() else "is not there"
+        raise ModelError(f"{path} {what}: give an ONNX file")
     starter = {"onnxruntime": _onnxruntime, "openvino": _openvino}[engine]
     try:
         model, inputs, outputs = starter(path, compute)
-    except UnavailableError:
+    except (UnavailableError, ModelError):
         raise
     except Exception as error:  # engines raise many types
         raise ModelError(f"{engine} cannot load {path}: {said(error)}") from error
     fits = len(inputs) == len(outputs) == 1 and [len(end.shape) for end in (*inputs, *outputs)] == [4, 4]
     if not fits or (isinstance(inputs[0].shape[1], int) and inputs[0].shape[1] != 3):
+        if [name for name, _, _ in outputs] == [CLASSES]:
+            raise ModelError(f"{path} gives class maps: export it without --classes, as scores are of logits")
         told = "; ".join(f"{name} {kind} {shape}" for name, kind, shape in (*inputs, *outputs))
         raise ModelError(
             f"{path} is not a SegFormer's graph: it must take pixels (B, 3, H, W) and give logits (B, C, h, w), not "
@@ -138,12 +141,15 @@ def _onnxruntime(path: Path, _compute: str) -> tuple[Runtime, list[End], list[En
     model = Runtime(
         lambda array: session.run(None, {inputs[0].name: array})[0], "onnxruntime", ort.__version__, threads
     )
-    model.normalization = _normalization(session.get_modelmeta().custom_metadata_map)
+    model.normalization = _normalization(path, session.get_modelmeta().custom_metadata_map)
     return model, inputs, outputs
 
 
 def _openvino(path: Path, compute: str) -> tuple[Runtime, list[End], list[End]]:
     openvino, threads = needs("openvino"), torch.get_num_threads()
+    stored = []
+    if path.suffix != ".xml":  # read here first, as OpenVINO tries what is no ONNX as every other format, aloud
+        stored = needs("onnx").load(path).metadata_props
     core = openvino.Core()
     graph = core.read_model(path)
     inputs, outputs = (
@@ -161,19 +167,30 @@ def _openvino(path: Path, compute: str) -> tuple[Runtime, list[End], list[End]]:
     })  # fmt: skip
     version = openvino.__version__.split("-")[0]
     model = Runtime(lambda array: compiled([array])[0], "openvino", version, threads)
-    if path.suffix == ".onnx":
-        stored = needs("onnx").load(path).metadata_props
-        model.normalization = _normalization({one.key: one.value for one in stored})
+    model.normalization = _normalization(path, {one.key: one.value for one in stored})
     return model, inputs, outputs
 
 
-def _normalization(metadata: dict[str, str]) -> Normalization:
-    """Mean and standard deviation that a graph's metadata name, ImageNet's where they name none."""
+def _normalization(path: Path, metadata: dict[str, str]) -> Normalization | None:
+    """Mean and standard deviation that a graph's metadata name, None where they name none.
+
+    Raises ModelError where `preprocessing` is not what `segquant export` writes: pixels would be normalized wrongly.
+    """
+    if "preprocessing" not in metadata:
+        return None
     try:
         given: Any = json.loads(metadata["preprocessing"])
-        return tuple(given["mean"]), tuple(given["std"])
-    except (KeyError, TypeError, ValueError):
-        return IMAGENET
+        (r, g, b), (dr, dg, db) = given["mean"], given["std"]
+        fits = given.get("channels", "RGB") == "RGB" and abs(given.get("scale", 1 / 255) - 1 / 255) < 1e-6
+        mean, std = tuple(map(float, (r, g, b))), tuple(map(float, (dr, dg, db)))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ModelError(
+            f"{path} has metadata `preprocessing` of another kind: it must be JSON with the mean and std of three "
+            "channels RGB, of pixels divided by 255"
+        )
+    return mean, std
 
 
 def said(error: Exception) -> str:
