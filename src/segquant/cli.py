@@ -183,7 +183,6 @@ def _benchmark(arguments: argparse.Namespace, params: config.Params, methods: li
 def _evaluate(arguments: argparse.Namespace) -> None:
     from segquant.runs import score_onnx
 
-    _at_least(1, "--limit", arguments.limit)
     names = ("onnx", "data", "split", "engine", "label_map", "protocol", "limit")
     found = score_onnx(config.load(arguments.params), **{name: getattr(arguments, name) for name in names})
     if arguments.json:

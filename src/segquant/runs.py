@@ -157,6 +157,8 @@ def score_onnx(
     Pixels are normalized as the file's metadata say (`preprocessing`, as `segquant export` writes it), else by
     ImageNet's mean and standard deviation. Raises ModelError for a file that is no SegFormer's.
     """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"--limit must be at least 1, not {limit}")
     protocol = check_protocol(protocol or params.protocol)
     model = load_graph(onnx, engine)
     if model.normalization is None:

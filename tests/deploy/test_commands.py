@@ -74,10 +74,6 @@ def test_pt2e_makes_scores_and_times_an_int8_onnx_file(tiny_folder, quick, tmp_p
         (("export", "--format", "onnx", "--opset", 99), "opset 99 is unknown"),
         (("export", "--format", "onnx", "--opset", 0), "opset 0 is unknown"),
         (("export", "--format", "onnx", "--artifact", "a"), "--format onnx takes no --artifact"),
-        (
-            ("export", "--format", "transformers", "--artifact", "a", "--revision", "v1"),
-            "--format transformers takes no --model",
-        ),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(arguments, message, tiny_folder, tmp_path):
@@ -88,6 +84,15 @@ def test_bad_input_is_one_line_and_nothing_is_written(arguments, message, tiny_f
     assert done.returncode == 2
     assert len(errors(done)) == 1 and errors(done)[0].startswith("error: ") and message in errors(done)[0]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "option", [("--model", "m"), ("--revision", "v1"), ("--sha256", "0"), ("--opset", 20), ("--classes",)]
+)
+def test_an_export_takes_no_option_of_another_format(option, tmp_path):
+    done = segquant("export", "--format", "transformers", "--artifact", "a", *option, "--output", tmp_path / "out")
+    assert done.returncode == 2
+    assert errors(done) == [f"error: --format transformers takes no {option[0]}"] and not (tmp_path / "out").exists()
 
 
 def test_an_export_never_replaces_a_folder(tiny_folder, tmp_path):
@@ -152,3 +157,8 @@ def test_export_writes_both_precisions_and_says_how_near_they_are(tiny_folder, t
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["float32"]["difference"] < 1e-4
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["export.json", "float16.onnx", "float32.onnx"]
+
+
+def test_evaluate_on_no_image_is_refused(tmp_path):
+    done = segquant("evaluate", tmp_path / "a.onnx", "--data", "scenes", "--split", "validation", "--limit", 0)
+    assert done.returncode == 2 and errors(done) == ["error: --limit must be at least 1, not 0"]
