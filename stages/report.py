@@ -7,7 +7,7 @@ from segquant import config
 from segquant.data.shards import read_manifest, read_rows
 from segquant.entry import run
 from segquant.files import read_json, write_text
-from segquant.report import page, tables
+from segquant.report import advice, page, tables
 
 
 def main() -> None:
@@ -17,12 +17,14 @@ def main() -> None:
     a = parser.parse_args()
     params = config.load()
     results = tables.collect(a.metrics, params.quant.methods, "predictions/{}/metrics.json")
+    advice.add_intervals(results, Path(a.metrics) / "predictions")
     hardware = read_json(Path(a.metrics) / "hardware.json")
     classes = read_manifest(a.shards)["classes"]
     rows = read_rows(a.shards, "validation", params.eval.pictures)
     write_text(a.csv, tables.to_csv(results))
     pictures = Path(a.metrics) / "predictions"
-    page.write_page(a.page, results, rows, pictures, classes, hardware, params.quant.methods)
+    layers = read_json(Path(a.metrics) / "layers.json")
+    page.write_page(a.page, results, rows, pictures, classes, hardware, params.quant.methods, layers)
 
 
 if __name__ == "__main__":

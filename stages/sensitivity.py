@@ -1,19 +1,22 @@
 """Score the baseline with each layer quantized alone: a CSV and a plot. Not part of the default run."""
 
 import argparse
+from dataclasses import asdict
+from pathlib import Path
 
 from segquant import config, models
 from segquant.data.label_map import load_label_map
 from segquant.data.shards import read_manifest, read_rows
 from segquant.entry import run
 from segquant.evaluation.sensitivity import sensitivity, to_csv
-from segquant.files import write_text
-from segquant.report import plots
+from segquant.files import sha256, write_json, write_text
+from segquant.report.figure import standalone
+from segquant.report.layers import chart
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("baseline", "shards", "csv", "plot"):
+    for name in ("baseline", "shards", "csv", "plot", "json"):
         parser.add_argument(f"--{name}", required=True)
     a = parser.parse_args()
     params, classes = config.load(), read_manifest(a.shards)["classes"]
@@ -24,7 +27,9 @@ def main() -> None:
         label_map=load_label_map(params.data.label_map, model.config.num_labels, classes),
     )  # fmt: skip
     write_text(a.csv, to_csv(found))
-    write_text(a.plot, plots.sensitivity(found))
+    told = {"model": sha256(Path(a.baseline) / "model.safetensors"), "protocol": params.protocol, **asdict(asked)}
+    write_json(a.json, {**told, "layers": found})
+    write_text(a.plot, standalone(chart(found)))
 
 
 if __name__ == "__main__":

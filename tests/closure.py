@@ -16,7 +16,7 @@ SOURCE = ROOT / "src"
 
 def closure(script: Path) -> set[str]:
     """Paths, relative to the repository, of every segquant file that `script` imports, however deep,
-    and the HTML templates that lie beside them."""
+    and the files beside them that they name, as templates are."""
     seen: set[Path] = set()
     pending = [script]
     while pending:
@@ -24,8 +24,15 @@ def closure(script: Path) -> set[str]:
             if path not in seen:
                 seen.add(path)
                 pending.append(path)
-    templates = {path for module in seen for path in module.parent.glob("*.html")}
-    return {str(path.relative_to(ROOT)) for path in seen | templates}
+    named = {path for module in seen for path in _beside(module)}
+    return {str(path.relative_to(ROOT)) for path in seen | named}
+
+
+@cache
+def _beside(module: Path) -> set[Path]:
+    text = module.read_text()
+    files = (path for path in module.parent.iterdir() if path.is_file() and path.suffix != ".py")
+    return {path for path in files if f'"{path.name}"' in text}
 
 
 @cache

@@ -15,7 +15,7 @@ from conftest import ROOT, ade20k_folder
 from PIL import Image
 
 METHODS = ("float32", "float8_dynamic", "int4", "int2", "int2_qat", "int8_static")
-ALWAYS = {"baseline", "data_source", "probe_hardware"}  # asked on every run
+ALWAYS = {"baseline", "data_source", "layers", "probe_hardware"}  # asked on every run
 ENV = {
     **os.environ,
     "HF_HUB_OFFLINE": "1",
@@ -159,6 +159,18 @@ def test_another_method_selected_rebuilds_nothing_else_and_shows_in_the_diff(clo
     sh(clone, "git reset -q --hard && dvc checkout -q")
 
 
+def test_the_report_shows_the_sensitivity_of_this_model_by_this_protocol_only(clone):
+    told = json.loads((ROOT / "metrics/sensitivity.json").read_text())
+    page = clone / "metrics/report/index.html"
+    assert "What each layer costs" not in page.read_text()
+    for protocol, shown in (("fixed-256x256-v1", False), ("fixed-64x64-v1", True)):
+        (clone / "metrics/sensitivity.json").write_text(json.dumps({**told, "protocol": protocol}))
+        output = sh(clone, "dvc repro")
+        assert ran(output) == ALWAYS | ({"report"} if shown else set())
+        assert ("What each layer costs" in page.read_text()) == shown
+    sh(clone, "git reset -q --hard && git clean -fdq && dvc checkout -q")
+
+
 def test_a_recipe_changed_rebuilds_its_own_lane_only(clone):
     output = sh(clone, "dvc exp run -S quant.methods.int4.group_size=16")
     assert ran(output) == ALWAYS | {
@@ -188,7 +200,7 @@ def test_a_change_inside_the_data_is_seen_and_nothing_changed_costs_nothing(clon
             Image.fromarray(np.full((30, 40), 7, np.uint8)).save(label)
         output = sh(clone, "dvc repro prepare_shards")
         manifest = json.loads((clone / "data/shards/manifest.json").read_text())
-        assert ran(output) == ALWAYS - {"baseline"} | ({"prepare_shards"} if change or not seen else set())
+        assert ran(output) == {"data_source", "probe_hardware"} | ({"prepare_shards"} if change or not seen else set())
         seen.append((manifest["splits"]["validation"]["images"], manifest["fingerprint"]))
     assert [images for images, _ in seen] == [2, 2, 3, 3, 3]
     assert len({fingerprint for _, fingerprint in seen}) == 3

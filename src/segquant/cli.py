@@ -104,6 +104,17 @@ def cli() -> None:
     methods = commands.add_parser("methods", parents=[common], help="list every method and whether it runs here")
     methods.set_defaults(call=_methods)
 
+    compare = commands.add_parser(
+        "compare", parents=[common], help="two results' difference, with intervals over images"
+    )
+    compare.set_defaults(call=_compare)
+    for name in ("first", "second"):
+        compare.add_argument(name, help="method, or the Parquet file with the confusion of a result's images")
+    compare.add_argument(
+        "--metrics", type=Path, default=Path("metrics"),
+        help="where methods' results are: of dvc repro (default: metrics) or the --output of segquant run",
+    )  # fmt: skip
+
     report = commands.add_parser("report", parents=[common], help="print the table of the last dvc repro")
     report.set_defaults(call=_report)
     report.add_argument("--metrics", type=Path, default=Path("metrics"))
@@ -293,16 +304,32 @@ def _methods(arguments: argparse.Namespace) -> None:
         )
 
 
-def _report(arguments: argparse.Namespace) -> None:
+def _compare(arguments: argparse.Namespace) -> None:
+    from segquant.evaluation.bootstrap import compare
+    from segquant.evaluation.counts import locate_counts, read_counts
     from segquant.report import tables
+
+    names = arguments.first, arguments.second
+    found = compare(*(read_counts(locate_counts(arguments.metrics, name)) for name in names))
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+    else:
+        tables.show_comparison(*names, found)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from segquant.report import advice, tables
 
     results = tables.collect(arguments.metrics, config.load(arguments.params).quant.methods)
     if not results:
         raise ConfigError(f"{arguments.metrics} holds no results: run `dvc repro` first")
+    advice.add_intervals(results, arguments.metrics / "predictions")
     if arguments.json:
         print(json.dumps(results, indent=2))
         return
     tables.show(results, read_json(arguments.metrics / "hardware.json"))
+    for heading, method, words in advice.sentences(results):
+        print(f"{heading}: {method}. {words}")
     page = arguments.metrics / "report" / "index.html"
     if page.is_file():
         print(f"Report: {page}")

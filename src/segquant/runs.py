@@ -30,6 +30,7 @@ from segquant.deploy.onnx_export import write_exports
 from segquant.deploy.qdq import Score
 from segquant.deploy.runtimes import load, load_graph
 from segquant.errors import ConfigError, DataError, SegquantError
+from segquant.evaluation.counts import write_counts
 from segquant.evaluation.loop import evaluate
 from segquant.evaluation.reference import write_reference
 from segquant.evaluation.score import classes_csv, score
@@ -62,8 +63,8 @@ def run(
     train_data: str | None = None,
     train_split: str = "train",
 ) -> dict[str, dict[str, Any]]:
-    """Quantize, evaluate and time each method; write artifacts, manifest.json, classes/METHOD.csv and results.json to
-    `output`.
+    """Quantize, evaluate and time each method; write artifacts, manifest.json, classes/METHOD.csv,
+    confusion/METHOD.parquet and results.json to `output`.
 
     `model`, `revision` and `sha256` are as `hub.locate` takes them, `methods` names under quant.methods
     (None: all); `protocol` None is params.yaml's. Methods that calibrate or train do so on `train_split` of
@@ -128,6 +129,8 @@ def run(
                 if evaluation:
                     text = classes_csv(evaluation, one.source.classes)
                     write_text(one.folder / "classes" / f"{method}.csv", text)
+                    counts = one.folder / "confusion" / f"{method}.parquet"
+                    write_counts(counts, evaluation.images, one.source.classes, protocol)
                 results[name][method] = result if "unavailable" in built else {**result, "quantize": built}
     found = results if len(sets) > 1 else next(iter(results.values()))
     write_json(output / "results.json", found)  # kept should timing fail
@@ -241,7 +244,8 @@ def layers(
     protocol: str | None = None,
 ) -> list[dict[str, Any]]:
     """Quantize each layer alone, score it, and write sensitivity.csv and sensitivity.svg to `output`."""
-    from segquant.report import plots
+    from segquant.report.figure import standalone
+    from segquant.report.layers import chart
 
     protocol = check_protocol(protocol or params.protocol)
     folder = locate(model, revision, sha256)
@@ -253,7 +257,7 @@ def layers(
         label_map=load_label_map(label_map, loaded.config.num_labels, source.classes),
     )  # fmt: skip
     write_text(output / "sensitivity.csv", to_csv(found))
-    write_text(output / "sensitivity.svg", plots.sensitivity(found))
+    write_text(output / "sensitivity.svg", standalone(chart(found)))
     return found
 
 

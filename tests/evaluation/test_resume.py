@@ -84,7 +84,7 @@ def finish(place, launcher=ONE):
     files = [p for p in (place / "out").rglob("*") if p.is_file() and TEMPORARY not in str(p)]  # a kill may leave those
     written = {str(p.relative_to(place / "out")): p.read_bytes() for p in files}
     shutil.rmtree(place / "out")
-    assert len(written) == 7  # metrics and classes twice, three pictures
+    assert len(written) == 8  # metrics and classes twice, three pictures, the confusion of each image
     return written, done.stderr
 
 

@@ -2,62 +2,19 @@ import csv
 import io
 import re
 
-import numpy as np
 import pytest
-from PIL import Image
+from samples import HARDWARE, METHODS, RECIPES, write_metrics, write_predictions
+from samples import metrics as made
 
-from segquant.config import Qat, Recipe
 from segquant.data.classes import ADE20K
 from segquant.data.palette import palette
-from segquant.data.sources import open_source, rows
 from segquant.files import write_json
-from segquant.report import page, plots, tables, training
-
-SPEED = {
-    "latency_ms": {"p50": 210.0, "p90": 230.0, "n": 10}, "images_per_second": 4.7, "load_seconds": 0.1,
-    "relative_to_float32": {"median": 1.05, "min": 0.9, "max": 1.2}, "peak_memory_bytes": 300e6, "engine": "eager",
-    "batch_size": 1, "input_size": [512, 512], "device": "cpu", "threads": 2, "engine_version": "2.13.0",
-}  # fmt: skip
-LANE = {
-    "engine": "eager",
-    "batch_size": 1,
-    **{k: SPEED[k] for k in ("latency_ms", "images_per_second", "relative_to_float32")},
-}
-SPEED["lanes"] = [
-    LANE, {**LANE, "batch_size": 4, "images_per_second": 5.25}, {**LANE, "engine": "compile", "compile_seconds": 31.4},
-    {"engine": "compile", "batch_size": 4, "unavailable": "torch.compile failed: no compiler"},
-]  # fmt: skip
-HARDWARE = {"processor": "Testium 9", "instructions": ["avx2"], "cores": 2, "gpu": None}
-
-
-def _metrics(miou, size):
-    return {
-        "algorithm": "hqq", "mean_iou": miou, "mean_accuracy": 0.8, "overall_accuracy": 0.9, "agreement": 0.99, "n_images": 2,
-        "protocol": "fixed-64x64-v1", "size_bytes": size, "compression": 1e7 / size, "quantized_fraction": 0.65,
-        "bits_per_parameter": 8.0,
-    }  # fmt: skip
+from segquant.report import classes, page, plots, tables, training
 
 
 @pytest.fixture
 def metrics(tmp_path):
-    content = {
-        "float32": _metrics(0.70, 10_000_000),
-        "int2": _metrics(0.55, 2_000_000),
-        "float8_dynamic": {"unavailable": "no CUDA"},
-    }
-    for name, value in content.items():
-        write_json(tmp_path / f"{name}.json", value)
-        if "unavailable" not in value:
-            write_json(tmp_path / "speed" / f"{name}.json", SPEED)
-    write_json(tmp_path / "quantize" / "int2.json", {"seconds": 12.34, "calibration_images": 32})
-    return tmp_path
-
-
-RECIPES = {
-    "float32": Recipe("float32"), "int8": Recipe("int8"), "float8_dynamic": Recipe("float8", activations="float8"),
-    "int2": Recipe("int2", 32, "gptq"), "int2_qat": Recipe("int2", 32, "gptq", train=Qat(steps=10)),
-}  # fmt: skip
-METHODS = ["float32", "int8", "float8_dynamic", "int2"]
+    return write_metrics(tmp_path)
 
 
 def test_the_table_tells_loss_in_points_and_what_was_not_measured(metrics, capsys):
@@ -132,59 +89,30 @@ def test_without_float32_there_is_no_loss_and_no_crash(metrics):
     assert tables.cells(results, "int2")[:4] == ["hqq", "pytorch", "55.00", ""]
 
 
-def test_the_page_is_self_contained_and_shows_every_method(metrics, tmp_path):
-    source = open_source("scenes", "validation", 2)
-    for row in rows(source):
-        for method in ("float32", "int2"):
-            image = Image.fromarray(np.full((row["height"], row["width"]), 4, np.uint8))
-            (metrics / "predictions" / method).mkdir(parents=True, exist_ok=True)
-            image.save(metrics / "predictions" / method / f"{row['id']}.png")
-    path = tmp_path / "report" / "index.html"
-    results = tables.collect(metrics, METHODS)
-    arguments = metrics / "predictions", list(ADE20K), HARDWARE, RECIPES
-    page.write_page(path, results, rows(source), *arguments)
-    html = path.read_text()
-    assert "http://" not in html.replace("http://www.w3.org", "")  # the names of XML namespaces
-    assert "https://" not in html and "<script" not in html
-    for text in ("float32", "int2", "55.00", "no CUDA", "Testium 9", "fixed-64x64-v1"):
-        assert text in html
-    assert html.count("data:image/png") == 2 * 3 and html.count("data:image/jpeg") == 2  # truth and two methods
-    assert html.count("<svg") == 2
-    before = path.read_bytes()
-    page.write_page(path, results, rows(source), *arguments)
-    assert path.read_bytes() == before
-
-
-CLASSES_CSV = "id,name,pixels,iou,accuracy\n4,tree,300,{},0.5\n3,floor,100,0.25,\n"
-
-
-def test_what_training_did_is_told_by_class_and_shown_over_the_photograph(metrics, tmp_path):
-    source = open_source("scenes", "validation", 1)
-    write_json(metrics / "int2_qat.json", {**_metrics(0.68, 2_000_000), "algorithm": "qat"})
+def test_what_training_did_is_told_by_class(metrics, tmp_path):
+    write_json(metrics / "int2_qat.json", {**made(0.68, 2_000_000), "algorithm": "qat"})
     write_json(metrics / "quantize" / "int2_qat.json", {"seconds": 1200.0, "taken_from": "models/trained/int2_qat"})
-    for method, iou in (("float32", 0.9), ("int2", 0.6), ("int2_qat", 0.8), ("int8", 0.89)):
-        folder = metrics / "predictions" / method
-        folder.mkdir(parents=True)
-        (folder / "classes.csv").write_text(CLASSES_CSV.format(iou))
-        for row in rows(source):
-            image = Image.fromarray(np.full((row["height"], row["width"]), 4, np.uint8))
-            image.save(folder / f"{row['id']}.png")
+    pictures = write_predictions(metrics, {"float32": 0.9, "int2": 0.6, "int2_qat": 0.8, "int8": 0.89}, 1)
     results = tables.collect(metrics, [*METHODS, "int2_qat"])
     compared = training.trained(RECIPES, tables.measured(results))
     assert compared == {"int2_qat": ["float32", "int2", "int2_qat"]}
-    headings, table = training.class_table(metrics / "predictions", compared["int2_qat"])
+    found = classes.read_classes(metrics / "predictions", compared["int2_qat"])
+    headings, table = training.class_table(found, compared["int2_qat"])
     assert headings[:5] == ["class", "pixels %", "IoU float32", "IoU int2", "IoU int2_qat"]
     assert table == [
         ["tree", "75.00", "90.0", "60.0", "80.0", "50.0", "50.0", "50.0"],
         ["floor", "25.00", "25.0", "25.0", "25.0", "", "", ""],
     ]
+    assert classes.losses(found, ["int2", "int2_qat", "int4"]) == [
+        {"name": "tree", "share": 75.0, "iou": 90.0, "loss": [pytest.approx(30), pytest.approx(10), None]},
+        {"name": "floor", "share": 25.0, "iou": 25.0, "loss": [0, 0, None]},
+    ]
     path = tmp_path / "index.html"
-    page.write_page(path, results, rows(source), metrics / "predictions", list(ADE20K), HARDWARE, RECIPES)
+    page.write_page(path, results, pictures, metrics / "predictions", list(ADE20K), HARDWARE, RECIPES)
     html = path.read_text()
     assert (
         "What training did: int2_qat" in html and "trained beforehand, in 20 minutes: models/trained/int2_qat" in html
     )
-    assert html.count("data:image/jpeg") == 1 + 5  # photo; photo, truth and three methods over it
 
 
 def test_plots_name_their_points_and_units(metrics):

@@ -26,13 +26,14 @@ _DEFAULTS = Eval()
 class Tally:
     """Counts over some images, which add up: `same` of all `pixels` have the reference's class.
 
-    `pictures` are class maps uint8 (H, W) by id, in the data set's classes; `skipped` says which rows were, and why.
+    `images` has each image's id and `metric.cells`; `pictures` are class maps uint8 (H, W) by id, in the data set's
+    classes; `skipped` says which rows were, and why.
     """
 
     confusion: torch.Tensor
     same: int = 0
     pixels: int = 0
-    images: int = 0
+    images: list[tuple[str, np.ndarray]] = field(default_factory=list)
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
 
@@ -40,7 +41,9 @@ class Tally:
         file = io.BytesIO()
         np.savez_compressed(
             file, *self.pictures.values(), confusion=self.confusion.cpu().numpy(), names=list(self.pictures),
-            counts=[self.same, self.pixels, self.images], skipped=self.skipped,
+            counts=[self.same, self.pixels], skipped=self.skipped, ids=[name for name, _ in self.images],
+            cells=np.concatenate([cells for _, cells in self.images] or [np.zeros((0, 3), np.int64)]),
+            ends=np.cumsum([len(cells) for _, cells in self.images], dtype=np.int64),
         )  # fmt: skip
         return file.getvalue()
 
@@ -48,8 +51,9 @@ class Tally:
     def from_bytes(cls, data: bytes) -> Tally:
         with np.load(io.BytesIO(data)) as held:  # refuses pickles
             pictures = {str(name): held[f"arr_{i}"] for i, name in enumerate(held["names"])}
+            images = list(zip(held["ids"].tolist(), np.split(held["cells"], held["ends"][:-1])))
             counts = held["counts"].tolist()
-            return cls(torch.from_numpy(held["confusion"]), *counts, pictures, held["skipped"].tolist())
+            return cls(torch.from_numpy(held["confusion"]), *counts, images, pictures, held["skipped"].tolist())
 
 
 @dataclass(frozen=True)
@@ -57,15 +61,19 @@ class Evaluation:
     """`agreement` is the fraction of all pixels with the reference's class (of the model's own classes),
     None without a reference.
 
-    `pictures` are the class maps uint8 (H, W) of the first images, by id, in the data set's classes; `skipped`
-    says for each row that was left out which and why.
+    `images` has each image's id and `metric.cells`; `pictures` are the class maps uint8 (H, W) of the first images,
+    by id, in the data set's classes; `skipped` says for each row that was left out which and why.
     """
 
     scores: metric.Scores
     agreement: float | None
-    n_images: int
+    images: list[tuple[str, np.ndarray]]
     pictures: dict[str, np.ndarray]
     skipped: list[str]
+
+    @property
+    def n_images(self) -> int:
+        return len(self.images)
 
 
 def evaluate(
@@ -123,8 +131,8 @@ def tally(
             same += (wanted.to(device) == one.classes).sum()
             found.pixels += wanted.numel()
         mapped = one.classes if to_data is None else to_data[one.classes.long()]
-        metric.update(found.confusion, mapped, label.to(device))
-        found.images += 1
+        own = metric.update(found.confusion, mapped, label.to(device))
+        found.images.append((one.row["id"], metric.cells(own)))
         if one.index < pictures:
             found.pictures[one.row["id"]] = mapped.cpu().numpy()
     found.same = int(same)
@@ -139,9 +147,8 @@ def summary(tallies: Iterable[Tally]) -> Evaluation:
             whole = one
             continue
         whole.confusion += one.confusion
-        whole.same, whole.pixels, whole.images = (
-            whole.same + one.same, whole.pixels + one.pixels, whole.images + one.images,
-        )  # fmt: skip
+        whole.same, whole.pixels = whole.same + one.same, whole.pixels + one.pixels
+        whole.images += one.images
         whole.pictures |= one.pictures
         whole.skipped += one.skipped
     if whole is None or not whole.images:

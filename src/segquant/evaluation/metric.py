@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from segquant.data.images import IGNORE
+from segquant.evaluation.means import by_class, means
 
 
 @dataclass(frozen=True)
@@ -32,30 +33,29 @@ def new_confusion(num_classes: int, device: torch.device | str = "cpu") -> torch
     return torch.zeros(num_classes, num_classes + 1, dtype=torch.int64, device=device)
 
 
-def update(confusion: torch.Tensor, prediction: torch.Tensor, label: torch.Tensor) -> None:
+def update(confusion: torch.Tensor, prediction: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     """Count one image in place; `prediction` and `label` are integers of one shape, label 255 is ignored.
 
-    A prediction that is no class of the data set is wrong for its label and counts for no other class.
+    A prediction that is no class of the data set is wrong for its label and counts for no other class. Gives the
+    image's own confusion.
     """
     n = confusion.shape[0]
     valid = label != IGNORE
     label, prediction = label[valid].long(), prediction[valid].long().clamp(max=n)
-    confusion += torch.bincount(label * (n + 1) + prediction, minlength=n * (n + 1)).reshape(n, n + 1)
+    own = torch.bincount(label * (n + 1) + prediction, minlength=n * (n + 1)).reshape(n, n + 1)
+    confusion += own
+    return own
+
+
+def cells(confusion: torch.Tensor) -> np.ndarray:
+    """int64 (n, 3): label, prediction and pixels of a confusion matrix's n entries that are not zero."""
+    where = confusion.nonzero()
+    return torch.cat([where, confusion[where[:, 0], where[:, 1], None]], dim=1).cpu().numpy()
 
 
 def compute(confusion: torch.Tensor) -> Scores:
     """Scores of a confusion matrix."""
     matrix = confusion.cpu().numpy().astype(np.float64)
-    hit, labelled, predicted = np.diag(matrix), matrix.sum(1), matrix[:, :-1].sum(0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        iou = hit / (labelled + predicted - hit)
-        accuracy = hit / labelled
-        overall = hit.sum() / labelled.sum()
-    return Scores(
-        mean_iou=float(np.nanmean(iou)) if not np.isnan(iou).all() else float("nan"),
-        mean_accuracy=float(np.nanmean(accuracy)) if not np.isnan(accuracy).all() else float("nan"),
-        overall_accuracy=float(overall),
-        iou=iou,
-        accuracy=accuracy,
-        pixels=labelled.astype(np.int64),
-    )
+    counts = np.diag(matrix), matrix.sum(1), matrix[:, :-1].sum(0)
+    iou, accuracy = by_class(*counts)
+    return Scores(*map(float, means(*counts)), iou=iou, accuracy=accuracy, pixels=counts[1].astype(np.int64))

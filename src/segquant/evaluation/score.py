@@ -20,6 +20,7 @@ from segquant.data.label_map import load_label_map
 from segquant.data.palette import palette
 from segquant.data.shards import Shard, shard_rows
 from segquant.errors import UnavailableError
+from segquant.evaluation.counts import write_counts
 from segquant.evaluation.loop import Evaluation, Tally, summary, tally
 from segquant.evaluation.predict import prepared
 from segquant.evaluation.reference import read_reference
@@ -111,8 +112,8 @@ def write_scores(
 ) -> None:
     """Write metrics JSON, the per-class CSV, and the pictures as PNGs in the ADE20K palette.
 
-    The pictures' folder gets a copy of the metrics and of the CSV, so that the report can depend on one folder for
-    whatever methods there are.
+    The pictures' folder gets each image's confusion (`counts.write_counts`) and a copy of the metrics and of the CSV,
+    so that the report can depend on one folder for whatever methods there are.
     """
     table = classes_csv(result, classes)
     write_text(classes_path, table)
@@ -124,6 +125,8 @@ def write_scores(
             image.save(part / f"{name}.png", "PNG")
         write_json(part / "metrics.json", metrics)
         write_text(part / "classes.csv", table)
+        if result:
+            write_counts(part / "confusion.parquet", result.images, classes, metrics["protocol"])
     write_json(metrics_path, metrics)
 
 

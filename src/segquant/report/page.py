@@ -1,100 +1,117 @@
-"""metrics/report/index.html: the table, two plots and pictures in one self-contained file."""
+"""metrics/report/index.html: what to ship, the tables, plots and pictures in one self-contained file."""
 
 from __future__ import annotations
 
-import base64
-import io
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
-from PIL import Image
+from markupsafe import Markup
 
 from segquant.config import Method
-from segquant.data.images import decode_annotation, decode_image
-from segquant.data.palette import palette
 from segquant.files import write_text
-from segquant.report import plots, tables, training
+from segquant.report import advice, classes, pictures, plots, tables, training
+from segquant.report.layers import chart
 
-WIDTH = 240  # of a picture on the page, pixels
+# Columns of the table, what counts most first, as a phone shows it: those of tables.COLUMNS, and which ones stand
+# behind another as its range.
+ORDER = (
+    "mean_iou", "loss_points", "size_mb", "compression", "latency_ms", "speedup_eager", "speedup", "agreement",
+    "memory_mb", "mean_accuracy", "overall_accuracy", "engine", "algorithm", "quantized_percent", "quantize_seconds",
+    "load_seconds",
+)  # fmt: skip
+RANGES = {"loss_points": ("loss_low", "loss_high"), "speedup": ("speedup_min", "speedup_max")}
+FULL = 10.0  # points of loss that a cell of the heat map has its full colour at
 
 
 def write_page(
     path: str | Path,
     results: dict[str, dict[str, Any]],
     rows: Iterable[dict],
-    pictures: str | Path,
-    classes: list[str],
+    predictions: str | Path,
+    names: list[str],
     hardware: dict[str, Any],
     recipes: Mapping[str, Method],
+    layers: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the page. `rows` are the shard rows whose predictions lie as PNGs in `pictures/METHOD/`."""
-    done, rows, pictures = tables.measured(results), list(rows), Path(pictures)
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("segquant", "report"), autoescape=True)
+    """Write the page.
+
+    `rows` are the shard rows whose predictions lie as PNGs in `predictions`/METHOD/, beside classes.csv; `names` are
+    the classes'; `layers` is what the stage `sensitivity` found for this model and protocol, if it was run.
+    """
+    done = tables.measured(results)
+    others = [name for name in done if name != tables.BASELINE]
+    found = classes.read_classes(predictions, done)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("segquant", "report"), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"heat": heat, "points": lambda points: f"{round(points, 1) + 0.0:.1f}"}  # + 0.0: no -0.0
     html = environment.get_template("page.html").render(
-        headings=[heading for _, heading, _, _ in tables.COLUMNS],
-        table=[(name, tables.cells(results, name)) for name in done],
+        style=_inline("page.css"),
+        script=_inline("page.js"),
+        advice=advice.sentences(results),
+        headings=[(_HEADINGS[name], tables.MEANING[name]) for name in ORDER],
+        table=[(name, _cells(results, name)) for name in done],
+        unavailable={name: one["unavailable"] for name, one in results.items() if "unavailable" in one},
         speed_headings=tables.SPEED_HEADINGS,
         speed=tables.speed_rows(results),
         notes=tables.footnotes(results, hardware),
-        hardware=hardware,
-        size_plot=plots.size(done),
-        latency_plot=plots.latency(done),
-        trained=[
-            (name, *training.class_table(pictures, methods), [_overlays(row, methods, pictures) for row in rows])
-            for name, methods in training.trained(recipes, done).items()
-        ],
-        examples=[_example(row, done, pictures, classes) for row in rows],
+        protocol=_protocol(done),
+        machine=_machine(hardware),
+        versions=[(key, value) for key, value in hardware.items() if key not in _MACHINE],
+        size_plot=Markup(plots.size(done)),
+        latency_plot=Markup(plots.latency(done)),
+        methods=others,
+        heatmap=classes.losses(found, others),
+        most=max((one["share"] for one in found), default=1),
+        trained={
+            name: training.class_table(found, compared) for name, compared in training.trained(recipes, done).items()
+        },
+        layers=layers,
+        sensitivity=Markup(chart(layers["layers"])) if layers else None,
+        examples=[pictures.example(row, done, predictions, names) for row in rows],
     )
     write_text(path, html)
 
 
-def _example(row: dict, methods: Iterable[str], pictures: Path, classes: list[str]) -> dict:
-    """The photograph, the truth and each method's prediction as maps of colours, and what the colours mean."""
-    maps = _maps(row, methods, pictures)
-    panels = [
-        ("photo", _jpeg(decode_image(row["image"], row["id"]))),
-        *((name, _png(ids)) for name, ids in maps.items()),
-    ]
-    present = sorted(set().union(*(np.unique(ids) for ids in maps.values())))
-    colors = palette()
-    legend = [(classes[i], "#{:02x}{:02x}{:02x}".format(*colors[i])) for i in present if i < len(classes)]
-    return {"id": row["id"], "panels": panels, "legend": legend}
+_HEADINGS = {name: heading for name, heading, _, _ in tables.COLUMNS} | {"speedup_eager": "x eager float32"}
 
 
-def _overlays(row: dict, methods: Iterable[str], pictures: Path) -> list[tuple[str, str]]:
-    """The photograph, the truth over it, and each method's prediction over it."""
-    photo, colors = decode_image(row["image"], row["id"]), palette()
-    over = {
-        name: Image.blend(photo, Image.fromarray(colors[ids]), 0.55)
-        for name, ids in _maps(row, methods, pictures).items()
-    }
-    return [("photo", _jpeg(photo)), *((name, _jpeg(image)) for name, image in over.items())]
+def _inline(name: str) -> Markup:
+    return Markup((Path(__file__).parent / name).read_text())
 
 
-def _maps(row: dict, methods: Iterable[str], pictures: Path) -> dict[str, np.ndarray]:
-    """Class ids (H, W) uint8 of the truth and of each method whose prediction was kept."""
-    maps = {"truth": decode_annotation(row["annotation"])}
-    for method in methods:
-        file = pictures / method / f"{row['id']}.png"
-        if file.is_file():
-            maps[method] = np.asarray(Image.open(file))
-    return maps
+def _protocol(done: dict[str, dict[str, Any]]) -> str:
+    one = next(iter(done.values()), None)
+    return f"{one['protocol']}, {one['n_images']} images" if one else "nothing measured"
 
 
-def _jpeg(image: Image.Image) -> str:
-    image = image.resize((WIDTH, round(image.height * WIDTH / image.width)))
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+_MACHINE = ("processor", "instructions", "cores", "memory_gb", "gpu")
 
 
-def _png(ids: np.ndarray) -> str:
-    image = Image.fromarray(ids)
-    image = image.resize((WIDTH, round(image.height * WIDTH / image.width)), Image.Resampling.NEAREST)
-    image.putpalette(palette().tobytes())
-    data = io.BytesIO()
-    image.save(data, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+def _machine(hardware: dict[str, Any]) -> str:
+    parts = [f"{hardware['processor']} ({', '.join(hardware['instructions'])})", f"{hardware['cores']} cores"]
+    if hardware.get("memory_gb"):
+        parts.append(f"{hardware['memory_gb']} GB")
+    return ", ".join([*parts, *([hardware["gpu"]] if hardware.get("gpu") else [])])
+
+
+def _cells(results: dict[str, dict[str, Any]], method: str) -> list[tuple[str, str]]:
+    """(value, range) of each column of ORDER."""
+    texts = dict(zip((name for name, *_ in tables.COLUMNS), tables.cells(results, method)))
+    cells = []
+    for name in ORDER:
+        low, high = (texts[end] for end in RANGES.get(name, ("engine", "engine")))
+        cells.append((texts[name], f"{low} to {high}" if name in RANGES and low else ""))
+    return cells
+
+
+def heat(points: float | None) -> str:
+    """The CSS class and strength of a loss in points."""
+    if points is None:
+        return ""
+    strength = min(1.0, math.sqrt(abs(points) / FULL))
+    return Markup(f'class="{"loss" if points > 0 else "gain"}" style="--heat: {strength:.2f}"')

@@ -1,67 +1,86 @@
-"""Accuracy against size and latency, and the sensitivity of layers, as SVG text."""
+"""Accuracy against size and latency, as SVG text."""
 
 from __future__ import annotations
 
-import io
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
+from adjustText import adjust_text
 
-matplotlib.use("svg")
-matplotlib.rcParams.update({"svg.hashsalt": "segquant", "svg.fonttype": "none", "font.family": "sans-serif"})
-import matplotlib.pyplot as plt  # noqa: E402
+from segquant.report.figure import ACCENT, INK, plt, svg
+from segquant.report.tables import BASELINE, speedup
 
 
-def scatter(results: dict[str, dict[str, Any]], x_label: str, x_of) -> str:
-    """mIoU in percent over `x_of(result)`, one named point a method; None leaves a method out."""
-    figure, axes = plt.subplots(figsize=(6.2, 3.8), layout="constrained")
-    points = [(x_of(r), 100 * r["mean_iou"], name) for name, r in results.items() if x_of(r) is not None]
-    for i, (x, y, name) in enumerate(sorted(points)):
-        axes.scatter(x, y, s=46, zorder=3, color=f"C{i % 10}")
-        axes.annotate(name, (x, y), xytext=(6, 6 if i % 2 else -12), textcoords="offset points", fontsize=9)
+@dataclass(frozen=True)
+class Point:
+    """A method's cost and its mIoU in percent, each with its lowest and highest value."""
+
+    name: str
+    x: float
+    miou: float
+    miou_range: tuple[float, float]
+    x_range: tuple[float, float] | None = None
+
+
+def tradeoff(points: Sequence[Point], x_label: str, log: bool = False) -> str:
+    """mIoU in percent over a cost, one named point a method with the intervals of both, and their Pareto front."""
+    figure, axes = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    front = pareto([(one.x, one.miou) for one in points])
+    best = sorted((points[i] for i in front), key=lambda one: one.x)
+    axes.plot(
+        [one.x for one in best], [one.miou for one in best], "--", drawstyle="steps-post", color=INK, lw=1, alpha=0.6
+    )
+    for i, one in enumerate(points):
+        color = ACCENT if i in front else INK
+        axes.errorbar(
+            one.x, one.miou, xerr=_whiskers(one.x, one.x_range), yerr=_whiskers(one.miou, one.miou_range), fmt="o",
+            ms=6, color=color, elinewidth=0.8, alpha=1 if i in front else 0.55, zorder=3, gid=f"point-{one.name}",
+        )  # fmt: skip
+    if log:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     axes.set(xlabel=x_label, ylabel="mean IoU, %")
-    axes.margins(0.16)
-    axes.grid(alpha=0.3)
-    return _svg(figure)
+    axes.margins(0.12)
+    axes.grid(alpha=0.2, color=INK)
+    names = [axes.text(one.x, one.miou, one.name, fontsize=9) for one in points]
+    adjust_text(
+        names, ax=axes, expand=(1.15, 1.5), iter_lim=300,
+        arrowprops={"arrowstyle": "-", "lw": 0.5, "color": INK},
+    )  # fmt: skip
+    return svg(figure)
 
 
-def sensitivity(rows: Sequence[dict[str, Any]]) -> str:
-    """Each layer's loss in points of mIoU and its logits' signal-to-noise in dB, a colour for each width."""
-    names = list(dict.fromkeys(row["module"] for row in rows))
-    figure, panels = plt.subplots(1, 2, figsize=(11, 1.2 + 0.19 * len(names)), sharey=True, layout="constrained")
-    for i, bits in enumerate(sorted({row["bits"] for row in rows})):
-        chosen = [row for row in rows if row["bits"] == bits]
-        heights = [names.index(row["module"]) for row in chosen]
-        for axes, key in zip(panels, ("mean_iou_loss", "snr_db"), strict=True):
-            axes.scatter(
-                [math.nan if row[key] is None else row[key] for row in chosen],
-                heights,
-                s=22,
-                color=f"C{i}",
-                label=f"{bits} bits",
-            )
-    panels[0].set(xlabel="loss alone, points of mean IoU", yticks=range(len(names)))
-    panels[0].set_yticklabels(names, fontsize=7)
-    panels[0].set_ylim(len(names) - 0.4, -0.6)
-    panels[1].set(xlabel="signal-to-noise of the logits, dB")
-    for axes in panels:
-        axes.grid(alpha=0.3)
-    panels[0].legend()
-    return _svg(figure)
-
-
-def _svg(figure: plt.Figure) -> str:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    plt.close(figure)
-    return text.getvalue()[text.getvalue().index("<svg") :]
+def pareto(points: Sequence[tuple[float, float]]) -> set[int]:
+    """Which of (cost, value) no other one equals or betters in both."""
+    return {i for i, (x, y) in enumerate(points) if not any(a <= x and b >= y and (a < x or b > y) for a, b in points)}
 
 
 def size(results: dict[str, dict[str, Any]]) -> str:
-    return scatter(results, "model.safetensors, MB", lambda r: r["size_bytes"] / 1e6)
+    """Accuracy against the size of the file."""
+    points = [Point(name, one["size_bytes"] / 1e6, *_miou(results, name)) for name, one in results.items()]
+    return tradeoff(points, "size of the weights' file, MB (log)", log=True)
 
 
 def latency(results: dict[str, dict[str, Any]]) -> str:
-    return scatter(results, "latency, ms (median)", lambda r: r["speed"]["latency_ms"]["p50"] if "speed" in r else None)
+    """Accuracy against latency, told in eager float32's, which each method was timed beside."""
+    points = []
+    for name, one in results.items():
+        if ratio := speedup(one):
+            spread = 1 / ratio["max"], 1 / ratio["min"]
+            points.append(Point(name, 1 / ratio["median"], *_miou(results, name), spread))
+    base = results.get(BASELINE, {}).get("speed")
+    told = f" ({base['latency_ms']['p50']:.0f} ms)" if base else ""
+    return tradeoff(points, f"latency, in that of float32 in PyTorch{told}")
+
+
+def _miou(results: dict[str, dict[str, Any]], name: str) -> tuple[float, tuple[float, float]]:
+    """mIoU in percent, and where the interval of its loss puts it."""
+    miou = 100 * results[name]["mean_iou"]
+    low, high = results[name].get("loss_interval", [0, 0])
+    base = 100 * results[BASELINE]["mean_iou"] if BASELINE in results else miou
+    return miou, (base - high, base - low) if low or high else (miou, miou)
+
+
+def _whiskers(value: float, ends: tuple[float, float] | None) -> list[list[float]] | None:
+    return None if ends is None else [[max(0.0, value - ends[0])], [max(0.0, ends[1] - value)]]

@@ -44,6 +44,14 @@ def loss(results: dict[str, dict[str, Any]], method: str) -> float | None:
     return 100 * (results[BASELINE]["mean_iou"] - results[method]["mean_iou"])
 
 
+def speedup(result: dict[str, Any]) -> dict[str, float] | None:
+    """How many times as fast as PyTorch's eager float32: median, min and max; None where that was not measured."""
+    speed = result.get("speed")
+    if not speed:
+        return None
+    return speed.get("relative_to_eager") or (speed["relative_to_float32"] if speed["engine"] == "eager" else None)
+
+
 def _speed(get: Callable[[dict], Any]) -> Callable:
     return lambda results, name: get(results[name]["speed"]) if "speed" in results[name] else None
 
@@ -56,6 +64,11 @@ def _key(key: str, factor: float = 1.0) -> Callable:
     return get
 
 
+def _end(which: int) -> Callable:
+    """One end of the loss's 95 % interval, where `advice.add_intervals` put it."""
+    return lambda results, name: results[name].get("loss_interval", (None, None))[which]
+
+
 # What a terminal of 80 columns shows; a wider one, the CSV and the page show all.
 NARROW = ("mean_iou", "loss_points", "agreement", "size_mb", "compression", "latency_ms", "speedup", "memory_mb")
 # (name in results.csv, heading, decimals, value)
@@ -64,6 +77,8 @@ COLUMNS: tuple[tuple[str, str, int, Callable], ...] = (
     ("engine", "engine", 0, lambda results, name: results[name].get("engine", "pytorch")),
     ("mean_iou", "mIoU %", 2, _key("mean_iou", 100)),
     ("loss_points", "loss", 2, loss),
+    ("loss_low", "loss from", 2, _end(0)),
+    ("loss_high", "to", 2, _end(1)),
     ("mean_accuracy", "mean acc %", 2, _key("mean_accuracy", 100)),
     ("overall_accuracy", "pixel acc %", 2, _key("overall_accuracy", 100)),
     ("agreement", "agree %", 2, _key("agreement", 100)),
@@ -76,10 +91,36 @@ COLUMNS: tuple[tuple[str, str, int, Callable], ...] = (
     ("speedup", "x float32", 2, _speed(lambda s: s["relative_to_float32"]["median"])),
     ("speedup_min", "min", 2, _speed(lambda s: s["relative_to_float32"]["min"])),
     ("speedup_max", "max", 2, _speed(lambda s: s["relative_to_float32"]["max"])),
-    ("speedup_eager", "x eager", 2, _speed(lambda s: s.get("relative_to_eager", {}).get("median"))),
+    ("speedup_eager", "x eager", 2, lambda results, name: (speedup(results[name]) or {}).get("median")),
     ("memory_mb", "memory MB", 0, _speed(lambda s: s["peak_memory_bytes"] / 1e6)),
     ("load_seconds", "load s", 2, _speed(lambda s: s["load_seconds"])),
 )
+
+
+# What the page says of a column.
+MEANING = {
+    "algorithm": "How the codes were found",
+    "engine": "What runs it",
+    "mean_iou": "Mean over classes of intersection over union, percent",
+    "loss_points": "Points of mIoU below float32",
+    "loss_low": "Lower end of the loss's 95 % interval over images",
+    "loss_high": "Upper end of the loss's 95 % interval over images",
+    "mean_accuracy": "Mean over classes of the share of pixels that are right, percent",
+    "overall_accuracy": "Share of labelled pixels that are right, percent",
+    "agreement": "Share of all pixels with float32's class, percent",
+    "size_mb": "Size of the weights' file, megabytes (10^6 bytes)",
+    "compression": "Times smaller than float32's file",
+    "quantized_percent": "Share of the parameters that are quantized, percent",
+    "quantize_seconds": "Time to calibrate and train, seconds",
+    "latency_ms": "Median latency, milliseconds",
+    "latency_p90_ms": "90th percentile of latency, milliseconds",
+    "speedup": "Times as fast as float32 on the same engine, median of pairs",
+    "speedup_min": "Least of those pairs",
+    "speedup_max": "Greatest of those pairs",
+    "speedup_eager": "Times as fast as PyTorch's eager float32, median of pairs",
+    "memory_mb": "Peak memory that loading and running add, megabytes",
+    "load_seconds": "Time to load, seconds",
+}
 
 
 def cells(results: dict[str, dict[str, Any]], method: str) -> list[str]:
@@ -121,6 +162,8 @@ def footnotes(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | Non
     if done:
         one = next(iter(done.values()))
         notes.append(f"{one['protocol']}, {one['n_images']} images; loss in points of mIoU against float32.")
+        if any("loss_interval" in one for one in done.values()):
+            notes.append("Loss from and to: its 95 % interval, by the paired bootstrap over images.")
         if "dtype" in one:
             notes.append(f"Evaluated with autocast to {one['dtype']}{', compiled' if one['compile'] else ''}.")
         notes += [f"{name} skipped {len(r['skipped'])} images." for name, r in done.items() if "skipped" in r]
@@ -189,6 +232,27 @@ def show_several(found: dict[str, dict[str, dict[str, Any]]], hardware: dict[str
     common_notes = [note for note in notes[next(iter(found))] if all(note in some for some in notes.values())]
     own = [f"{name}: {note}" for name, some in notes.items() for note in some if note not in common_notes]
     _print_notes(console, own + common_notes)
+
+
+ACCURACY = {"mean_iou": "mIoU %", "mean_accuracy": "mean acc %", "overall_accuracy": "pixel acc %"}
+
+
+def show_comparison(first: str, second: str, found: dict[str, Any]) -> None:
+    """Print what `evaluation.bootstrap.compare` found of two results, in percent and points."""
+    console, table = _console_and_table()
+    for heading in (first, second, "difference", "95 % interval"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    for key, heading in ACCURACY.items():
+        one = found[key]
+        low, high = 100 * one["low"], 100 * one["high"]
+        clear = "higher" if low > 0 else "lower" if high < 0 else "no clear difference"
+        values = (f"{100 * one['first']:.2f}", f"{100 * one['second']:.2f}", f"{100 * one['difference']:+.2f}")
+        table.add_row(heading, *values, f"{low:+.2f} to {high:+.2f}", clear)
+    table.columns[0].header = "metric"
+    console.print(table)
+    draws = f"{found['resamples']:,} draws of the same images for both, with replacement"
+    _print_notes(console, [f"{found['protocol']}, {found['n_images']} images; intervals from {draws}."])
 
 
 def _console_and_table() -> tuple[Console, Table]:

@@ -1,0 +1,22 @@
+"""IoU and accuracy by class and in the mean, from counts of pixels (numpy alone)."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+
+def by_class(hit: np.ndarray, labelled: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """IoU and accuracy (..., C) in [0, 1] from pixels (..., C) that are right, labelled and predicted; NaN where a
+    class is absent."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return hit / (labelled + predicted - hit), hit / labelled
+
+
+def means(hit: np.ndarray, labelled: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean IoU, mean accuracy and overall accuracy (...,) of such counts; classes that are NaN are left out."""
+    iou, accuracy = by_class(hit, labelled, predicted)
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
+        warnings.filterwarnings("ignore", "Mean of empty slice")
+        return np.nanmean(iou, -1), np.nanmean(accuracy, -1), hit.sum(-1) / labelled.sum(-1)

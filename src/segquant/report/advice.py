@@ -1,0 +1,118 @@
+"""Which precision to ship: what the results come to, in words."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segquant.evaluation.bootstrap import interval, resampled
+from segquant.evaluation.counts import read_counts
+from segquant.report.tables import BASELINE, loss, measured, speedup
+
+POINTS = 1.0  # of mIoU, that a method may lose and still be recommended
+# What is taken for alike: speed varies by more from run to run, mIoU from data set to data set.
+ALIKE_POINTS, ALIKE_SIZE, ALIKE_SPEED = 0.1, 1.05, 1.2
+
+
+def add_intervals(results: dict[str, dict[str, Any]], predictions: str | Path) -> None:
+    """Put `loss_interval` into each measured result whose counts lie in `predictions`/METHOD/: the 95 % interval of
+    its loss against float32, in points of mIoU, from the paired bootstrap over images."""
+    paths = {name: Path(predictions) / name / "confusion.parquet" for name in measured(results)}
+    counts = {name: read_counts(path) for name, path in paths.items() if path.is_file()}
+    if BASELINE not in counts:
+        return
+    draws = dict(zip(counts, resampled(list(counts.values()))))
+    for name in counts:
+        low, high = interval(100 * np.subtract(draws[BASELINE][:, 0], draws[name][:, 0]))
+        results[name]["loss_interval"] = [low, high]
+
+
+def advise(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The methods to ship and those to leave, of what was measured.
+
+    {smallest, fastest: a method that loses at most POINTS, or None; lossy: methods that clearly lose more;
+    pointless: {method: another that is as good in size, speed and accuracy, and better in one of them}}. {} without a
+    float32.
+    """
+    done = measured(results)
+    if BASELINE not in done:
+        return {}
+    losses = {name: loss(results, name) for name in done}
+    within = [name for name in done if name != BASELINE and losses[name] <= POINTS]
+    timed = [name for name in within if speedup(done[name])]
+    size = {name: done[name]["size_bytes"] for name in done}
+    smallest = min(within, key=lambda name: (size[name], losses[name]), default=None)
+    fastest = max(timed, key=lambda name: speedup(done[name])["median"], default=None)
+    if fastest and speedup(done[fastest])["median"] < ALIKE_SPEED:
+        fastest = None
+    lossy = [name for name in done if done[name].get("loss_interval", [losses[name]])[0] > POINTS]
+    pointless = {}
+    for name in within:
+        better = [other for other in within if other != name and _beats(done, losses, other, name)]
+        if better and name not in (smallest, fastest):
+            pointless[name] = max(better, key=lambda other: (other in (smallest, fastest), -losses[other]))
+    return {"smallest": smallest, "fastest": fastest, "lossy": lossy, "pointless": pointless}
+
+
+def _beats(done: dict[str, Any], losses: dict[str, float], one: str, other: str) -> bool:
+    """Whether `one` is as small, as fast and as accurate as `other`, and clearly better in one of them."""
+    size = done[one]["size_bytes"] / done[other]["size_bytes"]
+    points = losses[one] - losses[other]
+    speeds = [speedup(done[name]) for name in (one, other)]
+    faster = speeds[0]["median"] / speeds[1]["median"] if all(speeds) else 1.0
+    alike = size <= ALIKE_SIZE and points <= ALIKE_POINTS and faster >= 1 / ALIKE_SPEED
+    return alike and (size < 1 / ALIKE_SIZE or points < -ALIKE_POINTS or faster > ALIKE_SPEED)
+
+
+def sentences(results: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """(heading, method or methods, words) of what `advise` found, best first; [] without a float32."""
+    found, done = advise(results), measured(results)
+    if not found:
+        return []
+    told = []
+    smallest, fastest = found["smallest"], found["fastest"]
+    if smallest:
+        told.append(("Smallest", smallest, f"{_size(done[smallest])}; {_loss(results, smallest)}."))
+        if speedup(done[smallest]):
+            told[-1] = (*told[-1][:2], f"{_size(done[smallest])}; {_loss(results, smallest)}; {_fast(done[smallest])}.")
+    if fastest:
+        words = f"{_fast(done[fastest])}; {_loss(results, fastest)}; {_size(done[fastest])}."
+        told.append(("Fastest", fastest, words[0].upper() + words[1:]))
+    if not smallest:
+        told.append(("Ship", BASELINE, f"No method stays within {POINTS:g} point of its mIoU."))
+    for name in found["lossy"]:
+        told.append(("Avoid", name, f"It {_loss(results, name)}."))
+    for better in dict.fromkeys(found["pointless"].values()):
+        names = [name for name, other in found["pointless"].items() if other == better]
+        words = f"{better} is at least as small and as fast, and no more than {ALIKE_POINTS:g} points less accurate."
+        told.append(("Without advantage", ", ".join(names), words))
+    return told
+
+
+def _size(result: dict[str, Any]) -> str:
+    return f"{result['size_bytes'] / 1e6:.2f} MB, {result['compression']:.1f} times smaller than float32"
+
+
+def _loss(results: dict[str, dict[str, Any]], name: str) -> str:
+    points = loss(results, name)
+    words = f"loses {points:.2f} points of mIoU" if points >= 0.005 else (
+        f"gains {-points:.2f} points of mIoU" if points <= -0.005 else "loses nothing in mIoU"
+    )  # fmt: skip
+    if "loss_interval" in results[name]:
+        low, high = sorted(math.copysign(1, points) * end for end in results[name]["loss_interval"])
+        words += f" (95 % interval: {low:.2f} to {high:.2f})"
+    return words
+
+
+def _fast(result: dict[str, Any]) -> str:
+    ratio = speedup(result)
+    if 1 / ALIKE_SPEED < ratio["median"] < ALIKE_SPEED:
+        words = "about as fast as float32"
+    elif ratio["median"] >= 1:
+        words = f"{ratio['median']:.1f} times as fast as float32"
+    else:
+        words = f"takes {1 / ratio['median']:.1f} times as long as float32"
+    return f"{words} in PyTorch ({ratio['min']:.2f} to {ratio['max']:.2f})"

@@ -1,0 +1,68 @@
+"""Photographs, class maps and where they differ, as images inside the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from segquant.data.images import decode_annotation, decode_image
+from segquant.data.palette import palette
+from segquant.report.tables import BASELINE
+
+SIDE = 400  # of a picture on the page, pixels at most
+
+
+def example(row: dict, methods: Iterable[str], predictions: str | Path, classes: list[str]) -> dict[str, Any]:
+    """One photograph: {id, width, height, panels, legend}.
+
+    `panels` are {name, uri, agreement, differs} of the photograph, the truth and each method whose class map lies as
+    a PNG in `predictions`/METHOD/: as colours, the percentage of pixels with float32's class, and a mask that is dark
+    where it is the same (both None where there is nothing to compare). `legend` has (class, colour) of what is seen.
+    """
+    maps = {"truth": decode_annotation(row["annotation"], row["id"])}
+    for method in methods:
+        file = Path(predictions) / method / f"{row['id']}.png"
+        if file.is_file():
+            maps[method] = np.asarray(Image.open(file))
+    photo = _fit(decode_image(row["image"], row["id"]), Image.Resampling.LANCZOS)
+    panels = [{"name": "photo", "uri": _uri(photo, "JPEG", quality=85), "agreement": None, "differs": None}]
+    for name, ids in maps.items():
+        panel = {"name": name, "uri": _uri(_colored(ids), "PNG", optimize=True), "agreement": None, "differs": None}
+        if BASELINE in maps and name not in ("truth", BASELINE):
+            same = ids == maps[BASELINE]
+            panel |= {"agreement": 100 * float(same.mean()), "differs": _mask(same)}
+        panels.append(panel)
+    colors = palette()
+    present = sorted(set().union(*(np.unique(ids).tolist() for ids in maps.values())))
+    legend = [(classes[i], "#{:02x}{:02x}{:02x}".format(*colors[i])) for i in present if i < len(classes)]
+    return {"id": row["id"], "width": photo.width, "height": photo.height, "panels": panels, "legend": legend}
+
+
+def _fit(image: Image.Image, how: Image.Resampling) -> Image.Image:
+    scale = min(1.0, SIDE / max(image.size))
+    return image.resize((round(image.width * scale), round(image.height * scale)), how)
+
+
+def _colored(ids: np.ndarray) -> Image.Image:
+    image = _fit(Image.fromarray(ids), Image.Resampling.NEAREST)
+    image.putpalette(palette().tobytes())
+    return image
+
+
+def _mask(same: np.ndarray) -> str:
+    """Black where it is the same, transparent elsewhere: what differs stays in its own colours."""
+    image = _fit(Image.fromarray(same.astype(np.uint8)), Image.Resampling.NEAREST)
+    image.putpalette(bytes(6))
+    return _uri(image, "PNG", optimize=True, transparency=bytes((0, 255)), bits=1)
+
+
+def _uri(image: Image.Image, kind: str, **options: Any) -> str:
+    data = io.BytesIO()
+    image.save(data, kind, **options)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(data.getvalue()).decode()

@@ -1,0 +1,160 @@
+"""The page, as text and in a real browser."""
+
+import os
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+from samples import HARDWARE, METHODS, RECIPES, write_metrics, write_predictions
+
+from segquant.data.classes import ADE20K
+from segquant.report import advice, page, plots, tables
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs Chromium (apt-get install chromium)")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The page of float32, int2 and one that is unavailable, and what it was made from."""
+    folder = tmp_path_factory.mktemp("page")
+    write_metrics(folder)
+    pictures = write_predictions(folder, {"float32": 0.9, "int2": 0.6})
+    results = tables.collect(folder, METHODS)
+    advice.add_intervals(results, folder / "predictions")
+    arguments = results, pictures, folder / "predictions", list(ADE20K), HARDWARE, RECIPES
+    page.write_page(folder / "index.html", *arguments)
+    return folder / "index.html", arguments
+
+
+def test_the_page_is_self_contained_and_shows_every_method(made):
+    path, arguments = made
+    html = path.read_text()
+    assert "https://" not in html and "http://" not in html.replace("http://www.w3.org", "")  # names of XML namespaces
+    assert not re.search(r'(src|href)="(?!data:|#)', html)
+    for text in ("float32", "int2", "55.00", "no CUDA", "Testium 9", "fixed-64x64-v1, 2 images"):
+        assert text in html
+    assert html.count("data:image/jpeg") == 2 and html.count("data:image/png") == 2 * (3 + 1)  # int2's differences
+    assert html.count("<svg") == 2
+    before = path.read_bytes()
+    page.write_page(path, *arguments)
+    assert path.read_bytes() == before
+
+
+def test_the_page_says_what_was_measured_and_nothing_else(made):
+    path, (results, *_) = made
+    html = path.read_text()
+    row = re.search(r'<th scope="row">int2</th>(<td>55\.00.*?)</tr>', html).group(1)
+    cells = re.findall(r"<td>([^<]*?)(?: <small>(.*?)</small>)?</td>", row)
+    values = dict(zip(page.ORDER, cells))
+    low, high = results["int2"]["loss_interval"]
+    assert values["loss_points"] == ("15.00", f"{low:.2f} to {high:.2f}")
+    assert values["size_mb"][0] == "2.00" and values["speedup"] == ("1.05", "0.90 to 1.20")
+    assert values["speedup_eager"][0] == "1.05"  # eager is its own engine
+    assert 'class="loss" style="--heat: 1.00">30.0<' in html  # trees: 0.9 and 0.6
+    assert '<td class="share" style="--share: 100.0%">75.00</td>' in html
+
+
+def test_what_layers_cost_is_shown_where_it_was_measured(made, tmp_path):
+    path, arguments = made
+    rows = [
+        {"module": "classifier", "parameters": 9, "bits": 2, "mean_iou_loss": 1.5, "snr_db": None},
+        {"module": "fuse", "parameters": 9, "bits": 2, "mean_iou_loss": 0.1, "snr_db": 20.0},
+    ]
+    told = {"protocol": "fixed-64x64-v1", "images": 16, "algorithm": "hqq", "group_size": 32, "layers": rows}
+    page.write_page(tmp_path / "index.html", *arguments, told)
+    html = (tmp_path / "index.html").read_text()
+    assert "fixed-64x64-v1, the first 16 images; hqq, groups of 32" in html and html.count("<svg") == 3
+    assert "classifier" in html and "#layers" in html
+    assert "#layers" not in path.read_text()
+
+
+def test_class_names_and_ids_from_outside_are_text(made, tmp_path):
+    path, (results, pictures, predictions, *rest) = made
+    copy = tmp_path / "predictions"
+    shutil.copytree(predictions, copy)
+    for file in copy.glob("*/classes.csv"):
+        file.write_text(file.read_text().replace("tree", "<script>alert(1)</script>"))
+    page.write_page(tmp_path / "index.html", results, pictures, copy, *rest)
+    assert (tmp_path / "index.html").read_text().count("<script>") == 1
+
+
+def test_the_front_is_what_nothing_betters():
+    assert plots.pareto([(1, 5), (2, 5), (2, 7), (3, 6), (4, 8)]) == {0, 2, 4}
+    assert plots.pareto([(1, 1), (1, 1)]) == {0, 1}
+
+
+def shot(path, target, width, height, *options):
+    command = [
+        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--force-device-scale-factor=1",
+        f"--user-data-dir={target.parent / 'profile'}", f"--window-size={width},{height}", f"--screenshot={target}",
+        "--virtual-time-budget=2000", *options, path.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert target.is_file(), done.stderr
+    return np.asarray(Image.open(target).convert("RGB")).astype(int)
+
+
+def tree(path, folder, *options):
+    """The page's elements after its script has run."""
+    command = [
+        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}", "--dump-dom",
+        "--virtual-time-budget=2000", *options, path.as_uri(),
+    ]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+@needs_browser
+@pytest.mark.parametrize(("width", "height"), [(1280, 1600), (500, 1600)])
+def test_a_browser_shows_it_at_two_widths(made, tmp_path, width, height):
+    pixels = shot(made[0], tmp_path / "page.png", width, height)
+    assert pixels.shape == (height, width, 3)
+    for band in np.array_split(pixels, 8):  # from top to bottom there is something to see
+        assert len(np.unique(band.reshape(-1, 3), axis=0)) > 8
+    if keep := os.environ.get("SEGQUANT_SCREENSHOTS"):
+        shutil.copy(tmp_path / "page.png", f"{keep}/page-{width}.png")
+
+
+@needs_browser
+def test_dark_is_dark_and_light_is_light(made, tmp_path):
+    light = shot(made[0], tmp_path / "light.png", 800, 600)
+    dark = shot(made[0], tmp_path / "dark.png", 800, 600, "--blink-settings=preferredColorScheme=0")
+    assert np.median(light) > 200 and np.median(dark) < 60
+
+
+@needs_browser
+def test_nothing_is_wider_than_a_phone_and_every_method_can_be_chosen(made, tmp_path):
+    """The page itself reports: its width, what its tables and choices hold, and their order after a click."""
+    probe = tmp_path / "probe.html"
+    probe.write_text(made[0].read_text().replace("</body>", PROBE + "</body>"))
+    html = tree(probe, tmp_path, "--window-size=500,900")
+    found = dict(re.findall(r'<i id="probe-(\w+)">(.*?)</i>', html, re.S))
+    assert int(found["width"]) <= int(found["window"])
+    assert found["rows"].split() == ["float32", "int2", "float8_dynamic"]
+    assert found["sorted"].split() == ["int2", "float32", "float8_dynamic"]
+    assert found["choices"].split() == ["photo", "truth", "float32", "int2"]
+    assert found["stage"].split() == ["2", "float32", "int2"]
+    assert found["masked"] == "1"
+    assert found["plots"].split() == ["float32", "int2", "float32", "int2"]
+
+
+PROBE = """<script>
+const put = (name, text) => document.body.append(Object.assign(document.createElement("i"), {id: "probe-" + name, textContent: text}));
+put("window", innerWidth);
+put("width", document.documentElement.scrollWidth);
+const rows = () => [...document.querySelectorAll("#table tbody th")].map((one) => one.textContent).join(" ");
+put("rows", rows());
+document.querySelectorAll("#table thead button")[2].click();
+put("sorted", rows());
+const selects = document.querySelectorAll(".browser select");
+put("choices", [...selects[2].options].map((one) => one.value).join(" "));
+const images = document.querySelectorAll(".stage img");
+put("stage", [images.length, ...[...images].map((one) => one.alt)].join(" "));
+const box = document.querySelectorAll(".browser input[type=checkbox]")[1];
+box.click();
+put("masked", document.querySelectorAll(".stage .mask").length);
+put("plots", [...document.querySelectorAll(".plots text")].map((one) => one.textContent.trim()).filter((one) => ["float32", "int2"].includes(one)).join(" "));
+</script>"""
