@@ -20,7 +20,7 @@ def main() -> None:
     a = parser.parse_args()
     params = config.load()
     (recipe,) = params.quant.choose([a.method]).values()
-    params.wandb.resolve()
+    tracking.login(params.wandb)
     names = read_manifest(a.shards)["classes"]
     with kept(a.partial):
         metrics, result = score(

@@ -17,7 +17,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True)
     a = parser.parse_args()
     params = config.load()
-    params.wandb.resolve()
+    tracking.login(params.wandb)
     (recipe,) = params.quant.choose([a.method]).values()
     record = partial(tracking.training, params.wandb, a.method, recipe.train)
     trained = Path(a.trained) / a.method

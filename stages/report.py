@@ -1,30 +1,34 @@
-"""Write results.csv and the HTML page; `segquant report` prints the table."""
+"""Write results.csv and the HTML page, and log both to W&B; `segquant report` prints the table."""
 
 import argparse
 from pathlib import Path
 
-from segquant import config
+from segquant import config, lineage, tracking
 from segquant.data.shards import read_manifest, read_rows
 from segquant.entry import run
 from segquant.files import read_json, write_text
-from segquant.report import advice, page, tables
+from segquant.report import advice, classes, page, pictures, tables
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("metrics", "shards", "csv", "page"):
+    for name in ("metrics", "shards", "baseline", "artifacts", "csv", "classes", "page"):
         parser.add_argument(f"--{name}", required=True)
     a = parser.parse_args()
-    params = config.load()
+    params, predictions = config.load(), Path(a.metrics) / "predictions"
+    tracking.login(params.wandb)
     results = tables.collect(a.metrics, params.quant.methods, "predictions/{}/metrics.json")
-    advice.add_intervals(results, Path(a.metrics) / "predictions")
-    hardware = read_json(Path(a.metrics) / "hardware.json")
-    classes = read_manifest(a.shards)["classes"]
-    rows = read_rows(a.shards, "validation", params.eval.pictures)
+    advice.add_intervals(results, predictions)
+    hardware, layers = (read_json(Path(a.metrics) / f"{name}.json") for name in ("hardware", "layers"))
+    manifest, rows = read_manifest(a.shards), list(read_rows(a.shards, "validation", params.eval.pictures))
+    names, done = manifest["classes"], tables.measured(results)
     write_text(a.csv, tables.to_csv(results))
-    pictures = Path(a.metrics) / "predictions"
-    layers = read_json(Path(a.metrics) / "layers.json")
-    page.write_page(a.page, results, rows, pictures, classes, hardware, params.quant.methods, layers)
+    write_text(a.classes, classes.to_csv(classes.read_classes(predictions, done), done))
+    page.write_page(a.page, results, rows, predictions, names, hardware, params.quant.methods, layers)
+    shown = pictures.overlays(rows, done, predictions)
+    made = lineage.artifacts(a.artifacts, results)
+    told = lineage.lineage(params, a.baseline, manifest)
+    tracking.log_report(params.wandb, told, tables.values(results), shown, names, made)
 
 
 if __name__ == "__main__":

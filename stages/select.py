@@ -1,20 +1,26 @@
-"""Copy the selected method's metrics to the one stable path that `dvc metrics diff` compares."""
+"""Copy the selected method's metrics and confusion to the stable paths that `dvc metrics` and `dvc plots` compare."""
 
 import argparse
 from pathlib import Path
 
 from segquant import config
 from segquant.entry import run
-from segquant.files import read_json, write_json
+from segquant.evaluation.counts import HEADER, read_counts
+from segquant.files import read_json, write_json, write_text
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", required=True)
-    parser.add_argument("--output", required=True)
+    for name in ("results", "output", "confusion"):
+        parser.add_argument(f"--{name}", required=True)
     arguments = parser.parse_args()
     method = config.load().quant.method
-    metrics = read_json(Path(arguments.results) / method / "metrics.json")
+    folder = Path(arguments.results) / method
+    metrics = read_json(folder / "metrics.json")
+    unavailable = "unavailable" in metrics
+    write_text(
+        arguments.confusion, HEADER if unavailable else read_counts(folder / "confusion.parquet").confusion_csv()
+    )
     write_json(arguments.output, {"method": method, **metrics})
 
 

@@ -13,6 +13,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", required=True)
     arguments = parser.parse_args()
     params = config.load()
+    tracking.login(params.wandb)
     with tracking.training(params.wandb, "train", params.train) as record:
         make_baseline(params, arguments.output, arguments.checkpoint, record)
 

@@ -21,7 +21,7 @@ from segquant.quant.build import build
 
 # Processes of their own, forked off one that has imported what takes each of them four seconds.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["segquant.cli", "segquant.runs", "segquant.report.plots"])
+SERVER.set_forkserver_preload(["segquant.cli", "segquant.runs", "segquant.report.layers"])
 
 
 def segquant(*arguments):

@@ -1,5 +1,7 @@
 """The real pipeline in a temporary clone: what is built, what is rebuilt, and what a mistake prints."""
 
+import csv
+import hashlib
 import json
 import os
 import re
@@ -10,9 +12,13 @@ import time
 
 import numpy as np
 import pytest
+import vl_convert
 import yaml
 from conftest import ROOT, ade20k_folder
 from PIL import Image
+from wandb_server import synced
+
+from segquant.evaluation.counts import read_counts
 
 METHODS = ("float32", "float8_dynamic", "int4", "int2", "int2_qat", "int8_static")
 ALWAYS = {"baseline", "data_source", "layers", "probe_hardware"}  # asked on every run
@@ -69,7 +75,7 @@ def clone(tmp_path_factory):
     output = sh(folder, "dvc repro")
     assert {"prepare_shards", "reference", "select", "report"} <= ran(output)
     tracked = list((folder / "wandb").glob("offline-run-*"))
-    assert len(tracked) == 6  # one for each evaluation and training, none for a method that is unavailable
+    assert len(tracked) == 7  # each evaluation, training and report, none for a method that is unavailable
     sh(folder, "git add -A && git commit -qm results")
     return folder
 
@@ -130,6 +136,33 @@ def test_a_method_this_machine_cannot_run_is_reported_with_the_reason(clone):
     assert "float8_dynamic is unavailable" in sh(clone, "segquant report")
 
 
+def test_wandb_sync_brings_later_what_the_metrics_say(clone):
+    runs = {(one.run["jobType"], one.run["displayName"]): one for one in synced(clone)}
+    done = [name for name in METHODS if name != "float8_dynamic"]
+    assert set(runs) == {("evaluate", name) for name in done} | {("train", "int2_qat"), ("report", "report")}
+    metrics = {name: json.loads((clone / f"metrics/{name}.json").read_text()) for name in done}
+    report = runs["report", "report"]
+    for name in done:
+        assert metrics[name].items() <= runs["evaluate", name].summary.items()
+        assert report.summary[f"{name}/mean_iou"] == pytest.approx(100 * metrics[name]["mean_iou"])
+        assert report.summary[f"{name}/size_mb"] == pytest.approx(metrics[name]["size_bytes"] / 1e6)
+    models = {
+        one["artifactCollectionName"]: json.loads(one["metadata"])
+        for one in report.artifacts
+        if one["artifactTypeName"] == "model"
+    }
+    assert set(models) == {f"segquant-{name}" for name in done}
+    weights = clone / "models/quantized/int4/model.safetensors"
+    told = models["segquant-int4"]["files"]["model.safetensors"]
+    assert told == {"bytes": weights.stat().st_size, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    manifest = json.loads((clone / "data/shards/manifest.json").read_text())
+    assert report.config["data"]["fingerprint"] == manifest["fingerprint"]
+    assert report.config["git"]["commit"] == sh(clone, "git rev-parse HEAD~1").strip()
+    assert {f"evaluate@{name}" for name in done} <= set(report.config["dvc"])
+    pictures = [one for key, one in report.summary.items() if key.startswith("pictures/")]
+    assert len(pictures) == 2 and all(set(one["masks"]) == {"truth", *done} for one in pictures)
+
+
 def test_a_second_repro_does_nothing(clone):
     start = time.monotonic()
     output = sh(clone, "dvc repro")
@@ -156,6 +189,19 @@ def test_another_method_selected_rebuilds_nothing_else_and_shows_in_the_diff(clo
     changed = diff["metrics/selected.json"]
     assert changed["size_bytes"]["diff"] < 0
     assert set(diff) == {"metrics/selected.json"}
+    both = _drawn(clone, "dvc plots diff HEAD --json --targets metrics/confusion.csv metrics/results.csv")
+    assert ">workspace</text>" in both["metrics/confusion.csv"] and ">HEAD</text>" in both["metrics/confusion.csv"]
+    shares = list(csv.DictReader((clone / "metrics/confusion.csv").open()))
+    counts = read_counts(clone / "metrics/predictions/int2/confusion.parquet")
+    matrix, at = counts.confusion(), [*counts.classes, "none of them"].index
+    for row in shares:
+        label = matrix[at(row["label"])]
+        assert float(row["percent"]) == pytest.approx(100 * label[at(row["prediction"])] / label.sum(), abs=0.005)
+    artifacts = json.loads(sh(clone, f"{sys.executable} -c '{SHOW_ARTIFACTS}'"))
+    assert artifacts["selected"] == "models/quantized/int2" and artifacts["baseline"] == "models/baseline"
+    table = json.loads(sh(clone, "dvc exp show --json"))[0]["data"]
+    assert table["metrics"]["metrics/selected.json"]["data"]["method"] == "int2"
+    assert table["params"]["params.yaml"]["data"]["quant"]["method"] == "int2"
     sh(clone, "git reset -q --hard && dvc checkout -q")
 
 
@@ -169,6 +215,31 @@ def test_the_report_shows_the_sensitivity_of_this_model_by_this_protocol_only(cl
         assert ran(output) == ALWAYS | ({"report"} if shown else set())
         assert ("What each layer costs" in page.read_text()) == shown
     sh(clone, "git reset -q --hard && git clean -fdq && dvc checkout -q")
+
+
+def _drawn(clone, command):
+    """The plots of a dvc command: {id: SVG}, drawn by Vega."""
+    plots = json.loads(sh(clone, f"{command} 2>/dev/null"))  # it warns of sensitivity.csv, which this clone has not
+    plots = plots.get("data", plots)
+    return {name: vl_convert.vegalite_to_svg(found[0]["content"]) for name, found in plots.items() if found}
+
+
+def test_the_projects_plots_are_drawn(clone):
+    done = [name for name in METHODS if name != "float8_dynamic"]
+    svg = _drawn(clone, "dvc plots show --json")
+    for name in ("metrics/results.csv", "accuracy against latency", "metrics/class_loss.csv"):
+        for method in done:
+            assert f">{method}</text>" in svg[name], (name, method)
+    assert "Pareto front" in svg["metrics/results.csv"] and "size, MB" in svg["metrics/results.csv"]
+    labels = (clone / "metrics/classes/int4.csv").read_text().splitlines()[1:]
+    for name in ("metrics/class_loss.csv", "metrics/confusion.csv"):
+        assert all(f">{line.split(',')[1]}</text>" in svg[name] for line in labels if int(line.split(",")[2]))
+
+
+SHOW_ARTIFACTS = (
+    "import json; from dvc.repo import Repo; "
+    'print(json.dumps({k: v.path for k, v in Repo().artifacts.read()["dvc.yaml"].items()}))'
+)
 
 
 def test_a_recipe_changed_rebuilds_its_own_lane_only(clone):

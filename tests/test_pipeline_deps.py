@@ -59,6 +59,7 @@ BELOW = {  # DESIGN: a lower room never imports a higher one
     "training": {"config", "data", "models", "quant", "evaluation"},
     "deploy": {"config", "data", "models", "quant", "evaluation", "training"},
     "tracking": {"config"},
+    "lineage": {"config"},
     "report": {"config", "data", "evaluation"},
 }
 SHARED = {"__init__", "allocator", "errors", "fields", "files", "hub", "progress", "ranks", "entry", "hardware"}

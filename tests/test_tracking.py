@@ -1,37 +1,21 @@
+import hashlib
+import io
+import json
 import logging
-import struct
+import subprocess
 
 import numpy as np
 import pytest
+from conftest import ROOT
+from PIL import Image
+from wandb_server import KEY, server, synced
 
-from segquant import tracking
+from segquant import config, lineage, tracking
 from segquant.config import Qat, Recipe, Wandb
 from segquant.errors import ConfigError
 
 METRICS = {"mean_iou": 0.5, "protocol": "fixed-64x64-v1", "n_images": 3}
 CLASSES = [{"id": 0, "name": "wall", "pixels": 4, "iou": 0.5, "accuracy": None}]
-
-
-def records(file):
-    """The records of an offline run: W&B's own protobuf messages in a LevelDB log after seven bytes of header.
-
-    https://github.com/google/leveldb/blob/main/doc/log_format.md: blocks of 32 KiB; each piece has a
-    checksum (4 bytes), a length (2), a type (1: whole, 2: first, 3: middle, 4: last).
-    """
-    from wandb.proto import wandb_internal_pb2
-
-    data, position, message = file.read_bytes(), 7, b""
-    while position + 7 <= len(data):
-        left = 32768 - position % 32768
-        if left < 7:
-            position += left
-            continue
-        length, kind = struct.unpack_from("<HB", data, position + 4)
-        message += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):
-            yield wandb_internal_pb2.Record.FromString(message)
-            message = b""
 
 
 @pytest.fixture(autouse=True)
@@ -63,24 +47,22 @@ def test_a_key_in_the_environment_or_in_netrc_will_do(monkeypatch, tmp_path):
     assert Wandb(mode="online").resolve() == "online"
 
 
-def test_an_offline_run_is_written_whole_and_without_a_key(monkeypatch, tmp_path):
+def test_an_offline_run_is_synced_whole_later_and_holds_no_key(monkeypatch, tmp_path):
     secret = "s3cret" * 7
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_API_KEY", secret[:40])
     monkeypatch.setenv("DVC_EXP_NAME", "brave-exp")
     tracking.log_evaluation(Wandb(), "int8", Recipe("int8"), METRICS, CLASSES)
-    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    run, summary, config = None, {}, {}
-    for record in records(file):
-        if record.run.run_id:
-            run = record.run
-            config |= {u.key: u.value_json for u in record.run.config.update}
-        summary |= {u.key: u.value_json for u in record.summary.update}
-    assert (run.run_group, run.job_type, run.display_name) == ("brave-exp", "evaluate", "int8")
-    assert config["weights"] == '"int8"' and config["method"] == '"int8"'
-    assert float(summary["mean_iou"]) == 0.5 and int(summary["n_images"]) == 3
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or secret[:40].encode() not in path.read_bytes(), path
+    (found,) = synced(tmp_path)
+    assert found.run == {
+        "groupName": "brave-exp", "jobType": "evaluate", "displayName": "int8", "project": "segquant",
+    }  # fmt: skip
+    assert found.config["weights"] == "int8" and found.config["method"] == "int8"
+    assert METRICS.items() <= found.summary.items()
+    (table,) = (json.loads(data) for name, data in found.files.items() if name.endswith(".table.json"))
+    assert table == {"columns": list(CLASSES[0]), "data": [list(CLASSES[0].values())]}
 
 
 def test_each_run_is_on_disk_in_its_own_folder_when_the_call_returns(monkeypatch, tmp_path):
@@ -88,8 +70,68 @@ def test_each_run_is_on_disk_in_its_own_folder_when_the_call_returns(monkeypatch
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
         tracking.log_evaluation(Wandb(), name, Recipe("int8"), METRICS, CLASSES)
-        (file,) = (tmp_path / name).glob("wandb/offline-run-*/run-*.wandb")
-        assert [r.run.display_name for r in records(file) if r.run.run_id] == [name]
+        assert [found.run["displayName"] for found in synced(tmp_path / name)] == [name]
+
+
+def test_the_reports_run_has_the_table_the_pictures_and_the_artifacts(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "int4").mkdir()
+    (tmp_path / "int4" / "model.safetensors").write_bytes(b"x" * 321)
+    results = {"float32": {**METRICS, "size_bytes": 9}, "int4": {**METRICS, "mean_iou": 0.375, "size_bytes": 321}}
+    table = [
+        {"method": name, "mean_iou": one["mean_iou"], "size_mb": one["size_bytes"] / 1e6, "latency_ms": None, "loss_points": 1.0}
+        for name, one in results.items()
+    ]  # fmt: skip
+    maps = {"truth": np.full((4, 6), 255, np.uint8), "int4": np.ones((4, 6), np.uint8)}
+    photo = np.zeros((4, 6, 3), np.uint8)
+    artifacts = lineage.artifacts(tmp_path, results)
+    tracking.log_report(Wandb(), {"protocol": "p"}, table, [("a", photo, maps)], ["wall", "tree"], artifacts)
+    (found,) = synced(tmp_path)
+    assert found.run["jobType"] == "report" and found.config["protocol"] == "p"
+    assert found.summary["int4/mean_iou"] == 0.375 and found.summary["float32/size_mb"] == 9e-6
+    tables = [json.loads(data) for name, data in found.files.items() if name.endswith(".table.json")]
+    assert {"columns": list(table[0]), "data": [list(row.values()) for row in table]} in tables
+    model = next(one for one in found.artifacts if one["artifactTypeName"] == "model")
+    assert model["artifactCollectionName"] == "segquant-int4"
+    told = json.loads(model["metadata"])
+    digest = hashlib.sha256(b"x" * 321).hexdigest()
+    assert told["files"] == {"model.safetensors": {"bytes": 321, "sha256": digest}} and told["mean_iou"] == 0.375
+    assert set(found.summary["pictures/a"]["masks"]) == {"truth", "int4"}
+    masks = {name: data for name, data in found.files.items() if "/mask/" in name and name.endswith(".png")}
+    assert sorted(np.unique(np.asarray(Image.open(io.BytesIO(data)))).tolist() for data in masks.values()) == [
+        [1],
+        [255],
+    ]
+    labels = [json.loads(data) for name, data in found.files.items() if "/class_labels/" in name]
+    assert not labels or {"0": "wall", "1": "tree", "255": "not labelled"} in labels
+
+
+def test_a_key_that_wandb_does_not_take_stops_before_any_work(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with server(accepts="o" * 40) as kept:
+        monkeypatch.setenv("WANDB_BASE_URL", kept.url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        with pytest.raises(ConfigError, match="W&B does not take the key or cannot be reached") as caught:
+            tracking.login(Wandb(mode="online"))
+        assert KEY not in str(caught.value)
+        monkeypatch.setenv("WANDB_API_KEY", "o" * 40)
+        tracking.login(Wandb(mode="online"))
+    tracking.login(Wandb(mode="offline"))
+    assert kept.asked
+
+
+def test_what_results_were_made_from_is_told(monkeypatch, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    told = lineage.lineage(config.load(ROOT / "params.yaml"), tmp_path, {"fingerprint": "f"}, ROOT / "dvc.lock")
+    assert told["model"]["sha256"] == hashlib.sha256(b"weights").hexdigest()
+    assert told["data"] == {"source": "scenes", "fingerprint": "f"}
+    head = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    monkeypatch.chdir(ROOT)
+    assert lineage.lineage(config.load(), tmp_path, {"fingerprint": "f"})["git"]["commit"] == (head or None)
+    assert {"quantize@int4", "evaluate@int4"} <= told["dvc"].keys()
+    monkeypatch.chdir(tmp_path)
+    other = lineage.lineage(config.load(ROOT / "params.yaml"), tmp_path, {"fingerprint": "f"})
+    assert other["dvc"] == {} and other["git"]["commit"] is None
 
 
 def test_disabled_writes_nothing(monkeypatch, tmp_path):
@@ -138,10 +180,7 @@ def test_a_training_logs_its_curves_and_pictures(monkeypatch, tmp_path):
     with tracking.training(Wandb(), "int2_qat", Qat(steps=20)) as record:
         record(10, {"loss": 0.5, "lr": 0.004}, {})
         record(20, {"loss": 0.25, "mean_iou": 0.6}, {"a": np.zeros((4, 6, 3), np.uint8)})
-    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    found = list(records(file))
-    (run,) = (r.run for r in found if r.run.run_id)
-    assert (run.job_type, run.display_name) == ("train", "int2_qat")
-    rows = [{i.key or "/".join(i.nested_key): i.value_json for i in r.history.item} for r in found if r.history.item]
-    assert [row["_step"] for row in rows] == ["10", "20"] and rows[0]["loss"] == "0.5"
-    assert rows[1]["mean_iou"] == "0.6" and any("predictions/a" in key for key in rows[1])
+    (found,) = synced(tmp_path)
+    assert (found.run["jobType"], found.run["displayName"]) == ("train", "int2_qat")
+    assert [row["_step"] for row in found.history] == [10, 20] and found.history[0]["loss"] == 0.5
+    assert found.history[1]["mean_iou"] == 0.6 and "predictions/a" in found.history[1]

@@ -1,19 +1,37 @@
-"""Weights & Biases: one run for each evaluation and each training. The only module that imports wandb."""
+"""Weights & Biases: a run for each evaluation, training and report. The only module that imports wandb."""
 
 from __future__ import annotations
 
 import logging
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from segquant.config import Method, Training, Wandb
+from segquant.errors import ConfigError
 from segquant.ranks import ranks
 
 log = logging.getLogger(__name__)
+
+
+def login(wandb: Wandb) -> None:
+    """Ask W&B whether it takes the key, where runs go online. Raises ConfigError when it does not: before any work."""
+    if wandb.resolve() != "online" or ranks()[0]:
+        return
+    try:
+        _client().login(verify=True)
+    except Exception as error:  # of the key, of the network
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"wandb.mode is online, but W&B does not take the key or cannot be reached ({reason}): see WANDB_API_KEY "
+            "and WANDB_BASE_URL, or use wandb.mode=offline"
+        ) from error
 
 
 def log_evaluation(
@@ -29,6 +47,52 @@ def log_evaluation(
             with _tolerated("evaluation"):
                 run.log({"classes": client.Table(columns=list(classes[0]), data=[list(c.values()) for c in classes])})
                 run.summary.update(metrics)
+
+
+def log_report(
+    wandb: Wandb,
+    lineage: dict[str, Any],
+    table: list[dict[str, Any]],
+    pictures: Iterable[tuple[str, np.ndarray, dict[str, np.ndarray]]],
+    classes: Sequence[str],
+    artifacts: dict[str, tuple[Path, dict[str, Any]]],
+) -> None:
+    """Log what all methods came to: lineage as the run's config, the table with charts of it, pictures and artifacts.
+
+    `table` has a row for each method, whose numbers are the summary too, as METHOD/KEY; `pictures` are (id, RGB uint8
+    (H, W, 3), {name: class ids uint8 (H, W)}), shown as the photograph under masks that can be turned on and off;
+    `artifacts` are {method: (folder, metadata)}: named by reference, with sizes and digests, and not copied. A failure
+    of W&B is logged and goes no further.
+    """
+    with _run(wandb, "report", "report", lineage) as (client, run):
+        if not run:
+            return
+        with _tolerated("report"):
+            columns = list(table[0])
+            told = client.Table(columns=columns, data=[[row[name] for name in columns] for row in table])
+            run.log(
+                {
+                    "comparison": told,
+                    "mean_iou_against_size": client.plot.scatter(told, "size_mb", "mean_iou", "mean IoU, % over MB"),
+                    "mean_iou_against_latency": client.plot.scatter(
+                        told, "latency_ms", "mean_iou", "mean IoU, % over ms"
+                    ),
+                    "loss": client.plot.bar(told, "method", "loss_points", "points of mean IoU lost"),
+                    **{f"pictures/{one[0]}": _overlay(client, *one, classes) for one in pictures},
+                }
+            )
+            for row in table:
+                run.summary.update({f"{row['method']}/{key}": value for key, value in row.items() if key != "method"})
+            for method, (folder, metadata) in artifacts.items():
+                artifact = client.Artifact(f"segquant-{method}", "model", metadata=metadata)
+                artifact.add_reference(folder.resolve().as_uri())
+                run.log_artifact(artifact)
+
+
+def _overlay(client: Any, name: str, photo: np.ndarray, maps: dict[str, np.ndarray], classes: Sequence[str]) -> Any:
+    labels = dict(enumerate(classes)) | {255: "not labelled"}
+    masks = {key: {"mask_data": ids, "class_labels": labels} for key, ids in maps.items()}
+    return client.Image(photo, caption=name, masks=masks)
 
 
 @contextmanager
@@ -55,12 +119,11 @@ def _run(wandb: Wandb, name: str, what: str, config: dict[str, Any]) -> Iterator
     client = run = None
     if mode != "disabled" and not ranks()[0]:
         with _tolerated(what):
-            import wandb as client
-
+            client = _client()
             run = client.init(
                 mode=mode, dir=".", project=wandb.project, name=name, group=_group(), config=config,
-                job_type={"evaluation": "evaluate", "training": "train"}[what],
-                settings=client.Settings(silent=True, console="off", x_disable_stats=True),
+                job_type={"evaluation": "evaluate", "training": "train", "report": "report"}[what],
+                settings=client.Settings(console="off", x_disable_stats=True),
             )  # fmt: skip
     try:
         yield client, run
@@ -70,6 +133,14 @@ def _run(wandb: Wandb, name: str, what: str, config: dict[str, Any]) -> Iterator
                 run.finish()
                 client.teardown()  # finish() may return before W&B's service has flushed an offline run's file
                 log.info("W&B run %s (%s)", run.id, mode)
+
+
+def _client() -> Any:
+    """wandb, which says on the terminal what it fails at and nothing else."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    return wandb
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from segquant.data.images import decode_annotation, decode_image
 from segquant.data.protocols import IMAGENET, normalize, resize
 from segquant.data.sources import open_source, rows
 from segquant.evaluation.sensitivity import COLUMNS, sensitivity, to_csv
-from segquant.report import plots
+from segquant.report.layers import chart
 
 PROTOCOL = "fixed-64x96-v1"
 
@@ -74,5 +74,5 @@ def test_every_layer_is_measured_at_every_width_and_the_model_is_left_alone(tiny
 
     table = list(csv.DictReader(io.StringIO(to_csv(found))))
     assert list(table[0]) == list(COLUMNS) and len(table) == len(found)
-    picture = plots.sensitivity(found)
+    picture = chart(found)
     assert picture.startswith("<svg") and all(name in picture for name in wanted) and "2 bits" in picture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from segquant.errors import DataError
 from segquant.files import replacing
 
 _SCHEMA = pa.schema([("image", pa.string()), ("label", pa.uint8()), ("prediction", pa.uint8()), ("pixels", pa.int32())])
+HEADER = "label,prediction,percent\n"  # of confusion.csv
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,16 @@ class Counts:
         matrix = np.zeros((len(self.classes), len(self.classes) + 1), np.int64)
         np.add.at(matrix, (self.label, self.prediction), self.pixels)
         return matrix
+
+    def confusion_csv(self) -> str:
+        """A line for each label and prediction: its percentage of the label's pixels, where that is not 0.00."""
+        matrix, names = self.confusion(), [*self.classes, "none of them"]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        for label, row in enumerate(matrix):
+            shares = [f"{100 * pixels / max(1, row.sum()):.2f}" for pixels in row]
+            writer.writerows([names[label], names[i], share] for i, share in enumerate(shares) if share != "0.00")
+        return HEADER + text.getvalue()
 
 
 def write_counts(

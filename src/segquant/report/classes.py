@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -41,3 +42,18 @@ def losses(classes: list[dict[str, Any]], methods: Iterable[str]) -> list[dict[s
         loss = [None if base is None or m not in one["iou"] else base - one["iou"][m] for m in methods]
         rows.append({"name": one["name"], "share": one["share"], "iou": base, "loss": loss})
     return rows
+
+
+def to_csv(classes: list[dict[str, Any]], methods: Iterable[str]) -> str:
+    """class_loss.csv: a line for each class and each of `methods`, with its IoU in percent and its loss in points."""
+    text, methods = io.StringIO(), list(methods)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["class", "pixels_percent", "method", "iou", "loss"])
+    for one in losses(classes, methods):
+        for method, loss in zip(methods, one["loss"]):
+            if loss is not None:
+                iou = one["iou"] - loss
+                writer.writerow(
+                    [one["name"], f"{one['share']:.3f}", method, f"{iou:.2f}", f"{round(loss, 2) + 0.0:.2f}"]
+                )
+    return text.getvalue()

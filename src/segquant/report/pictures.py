@@ -25,11 +25,7 @@ def example(row: dict, methods: Iterable[str], predictions: str | Path, classes:
     a PNG in `predictions`/METHOD/: as colours, the percentage of pixels with float32's class, and a mask that is dark
     where it is the same (both None where there is nothing to compare). `legend` has (class, colour) of what is seen.
     """
-    maps = {"truth": decode_annotation(row["annotation"], row["id"])}
-    for method in methods:
-        file = Path(predictions) / method / f"{row['id']}.png"
-        if file.is_file():
-            maps[method] = np.asarray(Image.open(file))
+    maps = class_maps(row, methods, predictions)
     photo = _fit(decode_image(row["image"], row["id"]), Image.Resampling.LANCZOS)
     panels = [{"name": "photo", "uri": _uri(photo, "JPEG", quality=85), "agreement": None, "differs": None}]
     for name, ids in maps.items():
@@ -42,6 +38,27 @@ def example(row: dict, methods: Iterable[str], predictions: str | Path, classes:
     present = sorted(set().union(*(np.unique(ids).tolist() for ids in maps.values())))
     legend = [(classes[i], "#{:02x}{:02x}{:02x}".format(*colors[i])) for i in present if i < len(classes)]
     return {"id": row["id"], "width": photo.width, "height": photo.height, "panels": panels, "legend": legend}
+
+
+def class_maps(row: dict, methods: Iterable[str], predictions: str | Path) -> dict[str, np.ndarray]:
+    """Class ids uint8 (H, W) of the truth and of each method whose prediction was kept."""
+    maps = {"truth": decode_annotation(row["annotation"], row["id"])}
+    for method in methods:
+        file = Path(predictions) / method / f"{row['id']}.png"
+        if file.is_file():
+            maps[method] = np.asarray(Image.open(file))
+    return maps
+
+
+def overlays(
+    rows: Iterable[dict], methods: Iterable[str], predictions: str | Path
+) -> list[tuple[str, np.ndarray, dict[str, np.ndarray]]]:
+    """(id, RGB uint8 (H, W, 3), `class_maps`) of each photograph, as `tracking.log_report` takes them."""
+    methods = list(methods)
+    return [
+        (row["id"], np.asarray(decode_image(row["image"], row["id"])), class_maps(row, methods, predictions))
+        for row in rows
+    ]
 
 
 def _fit(image: Image.Image, how: Image.Resampling) -> Image.Image:

@@ -132,6 +132,14 @@ def cells(results: dict[str, dict[str, Any]], method: str) -> list[str]:
     ]
 
 
+def values(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """`method` and COLUMNS by name for each measured method, numbers as they are, None where there is none."""
+    return [
+        {"method": method, **{name: get(results, method) for name, _, _, get in COLUMNS}}
+        for method in measured(results)
+    ]
+
+
 SPEED_HEADINGS = (
     "method", "engine", "batch", "p50 ms", "p90 ms", "images/s", "x float32", "min", "max", "n", "x eager", "compile s",
 )  # fmt: skip
@@ -285,10 +293,14 @@ def _show_speed(console: Console, results: dict[str, dict[str, Any]]) -> None:
 
 
 def to_csv(results: dict[str, dict[str, Any]]) -> str:
-    """results.csv: a line for each measured method, units in the column names' own terms."""
+    """results.csv: a line for each measured method, units in the column names' own terms.
+
+    `relative_latency` is latency in that of PyTorch's eager float32, for plots.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", *(name for name, *_ in COLUMNS)])
-    for method in measured(results):
-        writer.writerow([method, *cells(results, method)])
+    writer.writerow(["method", *(name for name, *_ in COLUMNS), "relative_latency"])
+    for method, result in measured(results).items():
+        ratio = speedup(result)
+        writer.writerow([method, *cells(results, method), f"{1 / ratio['median']:.3f}" if ratio else ""])
     return text.getvalue()

@@ -1,0 +1,50 @@
+"""What results were made from: model, data, commit, and the state of DVC's stages."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from segquant.config import Params
+from segquant.files import digest, sha256
+
+
+def lineage(params: Params, baseline: str | Path, manifest: dict[str, Any], lock: str | Path = "dvc.lock") -> dict:
+    """{model: source, revision and SHA-256 of the weights; data: source and the shards' fingerprint; protocol; git:
+    commit, and whether files differ from it; dvc: a digest of each stage's entry in the lock file}."""
+    stages = yaml.safe_load(Path(lock).read_text())["stages"] if Path(lock).is_file() else {}
+    return {
+        "model": {
+            "source": params.model.source,
+            "revision": params.model.revision,
+            "sha256": sha256(Path(baseline) / "model.safetensors"),
+        },
+        "data": {"source": params.data.source, "fingerprint": manifest["fingerprint"]},
+        "protocol": params.protocol,
+        "git": {"commit": _git("rev-parse", "HEAD"), "modified": bool(_git("status", "--porcelain", "-uno"))},
+        "dvc": {name: digest(entry) for name, entry in stages.items()},
+    }
+
+
+def artifacts(folder: str | Path, results: dict[str, dict[str, Any]]) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """Of each method with an artifact in `folder`/METHOD: where it is, and its accuracy and each file's bytes and
+    SHA-256."""
+    found = {}
+    for method, result in results.items():
+        own = Path(folder) / method
+        files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(own.glob("*"))}
+        if files and "unavailable" not in result:
+            numbers = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
+            found[method] = own, {"method": method, **numbers, "files": files}
+    return found
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
