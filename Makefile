@@ -1,5 +1,5 @@
-# `make repro` runs the whole benchmark; `make test` every fast test. Both set up .venv when it is
-# missing or the pins changed.
+# `make repro` runs the whole benchmark; `make test` every fast test; `make review` compares with main. Each sets up .venv
+# when it is missing or the pins changed.
 
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -7,7 +7,9 @@ export PYTHONUNBUFFERED = 1
 
 STAMP := .venv/.installed-$(shell cat requirements.txt constraints.txt pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: .venv repro test test-slow lint
+BASE ?= main
+
+.PHONY: .venv repro review test test-slow lint
 
 .venv: $(STAMP)
 
@@ -22,6 +24,11 @@ $(STAMP):
 repro: $(STAMP)
 	dvc repro
 	@segquant report
+
+# What a pull request would be told: rebuilds what changed, compares with BASE, fails where too much accuracy went.
+review: $(STAMP)
+	dvc repro
+	segquant review --base $(BASE) --output review.md
 
 test: $(STAMP)
 	ruff check src stages tests benchmarks

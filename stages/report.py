@@ -18,7 +18,7 @@ def main() -> None:
     params, predictions = config.load(), Path(a.metrics) / "predictions"
     tracking.login(params.wandb)
     results = tables.collect(a.metrics, params.quant.methods, "predictions/{}/metrics.json")
-    advice.add_intervals(results, predictions)
+    advice.add_intervals(results, a.metrics)
     hardware, layers = (read_json(Path(a.metrics) / f"{name}.json") for name in ("hardware", "layers"))
     manifest, rows = read_manifest(a.shards), list(read_rows(a.shards, "validation", params.eval.pictures))
     names, done = manifest["classes"], tables.measured(results)

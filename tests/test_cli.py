@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -52,6 +53,21 @@ def quick(tmp_path):
     return path
 
 
+def test_help_names_every_command_with_what_it_does_and_every_exit_code():
+    done = segquant("--help")
+    assert done.returncode == 0 and "\x1b" not in done.stdout
+    for command in (
+        "run", "predict", "methods", "compare", "report", "review", "sensitivity", "export", "pt2e", "evaluate", "fetch-data",
+    ):  # fmt: skip
+        line = next(line for line in done.stdout.splitlines() if re.match(rf" +{command} ", line))
+        assert len(line.split()) > 3
+    assert "exit codes:" in done.stdout and "130  interrupted" in done.stdout
+    one = segquant("compare", "--help").stdout
+    assert "--metrics" in one and "--json" in one
+    missing = segquant("run")
+    assert missing.returncode == 2 and "--model" in missing.stderr and "Traceback" not in missing.stderr
+
+
 def test_methods_lists_every_method_and_says_what_cannot_run():
     done = segquant("methods", "--json")
     listing = json.loads(done.stdout)
@@ -81,6 +97,7 @@ def test_run_on_a_labelled_folder(tiny_folder, quick, tmp_path):
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert list(results) == ["float32", "int4", "float8_dynamic"]
     float32 = results["float32"]
+    assert float32["loss_interval"] == [0, 0] and len(results["int4"]["loss_interval"]) == 2
     assert float32["agreement"] == 1.0 and float32["n_images"] == 1 and float32["protocol"] == "fixed-64x96-v1"
     assert results["int4"]["algorithm"] == "gptq" and results["int4"]["quantize"]["calibration_images"] == 1
     assert {"p50", "p90", "n"} == set(float32["speed"]["latency_ms"])
@@ -93,6 +110,9 @@ def test_run_on_a_labelled_folder(tiny_folder, quick, tmp_path):
     assert classes[0] == "id,name,pixels,iou,accuracy" and classes[1].startswith("0,Sky,1199,")
     assert not (tmp_path / "out" / "classes" / "float8_dynamic.csv").exists()
     assert "fixed-64x96-v1, 1 images" in done.stdout
+    assert re.search("^(Smallest: int4|Ship: float32)", done.stdout, re.M)
+    compared = segquant("compare", "float32", "int4", "--metrics", tmp_path / "out", "--json")
+    assert json.loads(compared.stdout)["n_images"] == 1
     assert "\x1b" not in done.stdout + done.stderr  # no colours, no moving bars when piped
     assert "\r" not in done.stderr
 

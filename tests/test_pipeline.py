@@ -38,6 +38,10 @@ def sh(folder, command, code=0):
     return done.stdout
 
 
+def done_methods():
+    return [name for name in METHODS if name != "float8_dynamic"]
+
+
 def ran(output):
     return set(re.findall(r"Running stage '(.*)'", output))
 
@@ -48,10 +52,8 @@ def results(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for pattern in patterns for p in folder.glob(pattern)}
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory):
-    """A clone of the working tree with fewer methods and images, after its first `dvc repro`."""
-    folder = tmp_path_factory.mktemp("clone") / "segquant"
+def copied(folder, methods):
+    """A clone of the working tree in `folder` with these methods, four images of each split and nothing built yet."""
     listed = sh(ROOT, "git ls-files --cached --others --exclude-standard").splitlines()
     for name in (n for n in listed if (ROOT / n).is_file()):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -60,17 +62,27 @@ def clone(tmp_path_factory):
         if stale.name != "dvc.yaml":
             stale.unlink(missing_ok=True)
     params = yaml.safe_load((folder / "params.yaml").read_text())
-    params["quant"]["methods"] = {k: params["quant"]["methods"][k] for k in METHODS}
-    params["quant"]["methods"]["int2_qat"]["train"] = {
-        "steps": 3, "crop": 64, "batch_size": 2, "validate_every": 3, "validation_images": 2, "workers": 0, "lr": 0.5,
-    }  # fmt: skip
-    params["quant"]["methods"]["int8_static"]["calibration"] = {"images": 4}
+    params["quant"]["methods"] = {k: params["quant"]["methods"][k] for k in methods}
     params["data"]["limit"] = 4
     params["protocol"] = "fixed-64x64-v1"
     params["eval"]["pictures"] = 2
     params["speed"] = {"input_size": [64, 64], "batch_sizes": [1, 2], "runs": 2, "warmup": 1}
+    params["sensitivity"] |= {"bits": [2], "images": 1}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     sh(folder, "git init -q -b main && git config user.email a@b.c && git config user.name T")
+    return params
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A clone of the working tree with fewer methods and images, after its first `dvc repro`."""
+    folder = tmp_path_factory.mktemp("clone") / "segquant"
+    params = copied(folder, METHODS)
+    params["quant"]["methods"]["int2_qat"]["train"] = {
+        "steps": 3, "crop": 64, "batch_size": 2, "validate_every": 3, "validation_images": 2, "workers": 0, "lr": 0.5,
+    }  # fmt: skip
+    params["quant"]["methods"]["int8_static"]["calibration"] = {"images": 4}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     sh(folder, "git add -A && git commit -qm start")
     output = sh(folder, "dvc repro")
     assert {"prepare_shards", "reference", "select", "report"} <= ran(output)
@@ -124,6 +136,8 @@ def test_the_files_others_rely_on(clone):
     assert trained["algorithm"] == "qat" and trained["size_bytes"] == int2["size_bytes"]
     assert trained["agreement"] != int2["agreement"] and "What training did: int2_qat" in html
     assert not list((clone / "models/checkpoints").iterdir())
+    log = (clone / "logs/evaluate@int4.log").read_text()
+    assert "stages.evaluate --method int4" in log and "torchao " in log and "protocol: fixed-64x64-v1" in log
 
 
 def test_a_method_this_machine_cannot_run_is_reported_with_the_reason(clone):
@@ -138,7 +152,7 @@ def test_a_method_this_machine_cannot_run_is_reported_with_the_reason(clone):
 
 def test_wandb_sync_brings_later_what_the_metrics_say(clone):
     runs = {(one.run["jobType"], one.run["displayName"]): one for one in synced(clone)}
-    done = [name for name in METHODS if name != "float8_dynamic"]
+    done = done_methods()
     assert set(runs) == {("evaluate", name) for name in done} | {("train", "int2_qat"), ("report", "report")}
     metrics = {name: json.loads((clone / f"metrics/{name}.json").read_text()) for name in done}
     report = runs["report", "report"]
@@ -225,7 +239,7 @@ def _drawn(clone, command):
 
 
 def test_the_projects_plots_are_drawn(clone):
-    done = [name for name in METHODS if name != "float8_dynamic"]
+    done = done_methods()
     svg = _drawn(clone, "dvc plots show --json")
     for name in ("metrics/results.csv", "accuracy against latency", "metrics/class_loss.csv"):
         for method in done:
@@ -242,12 +256,34 @@ SHOW_ARTIFACTS = (
 )
 
 
-def test_a_recipe_changed_rebuilds_its_own_lane_only(clone):
+def test_a_recipe_changed_rebuilds_its_own_lane_only_and_a_review_tells_of_it(clone):
+    sh(clone, "git checkout -q -b change")
     output = sh(clone, "dvc exp run -S quant.methods.int4.group_size=16")
     assert ran(output) == ALWAYS | {
         "quantize@int4", "evaluate@int4", "benchmark@int4", "select", "report",
     }  # fmt: skip
-    sh(clone, "git reset -q --hard && dvc checkout -q")
+    old, new = (
+        json.loads(text)
+        for text in (sh(clone, "git show main:metrics/int4.json"), (clone / "metrics/int4.json").read_text())
+    )
+    sh(clone, "make review STAMP=Makefile BASE=main")  # as the workflow does, in this environment
+    told = (clone / "review.md").read_text()
+    change = 100 * (new["mean_iou"] - old["mean_iou"])
+    assert (
+        f"- int4: mean IoU {change:+.2f} points\n" in told and told.count("mean IoU +") + told.count("mean IoU -") == 1
+    )
+    assert re.search(r"\| params.yaml \| quant.methods.int4.group_size \| 32 +\| 16 +\|", told)
+    assert "| metrics/int4.json" in told and "| metrics/int2.json" not in told
+    assert told.count("```mermaid") == 2 and all(told.count(f'"{name}": [') == 2 for name in done_methods())
+    sh(clone, "git checkout -q -b better && git checkout -q main -- metrics")
+    (clone / "metrics/int4.json").write_text(json.dumps({**new, "mean_iou": new["mean_iou"] + 0.02}))
+    sh(clone, "git commit -qam better && dvc checkout -q")
+    (clone / "metrics/int4.json").write_text(json.dumps(new))
+    output = sh(clone, "segquant review --base better --output review.md", code=1)
+    assert "A method lost more than 0.5 points of mean IoU against `better`" in output
+    assert "- int4: mean IoU -2.00 points" in (clone / "review.md").read_text()
+    assert "error: 'nowhere' is no revision" in sh(clone, "segquant review --base nowhere", code=2)
+    sh(clone, "git reset -q --hard && git checkout -q main && git branch -qD change better && dvc checkout -q")
 
 
 def test_a_model_from_elsewhere_that_is_the_same_rebuilds_nothing(clone, tmp_path):

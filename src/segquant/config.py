@@ -26,8 +26,8 @@ LABEL_MAPS = "data/label_maps/"
 # Method names become file names, beside others in metrics/ and in the output of `segquant run`.
 _METHOD_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _RESERVED = {
-    "classes", "data", "environment", "hardware", "manifest", "onnx", "partial", "predictions", "quantize", "reference",
-    "report", "results", "selected", "shards", "speed",
+    "class_loss", "classes", "confusion", "data", "environment", "hardware", "layers", "manifest", "onnx", "partial",
+    "predictions", "quantize", "reference", "report", "results", "selected", "sensitivity", "shards", "speed",
 }  # fmt: skip
 
 
@@ -336,6 +336,13 @@ class Sensitivity:
 
 
 @dataclass(frozen=True)
+class Review:
+    """What a pull request may cost: points of mIoU (0 to 100) that any method may lose."""
+
+    max_drop: float = at_least(0.0, default=0.5)
+
+
+@dataclass(frozen=True)
 class Wandb:
     mode: str = choice(*WANDB_MODES, default="offline")
     project: str = "segquant"
@@ -364,6 +371,7 @@ class Params:
     sensitivity: Sensitivity
     train: Train
     distill: Distill
+    review: Review
     wandb: Wandb
 
     def __post_init__(self) -> None:

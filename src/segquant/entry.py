@@ -5,16 +5,70 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import platform
 import sys
 from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
 
 from segquant.errors import SegquantError
 
+log = logging.getLogger(__name__)
 
-def setup_logging(verbose: bool = False) -> None:
-    """Log to stderr: INFO, or DEBUG when verbose; third parties from WARNING."""
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    logging.getLogger("segquant").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+PACKAGES = ("segquant", "torch", "torchao", "transformers", "numpy", "pillow", "pyarrow", "onnxruntime", "openvino")
+
+
+def setup_logging(verbose: bool = False, file: Path | None = None) -> None:
+    """Log to stderr: INFO, or DEBUG when verbose; third parties from WARNING. To `file`, made anew, DEBUG as well."""
+    stderr = _Stderr()
+    stderr.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    stderr.setLevel(logging.DEBUG if verbose else logging.INFO)
+    handlers: list[logging.Handler] = [stderr]
+    if file:
+        handlers.append(_file_handler(file))
+    logging.basicConfig(level=logging.WARNING, handlers=handlers)
+    logging.getLogger("segquant").setLevel(logging.DEBUG)
+
+
+class _Stderr(logging.StreamHandler):
+    """To sys.stderr as it is at the time: a progress bar puts itself in its place, and stays below what is written."""
+
+    stream = property(lambda self: sys.stderr, lambda self, stream: None)
+
+
+def _file_handler(path: Path) -> logging.Handler:
+    """A log that begins with what a later reader needs: the command, versions, and the parameters as they stood."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, mode="w")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    params = Path("params.yaml")
+    head = [
+        f"command: {' '.join(sys.orig_argv)}",
+        f"versions: python {platform.python_version()}, "
+        + ", ".join(f"{name} {_version(name)}" for name in PACKAGES if _version(name)),
+        f"machine: {platform.platform()}, {os.cpu_count()} cores",
+        f"params.yaml:\n{params.read_text()}" if params.is_file() else "no params.yaml here",
+    ]
+    for line in head:
+        handler.emit(logging.LogRecord("segquant", logging.INFO, __file__, 0, "%s", (line,), None))
+    return handler
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _stage_log() -> Path | None:
+    """logs/STAGE.log where a stage script runs, named as DVC names the stage; None elsewhere and on other ranks."""
+    script = getattr(sys.modules["__main__"].__spec__, "name", "")
+    if not script.startswith("stages.") or int(os.environ.get("RANK", 0)):
+        return None
+    name = os.environ.get("DVC_STAGE", script.removeprefix("stages."))
+    return Path("logs") / f"{name.split(':')[-1]}.log"
 
 
 def run(main: Callable[[], None]) -> None:
@@ -22,7 +76,7 @@ def run(main: Callable[[], None]) -> None:
 
     141, and no line, when the reader of its output has left, as `head` does.
     """
-    setup_logging("--verbose" in sys.argv)
+    setup_logging("--verbose" in sys.argv, _stage_log())
     gc.freeze()  # what has been imported stays
     gc.enable()
     try:
@@ -32,11 +86,15 @@ def run(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes when it ends
         sys.exit(141)
     except SegquantError as error:
+        log.debug("stopped", exc_info=True)
         sys.exit(_fail(f"error: {' '.join(str(error).split())}", 2))
     except OSError as error:  # a full disk, a folder that may not be written
         sys.exit(_fail(f"error: {error.filename or 'input or output'}: {error.strerror or error}", 2))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", 130))
+    except Exception:
+        log.debug("failed", exc_info=True)
+        raise
     finally:
         gc.freeze()  # or the interpreter looks through torch and transformers once more as it ends: 2 s
 

@@ -40,6 +40,7 @@ from segquant.files import read_json, write_json, write_text
 from segquant.hub import locate
 from segquant.quant.build import build
 from segquant.quant.methods import plan
+from segquant.report.advice import add_intervals
 from segquant.training.baseline import scorer
 from segquant.training.data import crop_size
 from segquant.training.qat import SCALE, Material, build_trained, load_teacher
@@ -70,8 +71,8 @@ def run(
     (None: all); `protocol` None is params.yaml's. Methods that calibrate or train do so on `train_split` of
     `train_data` (None: the first of `data`), without its labels unless they have no teacher. Each of `data` is
     scored apart; `label_maps` has one for each or one for all. Everything that can be wrong with the input is
-    looked at before the first method is built. Gives {method: accuracy keys, `quantize` and `speed`}, of several
-    data sets {name: that}.
+    looked at before the first method is built. Gives {method: accuracy keys, `loss_interval`, `quantize` and `speed`},
+    of several data sets {name: that}.
     """
     recipes = params.quant.choose(methods)
     protocol = check_protocol(protocol or params.protocol)
@@ -132,6 +133,8 @@ def run(
                     counts = one.folder / "confusion" / f"{method}.parquet"
                     write_counts(counts, evaluation.images, one.source.classes, protocol)
                 results[name][method] = result if "unavailable" in built else {**result, "quantize": built}
+    for name, one in sets.items():
+        add_intervals(results[name], one.folder)
     found = results if len(sets) > 1 else next(iter(results.values()))
     write_json(output / "results.json", found)  # kept should timing fail
     for method in recipes:

@@ -77,7 +77,7 @@ def test_intervals_are_those_of_compare(tmp_path):
     write_metrics(tmp_path)
     write_predictions(tmp_path, {"float32": 0.9, "int2": 0.6}, 4)
     results = tables.collect(tmp_path, ["float32", "int2", "float8_dynamic"])
-    advice.add_intervals(results, tmp_path / "predictions")
+    advice.add_intervals(results, tmp_path)
     first, second = (read_counts(tmp_path / "predictions" / name / "confusion.parquet") for name in ("float32", "int2"))
     one = compare(first, second)["mean_iou"]
     np.testing.assert_allclose(results["int2"]["loss_interval"], [-100 * one["high"], -100 * one["low"]], rtol=1e-12)
@@ -90,6 +90,6 @@ def test_intervals_are_those_of_compare(tmp_path):
 def test_without_float32_or_counts_nothing_is_claimed(tmp_path):
     write_metrics(tmp_path)
     results = tables.collect(tmp_path, ["int2"])
-    advice.add_intervals(results, tmp_path / "predictions")
+    advice.add_intervals(results, tmp_path)
     assert "loss_interval" not in results["int2"]
     assert advice.advise(results) == {} and advice.sentences(results) == []

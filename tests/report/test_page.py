@@ -24,7 +24,7 @@ def made(tmp_path_factory):
     write_metrics(folder)
     pictures = write_predictions(folder, {"float32": 0.9, "int2": 0.6})
     results = tables.collect(folder, METHODS)
-    advice.add_intervals(results, folder / "predictions")
+    advice.add_intervals(results, folder)
     arguments = results, pictures, folder / "predictions", list(ADE20K), HARDWARE, RECIPES
     page.write_page(folder / "index.html", *arguments)
     return folder / "index.html", arguments

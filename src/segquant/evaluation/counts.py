@@ -91,16 +91,21 @@ def read_counts(path: str | Path) -> Counts:
         raise DataError(f"{path} holds no counts by image ({str(error).splitlines()[0]}): evaluate again") from error
 
 
+def all_counts(metrics: str | Path) -> dict[str, Path]:
+    """{method: the file of its counts} below `metrics`, a folder of dvc repro or of segquant run."""
+    pipeline, run = Path(metrics) / "predictions", Path(metrics) / "confusion"
+    there = {path.parent.name: path for path in sorted(pipeline.glob("*/confusion.parquet"))}
+    return there | {path.stem: path for path in sorted(run.glob("*.parquet"))}
+
+
 def locate_counts(metrics: str | Path, name: str) -> Path:
-    """The file of a method's counts below `metrics`, a folder of dvc repro or segquant run; or `name` itself, a file.
+    """The file of a method's counts as `all_counts` has it; or `name` itself, a file.
 
     Raises DataError that lists the methods which have one.
     """
     if Path(name).is_file():
         return Path(name)
-    pipeline, run = Path(metrics) / "predictions", Path(metrics) / "confusion"
-    there = {path.parent.name: path for path in pipeline.glob("*/confusion.parquet")}
-    there |= {path.stem: path for path in run.glob("*.parquet")}
+    there = all_counts(metrics)
     if name not in there:
         known = f"choose from {', '.join(sorted(there))}" if there else "run `dvc repro` or `segquant run` first"
         raise DataError(f"{metrics} has no counts by image of '{name}': {known}")

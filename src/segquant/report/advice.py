@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from segquant.evaluation.bootstrap import interval, resampled
-from segquant.evaluation.counts import read_counts
+from segquant.evaluation.counts import all_counts, read_counts
 from segquant.report.tables import BASELINE, loss, measured, speedup
 
 POINTS = 1.0  # of mIoU, that a method may lose and still be recommended
@@ -17,11 +17,10 @@ POINTS = 1.0  # of mIoU, that a method may lose and still be recommended
 ALIKE_POINTS, ALIKE_SIZE, ALIKE_SPEED = 0.1, 1.05, 1.2
 
 
-def add_intervals(results: dict[str, dict[str, Any]], predictions: str | Path) -> None:
-    """Put `loss_interval` into each measured result whose counts lie in `predictions`/METHOD/: the 95 % interval of
-    its loss against float32, in points of mIoU, from the paired bootstrap over images."""
-    paths = {name: Path(predictions) / name / "confusion.parquet" for name in measured(results)}
-    counts = {name: read_counts(path) for name, path in paths.items() if path.is_file()}
+def add_intervals(results: dict[str, dict[str, Any]], metrics: str | Path) -> None:
+    """Put `loss_interval` into each measured result whose counts lie below `metrics` (`counts.all_counts`): the 95 %
+    interval of its loss against float32, in points of mIoU, from the paired bootstrap over images."""
+    counts = {name: read_counts(path) for name, path in all_counts(metrics).items() if name in measured(results)}
     if BASELINE not in counts:
         return
     draws = dict(zip(counts, resampled(list(counts.values()))))

@@ -115,7 +115,7 @@ def train(
             if rank == 0 and (curves or done % LOG_EVERY == 0):
                 curves |= {"loss": float(np.mean(list(losses)[-LOG_EVERY:])), "lr": optimizer.param_groups[0]["lr"]}
                 record(done, curves, pictures)
-            bar.set_postfix(shown, refresh=False)
+            bar.set_postfix(shown)
             bar.update()
             if rank == 0 and (done == total or done % options.checkpoint_every == 0):
                 _save(checkpoint, model, optimizer, average, done, _among_processes(run), time.perf_counter() - start)

@@ -1,0 +1,54 @@
+"""What stages and commands log, and where."""
+
+import os
+import subprocess
+import sys
+from importlib import metadata
+
+from conftest import ROOT
+
+
+def _stage(folder, *arguments, **environment):
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", **environment}
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+
+
+def test_a_stages_log_has_what_a_later_reader_needs(tmp_path):
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    select = ("stages.select", "--results", "nothing", "--output", "out.json", "--confusion", "out.csv")
+    done = _stage(tmp_path, *select, DVC_STAGE="metrics/dvc.yaml:quantize@int4", WANDB_API_KEY="s3cret" * 7)
+    assert done.returncode == 2
+    assert done.stderr == "error: nothing/int4/metrics.json does not exist\n"  # and the traceback in the log alone
+    (log,) = (tmp_path / "logs").iterdir()
+    text = log.read_text()
+    assert log.name == "quantize@int4.log"
+    assert "-m stages.select --results nothing" in text
+    assert f"torch {metadata.version('torch')}, torchao {metadata.version('torchao')}" in text
+    assert "method: int4 # the selected method" in text
+    assert "Traceback" in text and "FileNotFoundError" in text
+    assert "s3cret" not in text
+    _stage(tmp_path, *select)
+    assert {path.name for path in (tmp_path / "logs").iterdir()} == {"quantize@int4.log", "select.log"}
+
+
+def test_a_log_is_of_the_last_run_alone_and_other_ranks_write_none(tmp_path):
+    select = ("stages.select", "--results", "x", "--output", "x", "--confusion", "x")
+    for _ in range(2):
+        _stage(tmp_path, *select)
+    assert (tmp_path / "logs" / "select.log").read_text().count("command:") == 1
+    (tmp_path / "logs" / "select.log").unlink()
+    _stage(tmp_path, *select, RANK="1")
+    assert not list((tmp_path / "logs").iterdir())
+
+
+def test_importing_what_is_heavy_says_nothing(tmp_path):
+    done = _stage(tmp_path, "segquant", "methods")  # torch, torchao, transformers
+    assert done.returncode == 0 and done.stderr == ""
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_command_says_more_when_asked(tmp_path):
+    quiet, loud = (_stage(tmp_path, "segquant", "report", *more) for more in ((), ("--verbose",)))
+    assert quiet.returncode == loud.returncode == 2 and quiet.stderr.count("\n") == 1
+    assert "DEBUG segquant.entry: stopped" in loud.stderr and loud.stderr.splitlines()[-1] == quiet.stderr.strip()

@@ -1,0 +1,101 @@
+"""`segquant predict` as a user runs it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_cli import segquant
+from transformers import SegformerImageProcessorPil
+
+import segquant as package
+from segquant.config import Recipe
+from segquant.data.palette import palette
+from segquant.data.sources import open_source
+from segquant.errors import DataError
+from segquant.predictions import find, overlay
+from segquant.quant.build import build
+
+
+@pytest.fixture
+def photos(tmp_path):
+    source = open_source("scenes", "validation", 3)
+    (tmp_path / "photos" / "more").mkdir(parents=True)
+    for i, name in enumerate(("a.png", "b.png", "more/c.png")):
+        (tmp_path / "photos" / name).write_bytes(source[i]["image"])
+    return tmp_path / "photos"
+
+
+def test_files_folders_and_patterns_become_overlays_with_a_legend(tiny_folder, photos, tmp_path):
+    build(tiny_folder, Recipe("int8"), tmp_path / "int8", torch.device("cpu"))
+    options = ["--artifact", tmp_path / "int8", "--protocol", "fixed-64x64-v1", "--output", tmp_path / "out"]
+    done = segquant("predict", photos, *options, "--json")
+    assert done.returncode == 0, done.stderr
+    found = {one["overlay"]: one for one in json.loads(done.stdout)}
+    assert set(found) == {str(tmp_path / "out" / name) for name in ("a.png", "b.png", "more/c.png")}
+    photo = Image.open(photos / "a.png").convert("RGB")
+    model = package.load_quantized(tmp_path / "int8")
+    processor = SegformerImageProcessorPil(do_reduce_labels=False, size={"height": 64, "width": 64})
+    with torch.no_grad():
+        logits = model(**processor(photo, return_tensors="pt")).logits
+    up = torch.nn.functional.interpolate(logits, photo.size[::-1], mode="bilinear", align_corners=False)
+    ids = up.argmax(1)[0].numpy()
+    wanted = np.asarray(Image.blend(photo, Image.fromarray(palette()[ids]), 0.55)).astype(int)
+    sheet = np.asarray(Image.open(tmp_path / "out" / "a.png")).astype(int)
+    assert (np.abs(sheet[: photo.height, : photo.width] - wanted).max(-1) <= 1).mean() > 0.999
+    shares = found[str(tmp_path / "out" / "a.png")]["classes"]
+    assert sum(shares.values()) == pytest.approx(1) and list(shares.values()) == sorted(shares.values(), reverse=True)
+    name, share = next(iter(shares.items()))
+    (number,) = [i for i, label in model.config.id2label.items() if label == name]
+    assert share == pytest.approx((ids == number).mean(), abs=1e-3)
+    legend = {tuple(color) for color in sheet[:, photo.width :].reshape(-1, 3).tolist()}
+    assert tuple(palette()[number].tolist()) in legend
+    plain = segquant(
+        "predict", photos / "*.png", photos / "more" / "c.png", *options[:4], "--output", tmp_path / "flat"
+    )
+    assert plain.returncode == 0, plain.stderr
+    assert {path.name for path in (tmp_path / "flat").iterdir()} == {"a.png", "b.png", "c.png"}
+    assert (
+        plain.stdout.startswith(f"{tmp_path / 'flat' / 'a.png'}: {name} ") and "\x1b" not in plain.stdout + plain.stderr
+    )
+
+
+def test_a_photograph_is_turned_as_exif_says(tiny_folder, photos, tmp_path):
+    build(tiny_folder, Recipe("float32"), tmp_path / "float32", torch.device("cpu"))
+    photo = Image.open(photos / "a.png").convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    photo.save(photos / "turned.jpg", exif=exif, quality=95)
+    options = ["--artifact", tmp_path / "float32", "--protocol", "fixed-64x64-v1", "--output", tmp_path / "out"]
+    assert segquant("predict", photos / "turned.jpg", *options).returncode == 0
+    sheet = np.asarray(Image.open(tmp_path / "out" / "turned.png")).astype(int)
+    upright = np.asarray(photo.rotate(-90, expand=True)).astype(int)
+    shown = sheet[: upright.shape[0], : upright.shape[1]]
+    assert np.corrcoef(shown.mean(-1).ravel(), upright.mean(-1).ravel())[0, 1] > 0.5
+
+
+def test_what_cannot_be_predicted_is_one_line_and_nothing_is_half_written(tiny_folder, photos, tmp_path):
+    with pytest.raises(DataError, match="is no picture, no folder with pictures and no pattern"):
+        find([str(tmp_path / "nothing*.jpg")])
+    shutil.copy(photos / "a.png", photos / "more" / "a.png")
+    with pytest.raises(DataError, match="would both be written to a.png"):
+        find([str(photos / "a.png"), str(photos / "more" / "a.png")])
+    build(tiny_folder, Recipe("float32"), tmp_path / "float32", torch.device("cpu"))
+    (photos / "broken.png").write_bytes(b"no picture")
+    for picture, artifact, message in (
+        (photos / "broken.png", tmp_path / "float32", "broken.png is not a readable image"),
+        (photos / "a.png", tmp_path / "nowhere", "nowhere"),
+    ):
+        done = segquant("predict", picture, "--artifact", artifact, "--output", tmp_path / "out")
+        errors = [line for line in done.stderr.splitlines() if not line.startswith("INFO")]
+        assert done.returncode == 2 and len(errors) == 1 and message in errors[0]
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_legend_that_is_too_long_says_how_many_more(tmp_path):
+    ids = np.arange(150, dtype=np.uint8).repeat(20).reshape(50, 60)
+    sheet = overlay(Image.new("RGB", (60, 50)), ids, {})
+    (tmp_path / "sheet.png").write_bytes(sheet)
+    assert Image.open(tmp_path / "sheet.png").height > 300
