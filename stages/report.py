@@ -25,10 +25,13 @@ def main() -> None:
     write_text(a.csv, tables.to_csv(results))
     write_text(a.classes, classes.to_csv(classes.read_classes(predictions, done), done))
     page.write_page(a.page, results, rows, predictions, names, hardware, params.quant.methods, layers)
-    shown = pictures.overlays(rows, done, predictions)
-    made = lineage.artifacts(a.artifacts, results)
-    told = lineage.lineage(params, a.baseline, manifest)
-    tracking.log_report(params.wandb, told, tables.values(results), shown, names, made)
+    tracking.log_report(
+        params.wandb,
+        lambda: tracking.Report(
+            lineage.lineage(params, a.baseline, manifest), tables.values(results),
+            pictures.overlays(rows, done, predictions), names, lineage.artifacts(a.artifacts, results),
+        ),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

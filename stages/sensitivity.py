@@ -2,14 +2,14 @@
 
 import argparse
 from dataclasses import asdict
-from pathlib import Path
 
 from segquant import config, models
 from segquant.data.label_map import load_label_map
 from segquant.data.shards import read_manifest, read_rows
 from segquant.entry import run
 from segquant.evaluation.sensitivity import sensitivity, to_csv
-from segquant.files import sha256, write_json, write_text
+from segquant.files import write_json, write_text
+from segquant.lineage import origin
 from segquant.report.figure import standalone
 from segquant.report.layers import chart
 
@@ -19,7 +19,8 @@ def main() -> None:
     for name in ("baseline", "shards", "csv", "plot", "json"):
         parser.add_argument(f"--{name}", required=True)
     a = parser.parse_args()
-    params, classes = config.load(), read_manifest(a.shards)["classes"]
+    params, manifest = config.load(), read_manifest(a.shards)
+    classes = manifest["classes"]
     asked, model = params.sensitivity, models.load(a.baseline).to(models.device(params.eval.device))
     found = sensitivity(
         model, list(read_rows(a.shards, "validation", asked.images)), asked, num_classes=len(classes),
@@ -27,7 +28,7 @@ def main() -> None:
         label_map=load_label_map(params.data.label_map, model.config.num_labels, classes),
     )  # fmt: skip
     write_text(a.csv, to_csv(found))
-    told = {"model": sha256(Path(a.baseline) / "model.safetensors"), "protocol": params.protocol, **asdict(asked)}
+    told = {**origin(a.baseline, manifest, params.protocol, params.data.label_map), **asdict(asked)}
     write_json(a.json, {**told, "layers": found})
     write_text(a.plot, standalone(chart(found)))
 

@@ -97,7 +97,7 @@ def test_run_on_a_labelled_folder(tiny_folder, quick, tmp_path):
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert list(results) == ["float32", "int4", "float8_dynamic"]
     float32 = results["float32"]
-    assert float32["loss_interval"] == [0, 0] and len(results["int4"]["loss_interval"]) == 2
+    assert "loss_interval" not in float32  # of one image
     assert float32["agreement"] == 1.0 and float32["n_images"] == 1 and float32["protocol"] == "fixed-64x96-v1"
     assert results["int4"]["algorithm"] == "gptq" and results["int4"]["quantize"]["calibration_images"] == 1
     assert {"p50", "p90", "n"} == set(float32["speed"]["latency_ms"])
@@ -110,7 +110,7 @@ def test_run_on_a_labelled_folder(tiny_folder, quick, tmp_path):
     assert classes[0] == "id,name,pixels,iou,accuracy" and classes[1].startswith("0,Sky,1199,")
     assert not (tmp_path / "out" / "classes" / "float8_dynamic.csv").exists()
     assert "fixed-64x96-v1, 1 images" in done.stdout
-    assert re.search("^(Smallest: int4|Ship: float32)", done.stdout, re.M)
+    assert re.search("^Smallest: (int4|float32)", done.stdout, re.M)
     compared = segquant("compare", "float32", "int4", "--metrics", tmp_path / "out", "--json")
     assert json.loads(compared.stdout)["n_images"] == 1
     assert "\x1b" not in done.stdout + done.stderr  # no colours, no moving bars when piped

@@ -62,7 +62,7 @@ BELOW = {  # DESIGN: a lower room never imports a higher one
     "lineage": {"config"},
     "report": {"config", "data", "evaluation"},
 }
-SHARED = {"__init__", "allocator", "errors", "fields", "files", "hub", "progress", "ranks", "entry", "hardware"}
+SHARED = {"__init__", "allocator", "errors", "fields", "files", "hub", "keys", "progress", "ranks", "entry", "hardware"}
 
 
 @pytest.mark.parametrize("room", list(BELOW))

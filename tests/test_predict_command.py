@@ -78,10 +78,15 @@ def test_a_photograph_is_turned_as_exif_says(tiny_folder, photos, tmp_path):
 
 def test_what_cannot_be_predicted_is_one_line_and_nothing_is_half_written(tiny_folder, photos, tmp_path):
     with pytest.raises(DataError, match="is no picture, no folder with pictures and no pattern"):
-        find([str(tmp_path / "nothing*.jpg")])
+        find([str(tmp_path / "nothing*.jpg")], tmp_path / "out")
     shutil.copy(photos / "a.png", photos / "more" / "a.png")
     with pytest.raises(DataError, match="would both be written to a.png"):
-        find([str(photos / "a.png"), str(photos / "more" / "a.png")])
+        find([str(photos / "a.png"), str(photos / "more" / "a.png")], tmp_path / "out")
+    with pytest.raises(DataError, match="a.png would be replaced by its overlay: give another --output"):
+        find([str(photos / "a.png")], photos)
+    (photos / "out").mkdir()
+    (photos / "out" / "old.png").write_bytes(b"an overlay of before")
+    assert "out/old.png" not in find([str(photos)], photos / "out")
     build(tiny_folder, Recipe("float32"), tmp_path / "float32", torch.device("cpu"))
     (photos / "broken.png").write_bytes(b"no picture")
     for picture, artifact, message in (

@@ -23,9 +23,10 @@ examples:
 
 exit codes:
   0    done
-  1    review: a method lost more accuracy than review.max_drop
   2    something given is wrong or missing; one line on stderr says what, where and what to do
+  3    review: a method lost more accuracy than review.max_drop
   130  interrupted
+  141  who read the output has left, as `head` does
 
 The pipeline is DVC's: `dvc repro` builds and measures what changed (README.md)."""
 

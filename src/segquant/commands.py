@@ -236,7 +236,7 @@ def review(arguments: argparse.Namespace) -> None:
     else:
         print(f"{arguments.output}: {text.splitlines()[2].removeprefix('## ')}")
     if not good:
-        sys.exit(1)
+        sys.exit(3)
 
 
 def tell(results: dict[str, dict[str, Any]]) -> None:

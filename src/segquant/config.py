@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import netrc
 import os
 import re
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import yaml
 
 from segquant.errors import ConfigError
 from segquant.fields import at_least, build, choice, within
+from segquant.keys import has_wandb_key
 
 WEIGHTS = ("float32", "bfloat16", "float8", "int8", "int4", "int3", "int2")
 QUANTIZED = WEIGHTS[2:]
@@ -355,7 +355,7 @@ class Wandb:
         mode = os.environ.get("WANDB_MODE") or self.mode
         if mode not in WANDB_MODES:
             raise ConfigError(f"WANDB_MODE '{mode}' is unknown: choose one of {', '.join(WANDB_MODES)}")
-        if mode == "online" and not _has_wandb_key():
+        if mode == "online" and not has_wandb_key():
             raise ConfigError("wandb.mode is online but there is no key: set WANDB_API_KEY, or use wandb.mode=offline")
         return mode
 
@@ -376,16 +376,6 @@ class Params:
 
     def __post_init__(self) -> None:
         check_protocol(self.protocol)
-
-
-def _has_wandb_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        known = netrc.netrc(os.environ.get("NETRC") or Path.home() / ".netrc")
-    except (OSError, netrc.NetrcParseError):
-        return False
-    return known.authenticators("api.wandb.ai") is not None
 
 
 def load(path: str | Path | None = None) -> Params:

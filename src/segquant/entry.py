@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import sys
+import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -29,6 +30,7 @@ def setup_logging(verbose: bool = False, file: Path | None = None) -> None:
         handlers.append(_file_handler(file))
     logging.basicConfig(level=logging.WARNING, handlers=handlers)
     logging.getLogger("segquant").setLevel(logging.DEBUG)
+    logging.captureWarnings(True)
 
 
 class _Stderr(logging.StreamHandler):
@@ -46,7 +48,7 @@ def _file_handler(path: Path) -> logging.Handler:
     head = [
         f"command: {' '.join(sys.orig_argv)}",
         f"versions: python {platform.python_version()}, "
-        + ", ".join(f"{name} {_version(name)}" for name in PACKAGES if _version(name)),
+        + ", ".join(f"{name} {version}" for name in PACKAGES if (version := _version(name))),
         f"machine: {platform.platform()}, {os.cpu_count()} cores",
         f"params.yaml:\n{params.read_text()}" if params.is_file() else "no params.yaml here",
     ]
@@ -77,11 +79,13 @@ def run(main: Callable[[], None]) -> None:
     141, and no line, when the reader of its output has left, as `head` does.
     """
     setup_logging("--verbose" in sys.argv, _stage_log())
+    start = time.perf_counter()
     gc.freeze()  # what has been imported stays
     gc.enable()
     try:
         main()
         sys.stdout.flush()
+        log.debug("done in %.1f s", time.perf_counter() - start)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes when it ends
         sys.exit(141)
@@ -89,6 +93,7 @@ def run(main: Callable[[], None]) -> None:
         log.debug("stopped", exc_info=True)
         sys.exit(_fail(f"error: {' '.join(str(error).split())}", 2))
     except OSError as error:  # a full disk, a folder that may not be written
+        log.debug("stopped", exc_info=True)
         sys.exit(_fail(f"error: {error.filename or 'input or output'}: {error.strerror or error}", 2))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", 130))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ from typing import Any
 
 from segquant.errors import SegquantError
 
+log = logging.getLogger(__name__)
 TEMPORARY = ".tmp-segquant-"  # .gitignore and .dvcignore name it
 
 
@@ -55,6 +57,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode())
+    log.debug("wrote %s, %d characters", path, len(text))
 
 
 def write_json(path: str | Path, value: Any) -> None:

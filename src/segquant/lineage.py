@@ -12,10 +12,18 @@ from segquant.config import Params
 from segquant.files import digest, sha256
 
 
+def origin(baseline: str | Path, manifest: dict[str, Any], protocol: str, label_map: str | None) -> dict[str, Any]:
+    """What a figure of the float model rests on: digests of its weights and of the data, protocol and label map."""
+    weights = sha256(Path(baseline) / "model.safetensors")
+    return {"model": weights, "data": manifest["fingerprint"], "protocol": protocol, "label_map": label_map}
+
+
 def lineage(params: Params, baseline: str | Path, manifest: dict[str, Any], lock: str | Path = "dvc.lock") -> dict:
     """{model: source, revision and SHA-256 of the weights; data: source and the shards' fingerprint; protocol; git:
-    commit, and whether files differ from it; dvc: a digest of each stage's entry in the lock file}."""
+    commit, and whether its sources differ; dvc: a digest of each stage's entry in the lock file}."""
     stages = yaml.safe_load(Path(lock).read_text())["stages"] if Path(lock).is_file() else {}
+    stages.pop("report", None)  # which runs now: its entry is the last one's
+    sources = ("src", "stages", "params.yaml", "dvc.yaml", "data/label_maps")  # what a run does not write itself
     return {
         "model": {
             "source": params.model.source,
@@ -24,7 +32,7 @@ def lineage(params: Params, baseline: str | Path, manifest: dict[str, Any], lock
         },
         "data": {"source": params.data.source, "fingerprint": manifest["fingerprint"]},
         "protocol": params.protocol,
-        "git": {"commit": _git("rev-parse", "HEAD"), "modified": bool(_git("status", "--porcelain", "-uno"))},
+        "git": {"commit": _git("rev-parse", "HEAD"), "modified": bool(_git("status", "--porcelain", "--", *sources))},
         "dvc": {name: digest(entry) for name, entry in stages.items()},
     }
 
@@ -35,7 +43,11 @@ def artifacts(folder: str | Path, results: dict[str, dict[str, Any]]) -> dict[st
     found = {}
     for method, result in results.items():
         own = Path(folder) / method
-        files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(own.glob("*"))}
+        files = {
+            path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            for path in sorted(own.glob("*"))
+            if path.is_file()
+        }
         if files and "unavailable" not in result:
             numbers = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
             found[method] = own, {"method": method, **numbers, "files": files}

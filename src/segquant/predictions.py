@@ -38,7 +38,7 @@ def predict_pictures(
     EXIF says. Raises DataError for what is missing or broken.
     """
     protocol = check_protocol(protocol or params.protocol)
-    found = find(pictures)
+    found = find(pictures, output)
     loaded = load(artifact, models.device(params.eval.device))
     settings = params.eval
     if "engine" in loaded.info["recipe"]:
@@ -61,16 +61,18 @@ def predict_pictures(
     return [results[name] for name in found if name in results]
 
 
-def find(pictures: Sequence[str]) -> dict[str, Path]:
-    """{name of the overlay: picture} of files, folders (all pictures below) and glob patterns, in their order.
+def find(pictures: Sequence[str], output: Path) -> dict[str, Path]:
+    """{name of the overlay: picture} of files, folders (all pictures below, but for those in `output`) and glob
+    patterns, in their order.
 
-    Raises DataError for what matches nothing, and for two whose overlays would have one name.
+    Raises DataError for what matches nothing, for two whose overlays would have one name, and for one that its own
+    overlay would replace.
     """
     found: dict[str, Path] = {}
     for one in pictures:
         path = Path(one)
         if path.is_dir():
-            some = {p.relative_to(path): p for p in sorted(path.rglob("*")) if _is_picture(p)}
+            some = {p.relative_to(path): p for p in sorted(path.rglob("*")) if _is_picture(p) and not _below(p, output)}
         elif path.is_file():
             some = {Path(path.name): path}
         else:
@@ -81,7 +83,13 @@ def find(pictures: Sequence[str]) -> dict[str, Path]:
             target = str(name.with_suffix(".png"))
             if found.setdefault(target, picture).resolve() != picture.resolve():
                 raise DataError(f"{found[target]} and {picture} would both be written to {target}: predict them apart")
+            if (output / target).resolve() == picture.resolve():
+                raise DataError(f"{picture} would be replaced by its overlay: give another --output")
     return found
+
+
+def _below(path: Path, output: Path) -> bool:
+    return output.exists() and output.resolve() in path.resolve().parents
 
 
 def _is_picture(path: Path) -> bool:
@@ -99,7 +107,7 @@ def _rows(found: Mapping[str, Path]) -> Iterator[dict[str, Any]]:
         with Image.open(io.BytesIO(data)) as image:
             if image.getexif().get(_ORIENTATION, 1) != 1:
                 file = io.BytesIO()
-                ImageOps.exif_transpose(image).save(file, "PNG")
+                ImageOps.exif_transpose(image).convert("RGB").save(file, "PNG")
                 data = file.getvalue()
                 width, height = image_size(data, str(path))
         yield {"id": name, "image": data, "width": width, "height": height}

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+_console = Console(stderr=True)  # one for all bars, so that one may stand inside another
+
 
 class _Count:
     """How far something is, and how fast."""
@@ -68,7 +70,9 @@ class _Bar(_Count):
     def __init__(self, progress: Progress, desc: str, *count: Any):
         super().__init__(*count)
         self._progress = progress
-        self._task = progress.add_task(desc, total=self.total, completed=self.initial, count="", rate="", notes="")
+        self._task = progress.add_task(
+            desc, total=self.total, completed=self.initial, count=self.count(), rate="", notes=""
+        )
 
     def show(self) -> None:
         told = {"count": self.count(), "rate": self.rate(), "notes": self.notes}
@@ -92,7 +96,7 @@ def progress(
             TextColumn("{task.fields[rate]}", style="dim"), TimeElapsedColumn(), TimeRemainingColumn(),
             TextColumn("{task.fields[notes]}", style="dim"),
         )  # fmt: skip
-        with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as shown:
+        with Progress(*columns, console=_console, refresh_per_second=4) as shown:
             yield _Bar(shown, desc, *count)
     else:
         lines = _Lines(desc, every, *count)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,25 +49,33 @@ def log_evaluation(
                 run.summary.update(metrics)
 
 
-def log_report(
-    wandb: Wandb,
-    lineage: dict[str, Any],
-    table: list[dict[str, Any]],
-    pictures: Iterable[tuple[str, np.ndarray, dict[str, np.ndarray]]],
-    classes: Sequence[str],
-    artifacts: dict[str, tuple[Path, dict[str, Any]]],
-) -> None:
-    """Log what all methods came to: lineage as the run's config, the table with charts of it, pictures and artifacts.
+class Report(NamedTuple):
+    """What a report's run holds.
 
-    `table` has a row for each method, whose numbers are the summary too, as METHOD/KEY; `pictures` are (id, RGB uint8
-    (H, W, 3), {name: class ids uint8 (H, W)}), shown as the photograph under masks that can be turned on and off;
-    `artifacts` are {method: (folder, metadata)}: named by reference, with sizes and digests, and not copied. A failure
-    of W&B is logged and goes no further.
+    `lineage` is the run's config; `table` has a row for each method, whose numbers are the summary too, as METHOD/KEY;
+    `pictures` are (id, RGB uint8 (H, W, 3), {name: class ids uint8 (H, W)}), shown as the photograph under masks that
+    can be turned on and off; `artifacts` are {method: (folder, metadata)}: named by reference, and not copied.
     """
-    with _run(wandb, "report", "report", lineage) as (client, run):
-        if not run:
-            return
-        with _tolerated("report"):
+
+    lineage: dict[str, Any]
+    table: list[dict[str, Any]]
+    pictures: Iterable[tuple[str, np.ndarray, dict[str, np.ndarray]]]
+    classes: Sequence[str]
+    artifacts: dict[str, tuple[Path, dict[str, Any]]]
+
+
+def log_report(wandb: Wandb, make: Callable[[], Report]) -> None:
+    """Log what all methods came to, which `make` gives: it is called where W&B is on.
+
+    A failure of W&B, or of what is for W&B alone, is logged and goes no further.
+    """
+    if wandb.resolve() == "disabled":
+        return
+    with _tolerated("report"):
+        lineage, table, pictures, classes, artifacts = make()
+        with _run(wandb, "report", "report", lineage) as (client, run):
+            if not run:
+                return
             columns = list(table[0])
             told = client.Table(columns=columns, data=[[row[name] for name in columns] for row in table])
             run.log(

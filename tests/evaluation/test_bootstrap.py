@@ -15,10 +15,10 @@ CLASSES = ["wall", "floor", "tree"]
 
 
 def _images(seed, count, right=0.7):
-    """(id, cells) of random images and their confusion, of three classes and predictions of none."""
-    rng, whole, found = np.random.default_rng(seed), metric.new_confusion(3), []
+    """(id, cells) of random images, the same labels for every seed, and their confusion; a prediction may be no class."""
+    labels, rng, whole, found = np.random.default_rng(0), np.random.default_rng(seed), metric.new_confusion(3), []
     for i in range(count):
-        label = torch.from_numpy(rng.choice([0, 1, 2, 255], (6, 7)))
+        label = torch.from_numpy(labels.choice([0, 1, 2, 255], (6, 7)))
         prediction = torch.where(
             torch.from_numpy(rng.random((6, 7)) < right), label, torch.from_numpy(rng.choice([0, 1, 2, 3], (6, 7)))
         )
@@ -108,6 +108,10 @@ def test_results_of_other_images_are_not_compared(tmp_path):
     second, _ = _counts(tmp_path, 1, 5, name="b")
     with pytest.raises(DataError, match="not of the same images"):
         compare(first, second)
+    third, _ = _counts(tmp_path, 1, 4, name="c")
+    third.pixels[0] += 1  # of another label map
+    with pytest.raises(DataError, match="labels"):
+        compare(first, third)
 
 
 def test_what_is_no_result_is_one_line(tmp_path):

@@ -4,7 +4,8 @@ from samples import SPEED, metrics, write_metrics, write_predictions
 
 from segquant.evaluation.bootstrap import compare
 from segquant.evaluation.counts import read_counts
-from segquant.report import advice, tables
+from segquant.files import write_json
+from segquant.report import advice, plots, tables
 
 
 def result(miou, size, times_as_fast, interval=None):
@@ -37,12 +38,46 @@ def test_the_smallest_and_the_fastest_within_a_point_are_named():
 def test_a_loss_that_may_be_below_a_point_on_other_images_is_not_called_one_to_avoid():
     unsure = FLOAT32 | {"int2": result(0.685, 1.2e6, 1.0, [0.4, 2.4])}
     assert advice.advise(unsure)["lossy"] == [] and advice.advise(unsure)["smallest"] is None
-    assert ("Ship", "float32", "No method stays within 1 point of its mIoU.") in advice.sentences(unsure)
+    told = [one[:2] for one in advice.sentences(unsure)]
+    assert told == [("Smallest", "float32"), ("Fastest", "float32"), ("Unsure", "int2")]
+    assert advice.sentences(FLOAT32) == []
 
 
 def test_a_gain_is_told_with_its_own_interval():
-    (told,) = advice.sentences(FLOAT32 | {"int8": result(0.7007, 4e6, 1.0, [-0.11, -0.02])})
-    assert "gains 0.07 points of mIoU (95 % interval: 0.02 to 0.11); about as fast" in told[2]
+    told = advice.sentences(FLOAT32 | {"int8": result(0.7007, 4e6, 0.5, [-0.11, -0.02])})
+    assert "gains 0.07 points of mIoU (95 % interval: 0.02 to 0.11); takes 2.0 times as long" in told[0][2]
+    assert told[0][2].endswith("(1.82 to 2.22).")  # the range of that, not of its inverse
+    assert told[1] == ("Fastest", "float32", "No method within a point of it is clearly faster.")
+    same = advice.sentences(FLOAT32 | {"int8": result(0.70001, 4e6, 1.0, [-0.01, 0.02])})
+    assert "loses nothing in mIoU (95 % interval: -0.01 to 0.02)" in same[0][2]
+
+
+def test_a_method_that_could_not_be_timed_is_told_and_breaks_nothing(tmp_path):
+    write_metrics(tmp_path)
+    write_json(tmp_path / "speed" / "int2.json", {"unavailable": "no compiler"})
+    results = tables.collect(tmp_path, ["float32", "int2"])
+    assert tables.speedup(results["int2"]) is None and "int2 was not timed: no compiler." in tables.footnotes(results)
+    assert tables.to_csv(results).splitlines()[2].endswith(",")
+    assert advice.advise(results)["fastest"] is None
+    assert "latency" in plots.latency(results) and tables.speed_rows(results)
+
+
+def test_fewer_images_than_an_interval_wants_get_none(tmp_path, monkeypatch):
+    write_metrics(tmp_path)
+    write_predictions(tmp_path, {"float32": 0.9, "int2": 0.6}, 2)
+    monkeypatch.setattr(advice, "FEWEST", 41)
+    results = tables.collect(tmp_path, ["float32", "int2"])
+    advice.add_intervals(results, tmp_path)
+    assert "loss_interval" not in results["int2"]
+
+
+def test_counts_of_other_images_than_float32s_give_no_interval(tmp_path):
+    write_metrics(tmp_path)
+    write_predictions(tmp_path, {"float32": 0.9}, 2)
+    write_predictions(tmp_path, {"int2": 0.9}, 3)  # of a run that was half rebuilt
+    results = tables.collect(tmp_path, ["float32", "int2"])
+    advice.add_intervals(results, tmp_path)
+    assert "loss_interval" in results["float32"] and "loss_interval" not in results["int2"]
 
 
 def test_what_is_faster_by_chance_alone_is_not_called_fastest():
@@ -75,7 +110,7 @@ def test_a_graph_is_told_against_pytorchs_eager_float32():
 
 def test_intervals_are_those_of_compare(tmp_path):
     write_metrics(tmp_path)
-    write_predictions(tmp_path, {"float32": 0.9, "int2": 0.6}, 4)
+    write_predictions(tmp_path, {"float32": 0.9, "int2": 0.6}, 2)
     results = tables.collect(tmp_path, ["float32", "int2", "float8_dynamic"])
     advice.add_intervals(results, tmp_path)
     first, second = (read_counts(tmp_path / "predictions" / name / "confusion.parquet") for name in ("float32", "int2"))

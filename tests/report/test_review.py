@@ -31,11 +31,11 @@ def test_what_came_went_or_cannot_be_compared_is_told_and_no_drop():
         "int8": _measured(0.5, protocol="fixed-32x32-v1"), "float8": _measured(0.7), "new": _measured(0.1), "int3": {"unavailable": "why"},
     }  # fmt: skip
     found = dict(review.verdicts(before, now, 0))
-    assert set(found) == {"other", "new", "gone"}
+    assert set(found) == {"other", "new", "gone", "drop"}
     words = [told for _, told in review.verdicts(before, now, 0)]
     assert "int8 cannot be compared: it was fixed-64x64-v1, 2 images, and is fixed-32x32-v1, 2 images." in words
     assert {"int4 is no longer there.", "new is new.", "float8 is measured for the first time."} <= set(words)
-    assert "int3 is no longer measured: why." in words
+    assert found["drop"] == words[0] == "int3 is no longer measured: why. ❌"
 
 
 def test_the_table_has_what_changed():
@@ -61,7 +61,7 @@ def test_a_chart_places_every_method_inside():
 
 def test_a_long_diff_is_cut_at_a_line():
     text = review._folded("Metrics", "\n".join(f"| row {i} |" for i in range(9000)))
-    assert len(text) < 31_000 and "(and more: run the command)" in text and text.endswith("</details>")
+    assert len(text) < 21_000 and "(and more: run the command)" in text and text.endswith("</details>")
     assert review._folded("Metrics", "") == "Metrics: none differ."
 
 

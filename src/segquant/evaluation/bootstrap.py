@@ -17,6 +17,7 @@ from segquant.evaluation.counts import Counts
 from segquant.evaluation.means import means
 
 RESAMPLES = 10_000
+FEWEST = 20  # images: an interval from fewer is too narrow to be believed
 METRICS = ("mean_iou", "mean_accuracy", "overall_accuracy")
 _AT_ONCE = 20_000_000  # numbers drawn at a time: 160 MB
 
@@ -27,9 +28,8 @@ def resampled(results: Sequence[Counts], resamples: int = RESAMPLES, seed: int =
     Raises DataError for results of other images, classes or protocols.
     """
     first, images = results[0], len(results[0].ids)
-    for name, told in (("ids", "images"), ("classes", "classes"), ("protocol", "protocol")):
-        if any(getattr(one, name) != getattr(first, name) for one in results):
-            raise DataError(f"the results are not of the same {told}: evaluate all on the same data")
+    if not all(one.alike(first) for one in results):
+        raise DataError("the results are not of the same images, labels, classes and protocol: evaluate all alike")
     tables = [np.concatenate(one.by_image(), axis=1).astype(np.float64) for one in results]  # (images, 3 C)
     rng, found = np.random.default_rng(seed), [[] for _ in results]
     chunk = max(1, _AT_ONCE // images)

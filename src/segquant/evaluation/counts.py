@@ -45,6 +45,11 @@ class Counts:
         np.add.at(predicted, (self.image, self.prediction), self.pixels)
         return hit[:, :-1], labelled[:, :-1], predicted[:, :-1]
 
+    def alike(self, other: Counts) -> bool:
+        """Whether both are of the same images, labels, classes and protocol."""
+        names = all(getattr(self, name) == getattr(other, name) for name in ("ids", "classes", "protocol"))
+        return names and np.array_equal(self.by_image()[1], other.by_image()[1])
+
     def confusion(self) -> np.ndarray:
         """int64 (C, C + 1) over all images: rows are labels, columns predictions, the last one those of no class."""
         matrix = np.zeros((len(self.classes), len(self.classes) + 1), np.int64)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from segquant.evaluation.bootstrap import interval, resampled
+from segquant.evaluation.bootstrap import FEWEST, interval, resampled
 from segquant.evaluation.counts import all_counts, read_counts
 from segquant.report.tables import BASELINE, loss, measured, speedup
 
@@ -20,9 +19,11 @@ ALIKE_POINTS, ALIKE_SIZE, ALIKE_SPEED = 0.1, 1.05, 1.2
 def add_intervals(results: dict[str, dict[str, Any]], metrics: str | Path) -> None:
     """Put `loss_interval` into each measured result whose counts lie below `metrics` (`counts.all_counts`): the 95 %
     interval of its loss against float32, in points of mIoU, from the paired bootstrap over images."""
-    counts = {name: read_counts(path) for name, path in all_counts(metrics).items() if name in measured(results)}
-    if BASELINE not in counts:
+    done = measured(results)
+    counts = {name: read_counts(path) for name, path in all_counts(metrics).items() if name in done}
+    if BASELINE not in counts or len(counts[BASELINE].ids) < FEWEST:
         return
+    counts = {name: one for name, one in counts.items() if one.alike(counts[BASELINE])}  # not of a run half rebuilt
     draws = dict(zip(counts, resampled(list(counts.values()))))
     for name in counts:
         low, high = interval(100 * np.subtract(draws[BASELINE][:, 0], draws[name][:, 0]))
@@ -32,32 +33,34 @@ def add_intervals(results: dict[str, dict[str, Any]], metrics: str | Path) -> No
 def advise(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The methods to ship and those to leave, of what was measured.
 
-    {smallest, fastest: a method that loses at most POINTS, or None; lossy: methods that clearly lose more;
-    pointless: {method: another that is as good in size, speed and accuracy, and better in one of them}}. {} without a
-    float32.
+    {smallest, fastest: a method that loses at most POINTS, or None; lossy: methods that clearly lose more; unsure:
+    those that may; pointless: {method: another that is about as good in size, speed and accuracy, and better in one of
+    them}}. {} without a float32 and something to compare with it.
     """
     done = measured(results)
-    if BASELINE not in done:
+    if BASELINE not in done or len(done) < 2:
         return {}
     losses = {name: loss(results, name) for name in done}
     within = [name for name in done if name != BASELINE and losses[name] <= POINTS]
     timed = [name for name in within if speedup(done[name])]
     size = {name: done[name]["size_bytes"] for name in done}
-    smallest = min(within, key=lambda name: (size[name], losses[name]), default=None)
+    smaller = [name for name in within if size[name] < size[BASELINE]]
+    smallest = min(smaller, key=lambda name: (size[name], losses[name]), default=None)
     fastest = max(timed, key=lambda name: speedup(done[name])["median"], default=None)
     if fastest and speedup(done[fastest])["median"] < ALIKE_SPEED:
         fastest = None
     lossy = [name for name in done if done[name].get("loss_interval", [losses[name]])[0] > POINTS]
+    unsure = [name for name in done if losses[name] > POINTS and name not in lossy]
     pointless = {}
     for name in within:
         better = [other for other in within if other != name and _beats(done, losses, other, name)]
         if better and name not in (smallest, fastest):
             pointless[name] = max(better, key=lambda other: (other in (smallest, fastest), -losses[other]))
-    return {"smallest": smallest, "fastest": fastest, "lossy": lossy, "pointless": pointless}
+    return {"smallest": smallest, "fastest": fastest, "lossy": lossy, "unsure": unsure, "pointless": pointless}
 
 
 def _beats(done: dict[str, Any], losses: dict[str, float], one: str, other: str) -> bool:
-    """Whether `one` is as small, as fast and as accurate as `other`, and clearly better in one of them."""
+    """Whether `one` is about as small, as fast and as accurate as `other`, and clearly better in one of them."""
     size = done[one]["size_bytes"] / done[other]["size_bytes"]
     points = losses[one] - losses[other]
     speeds = [speedup(done[name]) for name in (one, other)]
@@ -77,16 +80,20 @@ def sentences(results: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
         told.append(("Smallest", smallest, f"{_size(done[smallest])}; {_loss(results, smallest)}."))
         if speedup(done[smallest]):
             told[-1] = (*told[-1][:2], f"{_size(done[smallest])}; {_loss(results, smallest)}; {_fast(done[smallest])}.")
-    if fastest:
+    if not fastest:
+        told.append(("Fastest", BASELINE, "No method within a point of it is clearly faster."))
+    else:
         words = f"{_fast(done[fastest])}; {_loss(results, fastest)}; {_size(done[fastest])}."
         told.append(("Fastest", fastest, words[0].upper() + words[1:]))
     if not smallest:
-        told.append(("Ship", BASELINE, f"No method stays within {POINTS:g} point of its mIoU."))
+        told.insert(0, ("Smallest", BASELINE, f"No smaller method stays within {POINTS:g} point of its mIoU."))
     for name in found["lossy"]:
         told.append(("Avoid", name, f"It {_loss(results, name)}."))
+    for name in found["unsure"]:
+        told.append(("Unsure", name, f"It {_loss(results, name)}: more images would tell."))
     for better in dict.fromkeys(found["pointless"].values()):
         names = [name for name, other in found["pointless"].items() if other == better]
-        words = f"{better} is at least as small and as fast, and no more than {ALIKE_POINTS:g} points less accurate."
+        words = f"{better} is about as small, fast and accurate, and better in one of these."
         told.append(("Without advantage", ", ".join(names), words))
     return told
 
@@ -101,7 +108,8 @@ def _loss(results: dict[str, dict[str, Any]], name: str) -> str:
         f"gains {-points:.2f} points of mIoU" if points <= -0.005 else "loses nothing in mIoU"
     )  # fmt: skip
     if "loss_interval" in results[name]:
-        low, high = sorted(math.copysign(1, points) * end for end in results[name]["loss_interval"])
+        low, high = results[name]["loss_interval"]
+        low, high = (-high, -low) if points <= -0.005 else (low, high)
         words += f" (95 % interval: {low:.2f} to {high:.2f})"
     return words
 
@@ -114,4 +122,5 @@ def _fast(result: dict[str, Any]) -> str:
         words = f"{ratio['median']:.1f} times as fast as float32"
     else:
         words = f"takes {1 / ratio['median']:.1f} times as long as float32"
+        ratio = {"min": 1 / ratio["max"], "max": 1 / ratio["min"]}
     return f"{words} in PyTorch ({ratio['min']:.2f} to {ratio['max']:.2f})"

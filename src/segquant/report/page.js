@@ -55,12 +55,13 @@ if (examples.length) {
   const [overLabel, over] = tick("over the photograph", false);
   const [differsLabel, differs] = tick("only where it differs from float32", false);
   const step = (by) => () => { which.value = (+which.value + by + examples.length) % examples.length; show(); };
-  const back = make("button", { textContent: "‹", title: "the one before", onclick: step(-1) });
-  const next = make("button", { textContent: "›", title: "the next one", onclick: step(1) });
+  const back = make("button", { textContent: "‹", title: "the one before", ariaLabel: "the photograph before", onclick: step(-1) });
+  const next = make("button", { textContent: "›", title: "the next one", ariaLabel: "the next photograph", onclick: step(1) });
   const slider = make("input", { type: "range", min: 0, max: 100, value: 50, step: 0.5, ariaLabel: "where left ends and right begins" });
   const stage = make("div", { className: "stage" });
   const legend = make("div");
-  const all = make("button", { textContent: "all panels", onclick: () => section.classList.toggle("all") });
+  const all = make("button", { textContent: "all panels", ariaPressed: "false" });
+  all.addEventListener("click", () => { all.ariaPressed = String(section.classList.toggle("all")); });
   const place = () => stage.style.setProperty("--at", slider.value + "%");
   slider.addEventListener("input", place);
   const drag = (event) => {

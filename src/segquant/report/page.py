@@ -61,6 +61,7 @@ def write_page(
         notes=tables.footnotes(results, hardware),
         protocol=_protocol(done),
         machine=_machine(hardware),
+        timing=_timing(done, hardware),
         versions=[(key, value) for key, value in hardware.items() if key not in _MACHINE],
         size_plot=Markup(plots.size(done)),
         latency_plot=Markup(plots.latency(done)),
@@ -99,13 +100,23 @@ def _machine(hardware: dict[str, Any]) -> str:
     return ", ".join([*parts, *([hardware["gpu"]] if hardware.get("gpu") else [])])
 
 
+def _timing(done: dict[str, dict[str, Any]], hardware: dict[str, Any]) -> str:
+    """What speed was measured on."""
+    speed = next(filter(None, map(tables.timed, done.values())), None)
+    if not speed:
+        return "not timed"
+    height, width = speed["input_size"]
+    where = _machine(hardware) if speed["device"] == "cpu" else speed["device"]
+    return f"images of {height}x{width} on {where}, {speed['threads']} threads"
+
+
 def _cells(results: dict[str, dict[str, Any]], method: str) -> list[tuple[str, str]]:
     """(value, range) of each column of ORDER."""
     texts = dict(zip((name for name, *_ in tables.COLUMNS), tables.cells(results, method)))
     cells = []
     for name in ORDER:
-        low, high = (texts[end] for end in RANGES.get(name, ("engine", "engine")))
-        cells.append((texts[name], f"{low} to {high}" if name in RANGES and low else ""))
+        ends = [texts[end] for end in RANGES.get(name, ())]
+        cells.append((texts[name], " to ".join(ends) if all(ends) else ""))
     return cells
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from adjustText import adjust_text
 
 from segquant.report.figure import ACCENT, INK, plt, svg
-from segquant.report.tables import BASELINE, speedup
+from segquant.report.tables import BASELINE, speedup, timed
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def latency(results: dict[str, dict[str, Any]]) -> str:
         if ratio := speedup(one):
             spread = 1 / ratio["max"], 1 / ratio["min"]
             points.append(Point(name, 1 / ratio["median"], *_miou(results, name), spread))
-    base = results.get(BASELINE, {}).get("speed")
+    base = timed(results.get(BASELINE, {}))
     told = f" ({base['latency_ms']['p50']:.0f} ms)" if base else ""
     return tradeoff(points, f"latency, in that of float32 in PyTorch{told}")
 

@@ -14,7 +14,7 @@ from segquant.errors import ConfigError, SegquantError
 from segquant.report.tables import BASELINE, collect, loss, measured, speedup
 
 MARKER = "<!-- segquant review -->"  # by which the comment is found that is to be updated
-_LONGEST = 60_000  # characters: GitHub takes 65,536 in a comment
+_LONGEST = 20_000  # characters of either diff: GitHub takes 65,536 in a comment
 
 
 def review(base: str, metrics: str | Path, methods: list[str], max_drop: float) -> tuple[str, bool]:
@@ -25,6 +25,8 @@ def review(base: str, metrics: str | Path, methods: list[str], max_drop: float) 
     """
     if _output(["git", "rev-parse", "--verify", "--quiet", f"{base}^{{commit}}"]) is None:
         raise ConfigError(f"'{base}' is no revision of this repository: fetch it, or name another with --base")
+    if Path(metrics).is_absolute():
+        raise ConfigError(f"--metrics {metrics}: give the folder as it is named in the repository")
     now = collect(metrics, methods)
     if not measured(now):
         raise ConfigError(f"{metrics} holds no results: run `dvc repro` first")
@@ -46,7 +48,10 @@ def review(base: str, metrics: str | Path, methods: list[str], max_drop: float) 
 
 
 def verdicts(before: dict[str, Any], now: dict[str, Any], max_drop: float) -> list[tuple[str, str]]:
-    """(kind, sentence) for each method whose mIoU changed, came or went; kind "drop" is more than `max_drop` lost."""
+    """(kind, sentence) for each method whose mIoU changed, came or went.
+
+    Kind "drop" is more than `max_drop` lost, or all: a method that cannot be measured any more.
+    """
     found = []
     for method in [*now, *(name for name in before if name not in now)]:
         old, new = before.get(method), now.get(method)
@@ -56,16 +61,20 @@ def verdicts(before: dict[str, Any], now: dict[str, Any], max_drop: float) -> li
             found.append(("new", f"{method} is new."))
         elif "unavailable" in new:
             if "unavailable" not in old:
-                found.append(("gone", f"{method} is no longer measured: {new['unavailable']}."))
+                found.append(("drop", f"{method} is no longer measured: {new['unavailable']}. ❌"))
         elif "unavailable" in old:
             found.append(("new", f"{method} is measured for the first time."))
-        elif any(old[key] != new[key] for key in ("protocol", "n_images")):
+        elif not comparable(old, new):
             ways = [f"{one['protocol']}, {one['n_images']} images" for one in (old, new)]
             found.append(("other", f"{method} cannot be compared: it was {ways[0]}, and is {ways[1]}."))
-        elif change := round(100 * (new["mean_iou"] - old["mean_iou"]), 4):
+        elif change := round(100 * (new["mean_iou"] - old["mean_iou"]), 2):
             kind = "drop" if -change > max_drop else "change"
             found.append((kind, f"{method}: mean IoU {change:+.2f} points{' ❌' if kind == 'drop' else ''}"))
     return sorted(found, key=lambda one: one[0] != "drop")
+
+
+def comparable(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    return "mean_iou" in old and all(old[key] == new[key] for key in ("protocol", "n_images"))
 
 
 def table(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -74,7 +83,7 @@ def table(before: dict[str, Any], now: dict[str, Any]) -> str:
     for method, one in measured(now).items():
         old = before.get(method, {})
         change = [100 * (one["mean_iou"] - old["mean_iou"]), (one["size_bytes"] - old["size_bytes"]) / 1e6] if (
-            "mean_iou" in old and old["protocol"] == one["protocol"]
+            comparable(old, one)
         ) else [None, None]  # fmt: skip
         points, ratio = loss(now, method), speedup(one)
         lost = "" if points is None else f"{round(points, 2) + 0.0:.2f}"
@@ -143,8 +152,8 @@ def _dvc(*arguments: str) -> str:
 
 
 def _folded(title: str, text: str) -> str:
-    if len(text) > _LONGEST // 2:
-        text = text[: text.rindex("\n", 0, _LONGEST // 2)] + "\n\n(and more: run the command)"
+    if len(text) > _LONGEST:
+        text = text[: text.rindex("\n", 0, _LONGEST)] + "\n\n(and more: run the command)"
     return (
         f"<details><summary>{title} that differ</summary>\n\n{text}\n\n</details>" if text else f"{title}: none differ."
     )

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from segquant.evaluation.bootstrap import FEWEST
 from segquant.files import read_json
 
 BASELINE = "float32"
@@ -33,6 +34,12 @@ def collect(metrics: str | Path, methods: Iterable[str], name: str = "{}.json") 
     return results
 
 
+def timed(result: dict[str, Any]) -> dict[str, Any] | None:
+    """A result's speed, where it could be measured."""
+    speed = result.get("speed")
+    return None if speed is None or "unavailable" in speed else speed
+
+
 def measured(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {k: v for k, v in results.items() if "unavailable" not in v}
 
@@ -46,14 +53,14 @@ def loss(results: dict[str, dict[str, Any]], method: str) -> float | None:
 
 def speedup(result: dict[str, Any]) -> dict[str, float] | None:
     """How many times as fast as PyTorch's eager float32: median, min and max; None where that was not measured."""
-    speed = result.get("speed")
+    speed = timed(result)
     if not speed:
         return None
     return speed.get("relative_to_eager") or (speed["relative_to_float32"] if speed["engine"] == "eager" else None)
 
 
 def _speed(get: Callable[[dict], Any]) -> Callable:
-    return lambda results, name: get(results[name]["speed"]) if "speed" in results[name] else None
+    return lambda results, name: get(timed(results[name])) if timed(results[name]) else None
 
 
 def _key(key: str, factor: float = 1.0) -> Callable:
@@ -175,7 +182,7 @@ def footnotes(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | Non
         if "dtype" in one:
             notes.append(f"Evaluated with autocast to {one['dtype']}{', compiled' if one['compile'] else ''}.")
         notes += [f"{name} skipped {len(r['skipped'])} images." for name, r in done.items() if "skipped" in r]
-        speeds = [r["speed"] for r in done.values() if "speed" in r]
+        speeds = [timed(r) for r in done.values() if timed(r)]
         if speeds:
             speed = speeds[0]
             where = speed["device"]
@@ -188,7 +195,8 @@ def footnotes(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | Non
             engines = ", ".join(dict.fromkeys(f"{one['engine']} {one['engine_version']}" for one in speeds))
             notes.append(
                 f"Speed: {engines}, batch {speed['batch_size']}, {height}x{width}, on {where}; {pairs} pairs with the "
-                "engine's own float32 in one process (x float32: median, min, max; above 1 is faster)."
+                "engine's own float32 in one process (x float32: median, min, max; above 1 is faster). Milliseconds "
+                "are of different minutes: compare ratios."
             )
             if any("relative_to_eager" in one for one in speeds):
                 notes.append("x eager is told against PyTorch's eager float32, timed in the same turns.")
@@ -196,6 +204,8 @@ def footnotes(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | Non
         took = result.get("quantize", {})
         if "taken_from" in took:
             notes.append(f"{name} was trained beforehand, in {took['seconds'] / 60:.0f} minutes: {took['taken_from']}.")
+    untimed = {name: r["speed"]["unavailable"] for name, r in done.items() if "speed" in r and not timed(r)}
+    notes += [f"{name} was not timed: {reason}." for name, reason in untimed.items()]
     notes += [f"{name} is unavailable: {r['unavailable']}." for name, r in results.items() if "unavailable" in r]
     notes += [
         f"{name}, {lane['engine']}, batch {lane['batch_size']}: {lane['unavailable']}."
@@ -255,6 +265,7 @@ def show_comparison(first: str, second: str, found: dict[str, Any]) -> None:
         one = found[key]
         low, high = 100 * one["low"], 100 * one["high"]
         clear = "higher" if low > 0 else "lower" if high < 0 else "no clear difference"
+        clear = clear if found["n_images"] >= FEWEST else "too few images to tell"
         values = (f"{100 * one['first']:.2f}", f"{100 * one['second']:.2f}", f"{100 * one['difference']:+.2f}")
         table.add_row(heading, *values, f"{low:+.2f} to {high:+.2f}", clear)
     table.columns[0].header = "metric"
