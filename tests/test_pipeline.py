@@ -1,12 +1,10 @@
-"""The real pipeline in a temporary clone: what is built, what is rebuilt, and what a mistake prints."""
+"""The real pipeline in a temporary clone: what is built, what is rebuilt, and what it tells."""
 
 import csv
 import hashlib
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 
@@ -14,6 +12,8 @@ import numpy as np
 import pytest
 import vl_convert
 import yaml
+from browser import colours, needs_browser, probed, shot
+from clones import copied, ran, sh
 from conftest import ROOT, ade20k_folder
 from PIL import Image
 from wandb_server import synced
@@ -22,56 +22,16 @@ from segquant.evaluation.counts import read_counts
 
 METHODS = ("float32", "float8_dynamic", "int4", "int2", "int2_qat", "int8_static")
 ALWAYS = {"baseline", "data_source", "layers", "probe_hardware"}  # asked on every run
-ENV = {
-    **os.environ,
-    "HF_HUB_OFFLINE": "1",
-    "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
-    "DVC_NO_ANALYTICS": "1",
-    "WANDB_MODE": "disabled",  # but for the first run, which has one of each kind
-}
-
-
-def sh(folder, command, code=0):
-    done = subprocess.run(
-        command, shell=True, cwd=folder, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    assert code is None or done.returncode == code, f"$ {command}\n{done.stdout}"
-    return done.stdout
 
 
 def done_methods():
     return [name for name in METHODS if name != "float8_dynamic"]
 
 
-def ran(output):
-    return set(re.findall(r"Running stage '(.*)'", output))
-
-
 def results(folder):
     """Every file that has to be the same bytes after `dvc repro --force`."""
     patterns = ("metrics/*.json", "metrics/classes/*", "models/quantized/*/*", "models/onnx/*")
     return {str(p.relative_to(folder)): p.read_bytes() for pattern in patterns for p in folder.glob(pattern)}
-
-
-def copied(folder, methods):
-    """A clone of the working tree in `folder` with these methods, four images of each split and nothing built yet."""
-    listed = sh(ROOT, "git ls-files --cached --others --exclude-standard").splitlines()
-    for name in (n for n in listed if (ROOT / n).is_file()):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, folder / name)
-    for stale in [*folder.glob("metrics/**/*.*"), folder / "dvc.lock"]:
-        if stale.name != "dvc.yaml":
-            stale.unlink(missing_ok=True)
-    params = yaml.safe_load((folder / "params.yaml").read_text())
-    params["quant"]["methods"] = {k: params["quant"]["methods"][k] for k in methods}
-    params["data"]["limit"] = 4
-    params["protocol"] = "fixed-64x64-v1"
-    params["eval"]["pictures"] = 2
-    params["speed"] = {"input_size": [64, 64], "batch_sizes": [1, 2], "runs": 2, "warmup": 1}
-    params["sensitivity"] |= {"bits": [2], "images": 1}
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    sh(folder, "git init -q -b main && git config user.email a@b.c && git config user.name T")
-    return params
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +99,19 @@ def test_the_files_others_rely_on(clone):
     assert not list((clone / "models/checkpoints").iterdir())
     log = (clone / "logs/evaluate@int4.log").read_text()
     assert "stages.evaluate --method int4" in log and "torchao " in log and "protocol: fixed-64x64-v1" in log
+
+
+@needs_browser
+def test_a_browser_shows_every_method_on_the_report_at_two_widths(clone, tmp_path):
+    page = clone / "metrics/report/index.html"
+    for width in (1280, 500):
+        pixels = shot(page, tmp_path / f"{width}.png", width, 6000)
+        assert pixels.shape == (6000, width, 3) and min(colours(pixels)) > 8
+    found, done = probed(page, tmp_path, 500), done_methods()
+    assert int(found["width"]) <= int(found["window"])
+    assert found["rows"].split() == [*done, "float8_dynamic"]
+    assert found["choices"].split() == ["photo", "truth", *done]
+    assert sorted(found["plots"].split()) == sorted(2 * done)
 
 
 def test_a_method_this_machine_cannot_run_is_reported_with_the_reason(clone):
@@ -262,15 +235,17 @@ SHOW_ARTIFACTS = (
 )
 
 
-def test_a_recipe_changed_rebuilds_its_own_lane_only_and_a_review_tells_of_it(clone):
+def test_a_recipe_changed_and_one_added_rebuild_their_own_lanes_only_and_a_review_tells_of_them(clone):
     sh(clone, "git checkout -q -b change")
-    params = (clone / "params.yaml").read_text()
-    at = params.index("group_size: 32", params.index("int4:"))
-    (clone / "params.yaml").write_text(params[:at] + params[at:].replace("32", "16", 1))
+    params = yaml.safe_load((clone / "params.yaml").read_text())
+    params["quant"]["methods"]["int4"]["group_size"] = 16
+    params["quant"]["methods"]["int2_g8"] = {"weights": "int2", "group_size": 8, "algorithm": "affine"}  # and no code
+    (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     output = sh(clone, "make review STAMP=Makefile BASE=main")  # as the workflow does, in this environment
     assert ran(output) == ALWAYS | {
-        "quantize@int4", "evaluate@int4", "benchmark@int4", "select", "report",
-    }  # fmt: skip
+        f"{lane}@{method}" for lane in ("quantize", "evaluate", "benchmark") for method in ("int4", "int2_g8")
+    } | {"select", "report"}  # fmt: skip
+    assert "int2_g8" in (clone / "metrics/results.csv").read_text()
     old, new = (
         json.loads(text)
         for text in (sh(clone, "git show main:metrics/int4.json"), (clone / "metrics/int4.json").read_text())
@@ -280,6 +255,7 @@ def test_a_recipe_changed_rebuilds_its_own_lane_only_and_a_review_tells_of_it(cl
     assert (
         f"- int4: mean IoU {change:+.2f} points\n" in told and told.count("mean IoU +") + told.count("mean IoU -") == 1
     )
+    assert "- int2_g8 is new.\n" in told
     assert re.search(r"\| params.yaml \| quant.methods.int4.group_size \| 32 +\| 16 +\|", told)
     assert "| metrics/int4.json" in told and "| metrics/int2.json" not in told
     assert told.count("```mermaid") == 2 and all(told.count(f'"{name}": [') == 2 for name in done_methods())
@@ -291,7 +267,8 @@ def test_a_recipe_changed_rebuilds_its_own_lane_only_and_a_review_tells_of_it(cl
     assert "A method lost more than 0.5 points of mean IoU against `better`" in output
     assert "- int4: mean IoU -2.00 points" in (clone / "review.md").read_text()
     assert "error: 'nowhere' is no revision" in sh(clone, "segquant review --base nowhere", code=2)
-    sh(clone, "git reset -q --hard && git checkout -q main && git branch -qD change better && dvc checkout -q")
+    sh(clone, "git reset -q --hard && git checkout -q main && git branch -qD change better")
+    sh(clone, "git clean -qfdx metrics && dvc checkout -q")
 
 
 def test_a_model_from_elsewhere_that_is_the_same_rebuilds_nothing(clone, tmp_path):
@@ -350,25 +327,9 @@ def test_what_only_says_how_fast_an_evaluation_goes_rebuilds_nothing(clone):
     sh(clone, "git reset -q --hard && dvc checkout -q")
 
 
-def test_a_new_method_is_yaml_and_no_code(clone):
-    output = sh(clone, "dvc exp run -S '+quant.methods.int2_g8={weights: int2, group_size: 8, algorithm: affine}'")
-    assert ran(output) == ALWAYS | {
-        "quantize@int2_g8", "evaluate@int2_g8", "benchmark@int2_g8", "select", "report",
-    }  # fmt: skip
-    assert "int2_g8" in (clone / "metrics/results.csv").read_text()
-    sh(clone, "git reset -q --hard && git clean -qfdx metrics && dvc checkout -q")
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            "quant.method=nope",
-            "error: quant.method 'nope' is unknown: choose one of float32, float8_dynamic, int4, int2, int2_qat",
-        ),
-        ("eval.batch_size=none", "error: eval.batch_size must be of type int, not 'none'"),
-        ("data.source=nowhere", "error: data source 'nowhere' is not there: give 'scenes', a labelled folder"),
-        ("model.source=owner/none", "error: model 'owner/none' is no folder here and the hub gives none"),
         (
             "+quant.methods.bad={weights: int4, layers: [head]}",
             "error: layers has 'head', which matches none of the 72",
@@ -376,35 +337,9 @@ def test_a_new_method_is_yaml_and_no_code(clone):
         ("+quant.methods.bad={weights: int4, group_size: 11}", "error: group_size 11 divides the inputs of no layer"),
     ],
 )
-def test_a_bad_parameter_ends_in_one_line(clone, change, message):
+def test_a_bad_recipe_ends_in_one_line(clone, change, message):
     output = sh(clone, f"dvc exp run -S '{change}'", code=None)
     assert output.count(message) == 1
     assert "Traceback" not in output
     assert "exited with 2" in output
     sh(clone, "git reset -q --hard && dvc checkout -q")
-
-
-@pytest.mark.parametrize(
-    "stage",
-    [
-        "prepare_shards --output x/shards",
-        "export_onnx --baseline models/baseline --output x",
-        "reference --baseline models/baseline --shards data/shards --partial x/partial --output x/reference",
-        "quantize --method int4 --baseline models/baseline --shards data/shards --exports models/onnx --trained models/trained "
-        "--output x/int4 --times x/int4.json",
-        "evaluate --method int4 --artifact models/quantized/int4 --shards data/shards --reference data/reference "
-        "--partial x/partial --metrics x/int4.json --classes x/int4.csv --pictures x/pictures",
-    ],
-)
-def test_online_tracking_without_a_key_stops_every_stage_before_any_work(clone, stage):
-    output = sh(clone, f"env WANDB_MODE=online WANDB_API_KEY= NETRC=/nonexistent python -m stages.{stage}", code=2)
-    assert output == ("error: wandb.mode is online but there is no key: set WANDB_API_KEY, or use wandb.mode=offline\n")
-    assert not (clone / "x").exists()
-
-
-def test_a_stage_given_an_unknown_method_is_one_line(clone):
-    assert "error: method 'nope' is unknown: choose from" in sh(
-        clone,
-        "python -m stages.quantize --method nope --baseline x --shards x --exports x --trained x --output x --times x",
-        code=2,
-    )

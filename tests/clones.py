@@ -1,0 +1,51 @@
+"""Clones of the working tree, and commands in them."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import yaml
+from conftest import ROOT
+
+ENV = {
+    **os.environ,
+    "HF_HUB_OFFLINE": "1",
+    "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
+    "DVC_NO_ANALYTICS": "1",
+    "WANDB_MODE": "disabled",  # but for the first run, which has one of each kind
+}
+
+
+def sh(folder, command, code=0):
+    done = subprocess.run(
+        command, shell=True, cwd=folder, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert code is None or done.returncode == code, f"$ {command}\n{done.stdout}"
+    return done.stdout
+
+
+def ran(output):
+    return set(re.findall(r"Running stage '(.*)'", output))
+
+
+def copied(folder, methods):
+    """A clone of the working tree in `folder` with these methods, four images of each split and nothing built yet."""
+    listed = sh(ROOT, "git ls-files --cached --others --exclude-standard").splitlines()
+    for name in (n for n in listed if (ROOT / n).is_file()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    for stale in [*folder.glob("metrics/**/*.*"), folder / "dvc.lock"]:
+        if stale.name != "dvc.yaml":
+            stale.unlink(missing_ok=True)
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params["quant"]["methods"] = {k: params["quant"]["methods"][k] for k in methods}
+    params["data"]["limit"] = 4
+    params["protocol"] = "fixed-64x64-v1"
+    params["eval"]["pictures"] = 2
+    params["speed"] = {"input_size": [64, 64], "batch_sizes": [1, 2], "runs": 2, "warmup": 1}
+    params["sensitivity"] |= {"bits": [2], "images": 1}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    sh(folder, "git init -q -b main && git config user.email a@b.c && git config user.name T")
+    return params
