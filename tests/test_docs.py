@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 import yaml
+from clones import copied, sh
 from conftest import ROOT
-from test_pipeline import copied, sh
 
 from segquant.cli import parser
 from segquant.data.sources import open_source

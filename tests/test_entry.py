@@ -42,6 +42,12 @@ def test_a_log_is_of_the_last_run_alone_and_other_ranks_write_none(tmp_path):
     assert not list((tmp_path / "logs").iterdir())
 
 
+def test_a_log_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "logs").write_text("no folder")
+    done = _stage(tmp_path, "stages.select", "--results", "x", "--output", "x", "--confusion", "x")
+    assert done.returncode == 2 and done.stderr == "error: logs: File exists\n"
+
+
 def test_importing_what_is_heavy_says_nothing(tmp_path):
     done = _stage(tmp_path, "segquant", "methods")  # torch, torchao, transformers
     assert done.returncode == 0 and done.stderr == ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +313,10 @@ class Eval:
     max_gpu_memory_gb: float = at_least(2.0, default=12.0)
     on_error: str = choice("stop", "skip", default="stop")
     launcher: str = "python"
+
+    def on(self, engine: str | None) -> Eval:
+        """What of this holds on an engine, None for PyTorch: graphs know no autocast and no torch.compile."""
+        return replace(self, dtype="float32", compile=False) if engine else self
 
 
 @dataclass(frozen=True)

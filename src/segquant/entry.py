@@ -78,11 +78,11 @@ def run(main: Callable[[], None]) -> None:
 
     141, and no line, when the reader of its output has left, as `head` does.
     """
-    setup_logging("--verbose" in sys.argv, _stage_log())
     start = time.perf_counter()
     gc.freeze()  # what has been imported stays
     gc.enable()
     try:
+        setup_logging("--verbose" in sys.argv, _stage_log())
         main()
         sys.stdout.flush()
         log.debug("done in %.1f s", time.perf_counter() - start)

@@ -6,7 +6,6 @@ import glob
 import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +39,7 @@ def predict_pictures(
     protocol = check_protocol(protocol or params.protocol)
     found = find(pictures, output)
     loaded = load(artifact, models.device(params.eval.device))
-    settings = params.eval
-    if "engine" in loaded.info["recipe"]:
-        settings = replace(settings, dtype="float32", compile=False)
+    settings = params.eval.on(loaded.info["recipe"].get("engine"))
     labels = read_json(Path(artifact) / "config.json").get("id2label", {})
     names = {int(number): str(name) for number, name in labels.items()}
     model = prepared(loaded.model, settings)

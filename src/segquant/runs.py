@@ -173,7 +173,7 @@ def score_onnx(
     found = evaluate(
         model, rows(source), len(source), num_classes=len(source.classes), protocol=protocol,
         normalization=model.normalization or IMAGENET, settings=replace(
-            params.eval, dtype="float32", compile=False, batch_size=model.batch or params.eval.batch_size
+            params.eval.on(engine), batch_size=model.batch or params.eval.batch_size
         ),
         label_map=load_label_map(label_map, model.config.num_labels, source.classes),
     )  # fmt: skip

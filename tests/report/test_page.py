@@ -1,20 +1,15 @@
 """The page, as text and in a real browser."""
 
-import os
 import re
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
-from PIL import Image
+from browser import colours, needs_browser, probed, shot
 from samples import HARDWARE, METHODS, RECIPES, write_metrics, write_predictions
 
 from segquant.data.classes import ADE20K
 from segquant.report import advice, page, plots, tables
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs Chromium (apt-get install chromium)")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +33,8 @@ def test_the_page_is_self_contained_and_shows_every_method(made):
     for text in ("float32", "int2", "55.00", "no CUDA", "Testium 9", "fixed-64x64-v1, 2 images"):
         assert text in html
     assert html.count("data:image/jpeg") == 2 and html.count("data:image/png") == 2 * (3 + 1)  # int2's differences
-    assert html.count("<svg") == 2
+    assert html.count("<svg") == 2 and html.count("no CUDA") == 1
+    assert html.count("mages of 512x512 on Testium 9 (avx2), 2 cores") == 2
     before = path.read_bytes()
     page.write_page(path, *arguments)
     assert path.read_bytes() == before
@@ -87,35 +83,12 @@ def test_the_front_is_what_nothing_betters():
     assert plots.pareto([(1, 1), (1, 1)]) == {0, 1}
 
 
-def shot(path, target, width, height, *options):
-    command = [
-        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--force-device-scale-factor=1",
-        f"--user-data-dir={target.parent / 'profile'}", f"--window-size={width},{height}", f"--screenshot={target}",
-        "--virtual-time-budget=2000", *options, path.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert target.is_file(), done.stderr
-    return np.asarray(Image.open(target).convert("RGB")).astype(int)
-
-
-def tree(path, folder, *options):
-    """The page's elements after its script has run."""
-    command = [
-        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}", "--dump-dom",
-        "--virtual-time-budget=2000", *options, path.as_uri(),
-    ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-
-
 @needs_browser
 @pytest.mark.parametrize(("width", "height"), [(1280, 1600), (500, 1600)])
 def test_a_browser_shows_it_at_two_widths(made, tmp_path, width, height):
     pixels = shot(made[0], tmp_path / "page.png", width, height)
     assert pixels.shape == (height, width, 3)
-    for band in np.array_split(pixels, 8):  # from top to bottom there is something to see
-        assert len(np.unique(band.reshape(-1, 3), axis=0)) > 8
-    if keep := os.environ.get("SEGQUANT_SCREENSHOTS"):
-        shutil.copy(tmp_path / "page.png", f"{keep}/page-{width}.png")
+    assert min(colours(pixels)) > 8
 
 
 @needs_browser
@@ -127,11 +100,7 @@ def test_dark_is_dark_and_light_is_light(made, tmp_path):
 
 @needs_browser
 def test_nothing_is_wider_than_a_phone_and_every_method_can_be_chosen(made, tmp_path):
-    """The page itself reports: its width, what its tables and choices hold, and their order after a click."""
-    probe = tmp_path / "probe.html"
-    probe.write_text(made[0].read_text().replace("</body>", PROBE + "</body>"))
-    html = tree(probe, tmp_path, "--window-size=500,900")
-    found = dict(re.findall(r'<i id="probe-(\w+)">(.*?)</i>', html, re.S))
+    found = probed(made[0], tmp_path, 500)
     assert int(found["width"]) <= int(found["window"])
     assert found["rows"].split() == ["float32", "int2", "float8_dynamic"]
     assert found["sorted"].split() == ["int2", "float32", "float8_dynamic"]
@@ -139,22 +108,3 @@ def test_nothing_is_wider_than_a_phone_and_every_method_can_be_chosen(made, tmp_
     assert found["stage"].split() == ["2", "float32", "int2"]
     assert found["masked"] == "1"
     assert found["plots"].split() == ["float32", "int2", "float32", "int2"]
-
-
-PROBE = """<script>
-const put = (name, text) => document.body.append(Object.assign(document.createElement("i"), {id: "probe-" + name, textContent: text}));
-put("window", innerWidth);
-put("width", document.documentElement.scrollWidth);
-const rows = () => [...document.querySelectorAll("#table tbody th")].map((one) => one.textContent).join(" ");
-put("rows", rows());
-document.querySelectorAll("#table thead button")[2].click();
-put("sorted", rows());
-const selects = document.querySelectorAll(".browser select");
-put("choices", [...selects[2].options].map((one) => one.value).join(" "));
-const images = document.querySelectorAll(".stage img");
-put("stage", [images.length, ...[...images].map((one) => one.alt)].join(" "));
-const box = document.querySelectorAll(".browser input[type=checkbox]")[1];
-box.click();
-put("masked", document.querySelectorAll(".stage .mask").length);
-put("plots", [...document.querySelectorAll(".plots text")].map((one) => one.textContent.trim()).filter((one) => ["float32", "int2"].includes(one)).join(" "));
-</script>"""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -56,8 +55,7 @@ def score(
     except UnavailableError as error:
         return {"unavailable": str(error)}, None
     engine = loaded.info["recipe"].get("engine")
-    if engine:
-        settings = replace(settings, dtype="float32", compile=False)
+    settings = settings.on(engine)
     normalization = models.normalization(artifact)
     to_data = load_label_map(label_map, loaded.model.config.num_labels, classes)
     model = prepared(loaded.model, settings)

@@ -45,10 +45,11 @@ def quantize_weight(
     identity, mean = torch.eye(len(hessian), device=hessian.device), hessian.diagonal().mean()
     hessian = hessian / mean + damping * identity if mean > torch.finfo(mean.dtype).tiny else identity
     best = _round_columns(weight, hessian, *_search_ranges(weight, hessian.diagonal(), bits, group_size), bits)
-    best = _better(weight, hessian, best, _descend(weight, hessian, best, bits))
+    error = errors(weight, hessian, best)
+    best, error = _better(weight, hessian, best, error, _descend(weight, hessian, best, bits))
     for _ in range(rounds):
-        best = _better(weight, hessian, best, _refit(weight, hessian, best))
-        best = _better(weight, hessian, best, _descend(weight, hessian, best, bits))
+        best, error = _better(weight, hessian, best, error, _refit(weight, hessian, best))
+        best, error = _better(weight, hessian, best, error, _descend(weight, hessian, best, bits))
     return best
 
 
@@ -68,10 +69,14 @@ def bounds(bits: int) -> tuple[int, int]:
     return -(1 << (bits - 1)), (1 << (bits - 1)) - 1
 
 
-def _better(weight: torch.Tensor, hessian: torch.Tensor, old: Codes, new: Codes) -> Codes:
-    """Each row from whichever of the two has the smaller error."""
-    better = (errors(weight, hessian, new) < errors(weight, hessian, old))[:, None]
-    return Codes(*(torch.where(better, n, o) for n, o in zip(new, old, strict=True)))
+def _better(
+    weight: torch.Tensor, hessian: torch.Tensor, old: Codes, error: torch.Tensor, new: Codes
+) -> tuple[Codes, torch.Tensor]:
+    """Each row from whichever of the two has the smaller error, and that error; `error` is the old one's."""
+    found = errors(weight, hessian, new)
+    better = found < error
+    codes = Codes(*(torch.where(better[:, None], n, o) for n, o in zip(new, old, strict=True)))
+    return codes, torch.where(better, found, error)
 
 
 def _search_ranges(
@@ -107,19 +112,20 @@ def _round_columns(
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian[order][:, order].double()))
     upper = torch.linalg.cholesky(inverse, upper=True).to(weight.dtype)
     group = order // (columns // scale.shape[1])
-    scales, zeros = scale[:, group], zero[:, group]
-    left, codes = weight[:, order].clone(), torch.empty_like(weight)
+    scales, zeros = scale.T[group], zero.T[group]
+    left = weight.T[order]  # columns as rows from here on: what is read together lies together
+    codes = torch.empty_like(left)
     for start in range(0, columns, BLOCK):
         stop = min(start + BLOCK, columns)
-        block, passed = left[:, start:stop], torch.empty_like(left[:, start:stop])
+        block, passed = left[start:stop], torch.empty_like(left[start:stop])
         for j in range(stop - start):
             i = start + j
-            codes[:, i] = (block[:, j] / scales[:, i] + zeros[:, i]).round().clamp(low, high)
-            off = block[:, j] - (codes[:, i] - zeros[:, i]) * scales[:, i]
-            passed[:, j] = off / upper[i, i]
-            block[:, j + 1 :] -= passed[:, j : j + 1] * upper[i, i + 1 : stop]
-        left[:, stop:] -= passed @ upper[start:stop, stop:]
-    return Codes(codes[:, order.argsort()].to(torch.int8), scale, zero)
+            codes[i] = (block[j] / scales[i] + zeros[i]).round().clamp(low, high)
+            off = block[j] - (codes[i] - zeros[i]) * scales[i]
+            passed[j] = off / upper[i, i]
+            block[j + 1 :] -= passed[j] * upper[i, i + 1 : stop, None]
+        left[stop:] -= (passed.T.contiguous() @ upper[start:stop, stop:]).T
+    return Codes(codes[order.argsort()].T.contiguous().to(torch.int8), scale, zero)
 
 
 def _descend(weight: torch.Tensor, hessian: torch.Tensor, start: Codes, bits: int) -> Codes:
@@ -127,21 +133,22 @@ def _descend(weight: torch.Tensor, hessian: torch.Tensor, start: Codes, bits: in
     low, high = bounds(bits)
     columns = weight.shape[1]
     group = torch.arange(columns, device=weight.device) // (columns // start.scale.shape[1])
-    scales, zeros = start.scale[:, group], start.zero[:, group]
-    codes, off = start.codes.to(weight.dtype), dequantize(start) - weight
+    scales, zeros = start.scale.T[group], start.zero.T[group]
+    off = dequantize(start) - weight
     slope, diagonal = off @ hessian, hessian.diagonal()
+    codes, aim = start.codes.T.to(weight.dtype).contiguous(), (weight + off).T.contiguous()  # columns as rows
     for first in range(0, columns, BLOCK):
         last = min(first + BLOCK, columns)
-        near, moved = slope[:, first:last].clone(), torch.empty_like(slope[:, first:last])
+        near = slope[:, first:last].T.contiguous()
+        moved = torch.empty_like(near)
         for j in range(last - first):
             i = first + j
-            wanted = weight[:, i] + off[:, i] - near[:, j] / diagonal[i]
-            code = (wanted / scales[:, i] + zeros[:, i]).round().clamp(low, high)
-            moved[:, j] = (code - codes[:, i]) * scales[:, i]
-            codes[:, i] = code
-            near += moved[:, j : j + 1] * hessian[i, first:last]
-        slope += moved @ hessian[first:last]
-    return Codes(codes.to(torch.int8), start.scale, start.zero)
+            code = ((aim[i] - near[j] / diagonal[i]) / scales[i] + zeros[i]).round().clamp(low, high)
+            moved[j] = (code - codes[i]) * scales[i]
+            codes[i] = code
+            near[j + 1 :] += moved[j] * hessian[i, first + j + 1 : last, None]
+        slope += moved.T.contiguous() @ hessian[first:last]
+    return Codes(codes.T.contiguous().to(torch.int8), start.scale, start.zero)
 
 
 def _refit(weight: torch.Tensor, hessian: torch.Tensor, start: Codes) -> Codes:

@@ -70,23 +70,23 @@ def _beats(done: dict[str, Any], losses: dict[str, float], one: str, other: str)
 
 
 def sentences(results: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """(heading, method or methods, words) of what `advise` found, best first; [] without a float32."""
+    """(heading, method or methods, words) of what `advise` found, best first; [] where it found nothing."""
     found, done = advise(results), measured(results)
     if not found:
         return []
     told = []
     smallest, fastest = found["smallest"], found["fastest"]
     if smallest:
-        told.append(("Smallest", smallest, f"{_size(done[smallest])}; {_loss(results, smallest)}."))
-        if speedup(done[smallest]):
-            told[-1] = (*told[-1][:2], f"{_size(done[smallest])}; {_loss(results, smallest)}; {_fast(done[smallest])}.")
+        parts = [_size(done[smallest]), _loss(results, smallest)]
+        parts += [_fast(done[smallest])] if speedup(done[smallest]) else []
+        told.append(("Smallest", smallest, "; ".join(parts) + "."))
+    else:
+        told.append(("Smallest", BASELINE, f"No smaller method stays within {POINTS:g} point of its mIoU."))
     if not fastest:
         told.append(("Fastest", BASELINE, "No method within a point of it is clearly faster."))
     else:
         words = f"{_fast(done[fastest])}; {_loss(results, fastest)}; {_size(done[fastest])}."
         told.append(("Fastest", fastest, words[0].upper() + words[1:]))
-    if not smallest:
-        told.insert(0, ("Smallest", BASELINE, f"No smaller method stays within {POINTS:g} point of its mIoU."))
     for name in found["lossy"]:
         told.append(("Avoid", name, f"It {_loss(results, name)}."))
     for name in found["unsure"]:

@@ -58,7 +58,7 @@ def write_page(
         unavailable={name: one["unavailable"] for name, one in results.items() if "unavailable" in one},
         speed_headings=tables.SPEED_HEADINGS,
         speed=tables.speed_rows(results),
-        notes=tables.footnotes(results, hardware),
+        notes=tables.footnotes(done, hardware),  # the table has a row for what is unavailable
         protocol=_protocol(done),
         machine=_machine(hardware),
         timing=_timing(done, hardware),
