@@ -26,30 +26,35 @@ RECIPES = {
 LOAD = """
 import sys, torch
 sys.modules["segquant"] = None
+from pathlib import Path
 from transformers import AutoModelForSemanticSegmentation
-model = AutoModelForSemanticSegmentation.from_pretrained(sys.argv[1]).eval().requires_grad_(False)
-pixels = torch.load(sys.argv[2], weights_only=True)
-with torch.inference_mode():
-    torch.save(model(pixels.to(next(model.parameters()).dtype)).logits, sys.argv[3])
-print([type(model.get_submodule("segformer.stages.0.blocks.0.mlp.fc1").weight).__name__])
+pixels = torch.load(sys.argv[1], weights_only=True)
+for folder in map(Path, sys.argv[2:]):
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder).eval().requires_grad_(False)
+    with torch.inference_mode():
+        torch.save(model(pixels.to(next(model.parameters()).dtype)).logits, folder / "logits.pt")
+    print(folder.name, type(model.get_submodule("segformer.stages.0.blocks.0.mlp.fc1").weight).__name__)
 """
 
 
-@pytest.mark.parametrize("method", list(RECIPES))
-def test_transformers_alone_loads_it_with_the_same_logits(method, tiny_folder, tmp_path):
-    build(tiny_folder, RECIPES[method], tmp_path / "a", CPU, IMAGES)
-    size = export_transformers(tmp_path / "a", tmp_path / "out")
-    assert size == (tmp_path / "out" / "model.safetensors").stat().st_size
+def test_transformers_alone_loads_it_with_the_same_logits(tiny_folder, tmp_path):
     torch.save(IMAGES, tmp_path / "pixels.pt")
-    arguments = [tmp_path / "out", tmp_path / "pixels.pt", tmp_path / "logits.pt"]
-    done = subprocess.run([sys.executable, "-c", LOAD, *map(str, arguments)], capture_output=True, text=True)
+    folders = [tmp_path / "out" / method for method in RECIPES]
+    for folder in folders:
+        build(tiny_folder, RECIPES[folder.name], tmp_path / folder.name, CPU, IMAGES)
+        size = export_transformers(tmp_path / folder.name, folder)
+        assert size == (folder / "model.safetensors").stat().st_size
+    arguments = map(str, [tmp_path / "pixels.pt", *folders])
+    done = subprocess.run([sys.executable, "-c", LOAD, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    model = load_quantized(tmp_path / "a")
-    with torch.inference_mode():
-        wanted = model(IMAGES.to(next(model.parameters()).dtype)).logits
-    assert torch.equal(torch.load(tmp_path / "logits.pt", weights_only=True), wanted)
-    quantized = method not in ("float32", "bfloat16")
-    assert ("Parameter" in done.stdout) != quantized  # a torchao tensor, where there is one
+    kinds = dict(line.split() for line in done.stdout.splitlines())
+    for folder in folders:
+        model = load_quantized(tmp_path / folder.name)
+        with torch.inference_mode():
+            wanted = model(IMAGES.to(next(model.parameters()).dtype)).logits
+        assert torch.equal(torch.load(folder / "logits.pt", weights_only=True), wanted), folder.name
+        quantized = folder.name not in ("float32", "bfloat16")
+        assert ("Parameter" in kinds[folder.name]) != quantized, kinds  # a torchao tensor, where there is one
 
 
 def test_what_torchao_has_no_class_for_is_said_and_nothing_is_written(tiny_folder, tmp_path):

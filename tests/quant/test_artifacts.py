@@ -1,11 +1,13 @@
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, small_segformer
 from safetensors.torch import load_file
 
 import segquant
@@ -48,19 +50,30 @@ def _logits(model):
         return model(noise.to(next(model.parameters()).dtype)).logits
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Gives the folder of a method's artifact of the tiny model, which is made once and only read."""
+    folder = tmp_path_factory.mktemp("built")
+    models.save(small_segformer(), folder / "tiny")
+
+    @cache
+    def artifact(method):
+        assert "seconds" in build(folder / "tiny", METHODS[method], folder / method, CPU, IMAGES)
+        return folder / method
+
+    return artifact
+
+
 @pytest.mark.parametrize("method", list(METHODS))
-def test_an_artifact_reloads_to_bit_identical_logits(method, tiny_folder, tmp_path):
-    recipe = METHODS[method]
+def test_an_artifact_reloads_to_bit_identical_logits(method, built, tiny_folder):
     model = models.load(tiny_folder)
-    quantize(model, recipe, CPU, IMAGES)
-    assert "seconds" in build(tiny_folder, recipe, tmp_path / "a", CPU, IMAGES)
-    assert torch.equal(_logits(model), _logits(load_quantized(tmp_path / "a")))
+    quantize(model, METHODS[method], CPU, IMAGES)
+    assert torch.equal(_logits(model), _logits(load_quantized(built(method))))
 
 
 @pytest.mark.parametrize("method", ["float8", "int8", "int8_dynamic", "int4", "int3", "int2"])
-def test_a_quantized_model_is_near_float32_but_is_not_it(method, tiny_folder, tmp_path):
-    build(tiny_folder, METHODS[method], tmp_path / "a", CPU, IMAGES)
-    wanted, got = _logits(models.load(tiny_folder)), _logits(load_quantized(tmp_path / "a"))
+def test_a_quantized_model_is_near_float32_but_is_not_it(method, built, tiny_folder):
+    wanted, got = _logits(models.load(tiny_folder)), _logits(load_quantized(built(method)))
     error = ((wanted - got).norm() / wanted.norm()).item()
     assert (
         0 < error < {"float8": 0.1, "int8": 0.03, "int8_dynamic": 0.05, "int4": 0.25, "int3": 0.5, "int2": 1.0}[method]
@@ -83,12 +96,11 @@ def test_a_fresh_process_gives_the_same_logits(tiny_folder, tmp_path):
     check_fresh_process(tiny_folder, METHODS["int3"], tmp_path)
 
 
-def test_codes_are_stored_at_their_true_width_and_floats_as_float16(tiny_folder, tmp_path):
+def test_codes_are_stored_at_their_true_width_and_floats_as_float16(built, tiny_folder):
     original = models.load(tiny_folder).state_dict()
     for method, bits in {"int8": 8, "int4": 4, "int3": 3, "int2": 2}.items():
-        build(tiny_folder, METHODS[method], tmp_path / method, CPU, IMAGES)
-        tensors = load_file(tmp_path / method / "model.safetensors")
-        info = describe_artifact(tmp_path / method)
+        tensors = load_file(built(method) / "model.safetensors")
+        info = describe_artifact(built(method))
         assert len(info["modules"]) > 20
         for name, entry in info["modules"].items():
             stored = name + ".linear" if name in info["linear_convs"] else name
@@ -105,23 +117,21 @@ def test_codes_are_stored_at_their_true_width_and_floats_as_float16(tiny_folder,
 
 
 @pytest.mark.parametrize("method", list(METHODS))
-def test_the_bytes_of_the_modules_and_the_rest_are_the_file_less_its_header(method, tiny_folder, tmp_path):
-    build(tiny_folder, METHODS[method], tmp_path / "a", CPU, IMAGES)
-    data = (tmp_path / "a" / "model.safetensors").read_bytes()
-    info = describe_artifact(tmp_path / "a")
+def test_the_bytes_of_the_modules_and_the_rest_are_the_file_less_its_header(method, built):
+    data = (built(method) / "model.safetensors").read_bytes()
+    info = describe_artifact(built(method))
     assert info["bytes"]["total"] == len(data) - 8 - int.from_bytes(data[:8], "little")
     assert info["bytes"]["quantized"] == sum(module["bytes"] for module in info["modules"].values())
 
 
-def test_each_layer_gets_what_the_recipe_and_its_overrides_say(tiny_folder, tmp_path):
-    build(tiny_folder, METHODS["mixed"], tmp_path / "a", CPU, IMAGES)
-    modules = describe_artifact(tmp_path / "a")["modules"]
+def test_each_layer_gets_what_the_recipe_and_its_overrides_say(built):
+    modules = describe_artifact(built("mixed"))["modules"]
     for name, entry in modules.items():
         wanted = 8 if name.startswith("decode_head.") or name.endswith((".q_proj", "dwconv.dwconv")) else 2
         assert entry["bits"] == wanted, name
         assert (entry["scheme"] == "Float8Tensor") == name.endswith(".q_proj")
-    build(tiny_folder, METHODS["patterns"], tmp_path / "b", CPU)
-    assert all("decode_head." in name or ".fc" in name for name in describe_artifact(tmp_path / "b")["modules"])
+    patterns = describe_artifact(built("patterns"))["modules"]
+    assert all("decode_head." in name or ".fc" in name for name in patterns)
 
 
 @pytest.fixture(scope="module")
@@ -216,9 +226,8 @@ def test_a_recipe_that_does_not_exist_is_one_line(recipe, message, tiny_folder, 
 
 
 @pytest.fixture
-def artifact(tiny_folder, tmp_path):
-    build(tiny_folder, METHODS["int4"], tmp_path / "a", CPU, IMAGES)
-    return tmp_path / "a"
+def artifact(built, tmp_path):
+    return shutil.copytree(built("int4"), tmp_path / "a")
 
 
 def test_broken_artifacts_are_one_line(artifact, tmp_path):
