@@ -14,7 +14,7 @@ from segquant import config
 from segquant.entry import run as entry
 from segquant.fields import build
 from segquant.hardware import probe
-from segquant.report import tables
+from segquant.report import terminal
 from segquant.runs import run
 
 FEW, MANY = {"images": 32}, {"images": 100}
@@ -60,7 +60,7 @@ def main() -> None:
         params, model=a.model, data=[a.data], split=a.split, output=Path(a.output), label_maps=[a.label_map],
         methods=a.methods.split(",") if a.methods else None, protocol=a.protocol, train_split=a.train_split,
     )  # fmt: skip
-    tables.show(results, probe())
+    terminal.show(results, probe())
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def test_every_block_says_what_it_is_and_is_well_formed(page):
 def test_every_command_takes_the_options_that_are_shown(page, command):
     for part in re.split(r"&&", command):
         words = shlex.split(part)
-        assert words[0] in ("segquant", "dvc", "git", "make"), part
+        assert words[0] in ("segquant", "dvc", "git", "make", "wandb"), part
         if words[0] == "segquant":
             parser().parse_args(words[1:])
 

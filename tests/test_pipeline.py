@@ -256,7 +256,7 @@ def test_a_recipe_changed_and_one_added_rebuild_their_own_lanes_only_and_a_revie
         f"- int4: mean IoU {change:+.2f} points\n" in told and told.count("mean IoU +") + told.count("mean IoU -") == 1
     )
     assert "- int2_g8 is new.\n" in told
-    assert re.search(r"\| params.yaml \| quant.methods.int4.group_size \| 32 +\| 16 +\|", told)
+    assert re.search(r"\| params.yaml \| quant.methods.int4.group_size +\| 32 +\| 16 +\|", told)
     assert "| metrics/int4.json" in told and "| metrics/int2.json" not in told
     assert told.count("```mermaid") == 2 and all(told.count(f'"{name}": [') == 2 for name in done_methods())
     sh(clone, "git checkout -q -b better && git checkout -q main -- metrics")

@@ -87,6 +87,9 @@ def test_what_cannot_be_predicted_is_one_line_and_nothing_is_half_written(tiny_f
     (photos / "out").mkdir()
     (photos / "out" / "old.png").write_bytes(b"an overlay of before")
     assert "out/old.png" not in find([str(photos)], photos / "out")
+    assert "out/old.png" in find([str(photos)], photos.parent)  # which is no folder of overlays
+    with pytest.raises(DataError, match="a.png would be replaced by its overlay: give another --output"):
+        find([str(photos)], photos)
     build(tiny_folder, Recipe("float32"), tmp_path / "float32", torch.device("cpu"))
     (photos / "broken.png").write_bytes(b"no picture")
     for picture, artifact, message in (

@@ -21,7 +21,7 @@ CLASSES = [{"id": 0, "name": "wall", "pixels": 4, "iou": 0.5, "accuracy": None}]
 @pytest.fixture(autouse=True)
 def no_key(monkeypatch, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "DVC_EXP_NAME"):
+    for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE", "DVC_EXP_NAME"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -44,6 +44,11 @@ def test_a_key_in_the_environment_or_in_netrc_will_do(monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_API_KEY")
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert Wandb(mode="online").resolve() == "online"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.com")  # a server of one's own: another key
+    with pytest.raises(ConfigError, match="there is no key"):
+        Wandb(mode="online").resolve()
+    (tmp_path / "netrc").write_text("machine wandb.example.com login user password secret\n")
     assert Wandb(mode="online").resolve() == "online"
 
 
@@ -79,7 +84,7 @@ def test_the_reports_run_has_the_table_the_pictures_and_the_artifacts(monkeypatc
     (tmp_path / "int4" / "model.safetensors").write_bytes(b"x" * 321)
     results = {"float32": {**METRICS, "size_bytes": 9}, "int4": {**METRICS, "mean_iou": 0.375, "size_bytes": 321}}
     table = [
-        {"method": name, "mean_iou": one["mean_iou"], "size_mb": one["size_bytes"] / 1e6, "latency_ms": None, "loss_points": 1.0}
+        {"method": name, "mean_iou": one["mean_iou"], "size_mb": one["size_bytes"] / 1e6, "relative_latency": None, "loss_points": 1.0}
         for name, one in results.items()
     ]  # fmt: skip
     maps = {"truth": np.full((4, 6), 255, np.uint8), "int4": np.ones((4, 6), np.uint8)}
@@ -105,8 +110,9 @@ def test_the_reports_run_has_the_table_the_pictures_and_the_artifacts(monkeypatc
         [1],
         [255],
     ]
-    labels = [json.loads(data) for name, data in found.files.items() if "/class_labels/" in name]
-    assert not labels or {"0": "wall", "1": "tree", "255": "not labelled"} in labels
+    labels = found.config["_wandb"]["mask/class_labels"]
+    assert len(labels) == 2 and all(one["value"] == {"1": "tree", "255": "not labelled"} for one in labels.values())
+    assert set(found.config["_wandb"]["visualize"]) == {"mean_iou_against_size", "mean_iou_against_latency", "loss"}
 
 
 def test_a_key_that_wandb_does_not_take_stops_before_any_work(monkeypatch, tmp_path):

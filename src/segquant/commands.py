@@ -60,7 +60,7 @@ def pt2e(arguments: argparse.Namespace) -> None:
 
 def _benchmark(arguments: argparse.Namespace, params: config.Params, methods: list[str] | None) -> None:
     from segquant.hardware import probe
-    from segquant.report import tables
+    from segquant.report import terminal
     from segquant.runs import run
 
     results = run(
@@ -76,9 +76,9 @@ def _benchmark(arguments: argparse.Namespace, params: config.Params, methods: li
         print(json.dumps(results, indent=2))
     else:
         if len(arguments.data) > 1:
-            tables.show_several(results, probe())
+            terminal.show_several(results, probe())
         else:
-            tables.show(results, probe())
+            terminal.show(results, probe())
             tell(results)
         print(f"Results: {arguments.output / 'results.json'}")
 
@@ -212,14 +212,14 @@ def predict(arguments: argparse.Namespace) -> None:
 def compare(arguments: argparse.Namespace) -> None:
     from segquant.evaluation.bootstrap import compare
     from segquant.evaluation.counts import locate_counts, read_counts
-    from segquant.report import tables
+    from segquant.report import terminal
 
     names = arguments.first, arguments.second
     found = compare(*(read_counts(locate_counts(arguments.metrics, name)) for name in names))
     if arguments.json:
         print(json.dumps(found, indent=2))
     else:
-        tables.show_comparison(*names, found)
+        terminal.show_comparison(*names, found)
 
 
 def review(arguments: argparse.Namespace) -> None:
@@ -248,7 +248,7 @@ def tell(results: dict[str, dict[str, Any]]) -> None:
 
 
 def report(arguments: argparse.Namespace) -> None:
-    from segquant.report import advice, tables
+    from segquant.report import advice, tables, terminal
 
     results = tables.collect(arguments.metrics, config.load(arguments.params).quant.methods)
     if not results:
@@ -257,7 +257,7 @@ def report(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(results, indent=2))
         return
-    tables.show(results, read_json(arguments.metrics / "hardware.json"))
+    terminal.show(results, read_json(arguments.metrics / "hardware.json"))
     tell(results)
     page = arguments.metrics / "report" / "index.html"
     if page.is_file():

@@ -59,8 +59,8 @@ def predict_pictures(
 
 
 def find(pictures: Sequence[str], output: Path) -> dict[str, Path]:
-    """{name of the overlay: picture} of files, folders (all pictures below, but for those in `output`) and glob
-    patterns, in their order.
+    """{name of the overlay: picture} of files, folders (all pictures below, but for those of an `output` in there) and
+    glob patterns, in their order.
 
     Raises DataError for what matches nothing, for two whose overlays would have one name, and for one that its own
     overlay would replace.
@@ -69,7 +69,9 @@ def find(pictures: Sequence[str], output: Path) -> dict[str, Path]:
     for one in pictures:
         path = Path(one)
         if path.is_dir():
-            some = {p.relative_to(path): p for p in sorted(path.rglob("*")) if _is_picture(p) and not _below(p, output)}
+            own = output.resolve() if _below(output, path) else None  # overlays of before
+            files = [p for p in sorted(path.rglob("*")) if _is_picture(p) and not (own and _below(p, own))]
+            some = {p.relative_to(path): p for p in files}
         elif path.is_file():
             some = {Path(path.name): path}
         else:
@@ -85,8 +87,8 @@ def find(pictures: Sequence[str], output: Path) -> dict[str, Path]:
     return found
 
 
-def _below(path: Path, output: Path) -> bool:
-    return output.exists() and output.resolve() in path.resolve().parents
+def _below(path: Path, folder: Path) -> bool:
+    return folder.resolve() in path.resolve().parents
 
 
 def _is_picture(path: Path) -> bool:

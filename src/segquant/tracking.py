@@ -83,7 +83,7 @@ def log_report(wandb: Wandb, make: Callable[[], Report]) -> None:
                     "comparison": told,
                     "mean_iou_against_size": client.plot.scatter(told, "size_mb", "mean_iou", "mean IoU, % over MB"),
                     "mean_iou_against_latency": client.plot.scatter(
-                        told, "latency_ms", "mean_iou", "mean IoU, % over ms"
+                        told, "relative_latency", "mean_iou", "mean IoU, % over latency in float32's"
                     ),
                     "loss": client.plot.bar(told, "method", "loss_points", "points of mean IoU lost"),
                     **{f"pictures/{one[0]}": _overlay(client, *one, classes) for one in pictures},
@@ -98,7 +98,9 @@ def log_report(wandb: Wandb, make: Callable[[], Report]) -> None:
 
 
 def _overlay(client: Any, name: str, photo: np.ndarray, maps: dict[str, np.ndarray], classes: Sequence[str]) -> Any:
-    labels = dict(enumerate(classes)) | {255: "not labelled"}
+    known = dict(enumerate(classes)) | {255: "not labelled"}
+    seen = set().union(*(np.unique(ids).tolist() for ids in maps.values()))  # W&B keeps the labels of each mask apart
+    labels = {number: known.get(number, "none of them") for number in sorted(seen)}
     masks = {key: {"mask_data": ids, "class_labels": labels} for key, ids in maps.items()}
     return client.Image(photo, caption=name, masks=masks)
 

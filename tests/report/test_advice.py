@@ -62,6 +62,16 @@ def test_a_method_that_could_not_be_timed_is_told_and_breaks_nothing(tmp_path):
     assert "latency" in plots.latency(results) and tables.speed_rows(results)
 
 
+def test_of_what_was_not_timed_no_speed_is_told():
+    untimed = {"int8": metrics(0.70, 3.8e6), "int4": metrics(0.70, 2.4e6)}
+    told = advice.sentences({"float32": metrics(0.70, 15e6), **untimed})
+    assert [one[:2] for one in told] == [("Smallest", "int4"), ("Without advantage", "int8")]
+    assert told[1][2] == "int4 is about as small and accurate, and better in one of these."
+    fast = result(0.70, 3.8e6, 4.0)
+    found = advice.advise(FLOAT32 | {"int8": untimed["int8"], "static": fast})
+    assert found["pointless"] == {}  # whether int8 is as fast is not known
+
+
 def test_fewer_images_than_an_interval_wants_get_none(tmp_path, monkeypatch):
     write_metrics(tmp_path)
     write_predictions(tmp_path, {"float32": 0.9, "int2": 0.6}, 2)

@@ -9,7 +9,7 @@ from samples import metrics as made
 from segquant.data.classes import ADE20K
 from segquant.data.palette import palette
 from segquant.files import write_json
-from segquant.report import classes, page, plots, tables, training
+from segquant.report import classes, page, plots, tables, terminal, training
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def test_the_table_tells_loss_in_points_and_what_was_not_measured(metrics, capsy
     results = tables.collect(metrics, METHODS)
     assert list(results) == ["float32", "float8_dynamic", "int2"]
     assert tables.loss(results, "int2") == pytest.approx(15.0)
-    tables.show(results, HARDWARE)
+    terminal.show(results, HARDWARE)
     text = capsys.readouterr().out
     line = next(x for x in text.splitlines() if x.startswith("int2"))
     assert line.split()[1:5] == ["hqq", "pytorch", "55.00", "15.00"]
@@ -31,11 +31,22 @@ def test_the_table_tells_loss_in_points_and_what_was_not_measured(metrics, capsy
     assert "float8_dynamic is unavailable: no CUDA." in text
 
 
+def test_brackets_are_text(metrics, capsys):
+    results = tables.collect(metrics, METHODS)
+    results["onnx"] = {"unavailable": "not installed: pip install 'segquant[onnx]'"}
+    terminal.show(results)
+    one = {"first": 0.5, "second": 0.5, "difference": 0.0, "low": 0.0, "high": 0.0}
+    found = {**dict.fromkeys(terminal.ACCURACY, one), "n_images": 20, "protocol": "p", "resamples": 9}
+    terminal.show_comparison("a[/b].parquet", "[red]", found)
+    text = capsys.readouterr().out
+    assert "pip install 'segquant[onnx]'." in text and "a[/b].parquet" in text and "[red]" in text
+
+
 @pytest.mark.parametrize("width", [80, 120, 220])
 def test_no_figure_is_cut_on_a_terminal(metrics, width, monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", str(width))
-    tables.show(tables.collect(metrics, METHODS))
+    terminal.show(tables.collect(metrics, METHODS))
     text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
     line = next(x for x in text.splitlines() if x.startswith("int2"))
     assert "…" not in text and "..." not in text
@@ -55,7 +66,7 @@ def test_every_engine_and_batch_size_that_was_measured_is_shown(metrics, capsys)
     assert by["int2", "eager", "4"][3:] == ["210", "230", "5.25", "1.05", "0.90", "1.20", "10", "", ""]
     assert by["int2", "compile", "1"][-1] == "31"
     assert set(by["int2", "compile", "4"][3:]) == {""}
-    tables.show(results, HARDWARE)
+    terminal.show(results, HARDWARE)
     text = capsys.readouterr().out
     assert "5.25" in text and "int2, compile, batch 4: torch.compile failed: no compiler." in text
 

@@ -38,6 +38,16 @@ def test_what_came_went_or_cannot_be_compared_is_told_and_no_drop():
     assert found["drop"] == words[0] == "int3 is no longer measured: why. ❌"
 
 
+def test_as_many_images_with_other_labels_are_not_compared():
+    before = {"int8": _measured(0.7, labels={"wall": "100"}), "int4": _measured(0.7, labels={"wall": "100"})}
+    now = {"int8": _measured(0.5, labels={"wall": "99"}), "int4": _measured(0.69, labels={"wall": "100"})}
+    assert review.verdicts(before, now, 0) == [
+        ("drop", "int4: mean IoU -1.00 points ❌"),
+        ("other", "int8 cannot be compared: its images or their labels are others."),
+    ]
+    assert "-20.00" not in review.table(before, now)
+
+
 def test_the_table_has_what_changed():
     before = {"float32": _measured(0.70, 10_000_000), "int4": _measured(0.69)}
     now = {"float32": _measured(0.70, 10_000_000), "int4": _measured(0.68, 1_500_000), "new": _measured(0.6)}

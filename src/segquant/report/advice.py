@@ -60,10 +60,15 @@ def advise(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _beats(done: dict[str, Any], losses: dict[str, float], one: str, other: str) -> bool:
-    """Whether `one` is about as small, as fast and as accurate as `other`, and clearly better in one of them."""
+    """Whether `one` is about as small, as fast and as accurate as `other`, and clearly better in one of them.
+
+    Of two that were not timed size and accuracy decide; one that was timed and one that was not do not compare.
+    """
     size = done[one]["size_bytes"] / done[other]["size_bytes"]
     points = losses[one] - losses[other]
     speeds = [speedup(done[name]) for name in (one, other)]
+    if any(speeds) and not all(speeds):
+        return False
     faster = speeds[0]["median"] / speeds[1]["median"] if all(speeds) else 1.0
     alike = size <= ALIKE_SIZE and points <= ALIKE_POINTS and faster >= 1 / ALIKE_SPEED
     return alike and (size < 1 / ALIKE_SIZE or points < -ALIKE_POINTS or faster > ALIKE_SPEED)
@@ -82,18 +87,20 @@ def sentences(results: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
         told.append(("Smallest", smallest, "; ".join(parts) + "."))
     else:
         told.append(("Smallest", BASELINE, f"No smaller method stays within {POINTS:g} point of its mIoU."))
-    if not fastest:
-        told.append(("Fastest", BASELINE, "No method within a point of it is clearly faster."))
-    else:
+    within = [name for name in done if name != BASELINE and loss(results, name) <= POINTS]
+    if fastest:
         words = f"{_fast(done[fastest])}; {_loss(results, fastest)}; {_size(done[fastest])}."
         told.append(("Fastest", fastest, words[0].upper() + words[1:]))
+    elif not within or any(speedup(done[name]) for name in within):
+        told.append(("Fastest", BASELINE, "No method within a point of it is clearly faster."))
     for name in found["lossy"]:
         told.append(("Avoid", name, f"It {_loss(results, name)}."))
     for name in found["unsure"]:
         told.append(("Unsure", name, f"It {_loss(results, name)}: more images would tell."))
     for better in dict.fromkeys(found["pointless"].values()):
         names = [name for name, other in found["pointless"].items() if other == better]
-        words = f"{better} is about as small, fast and accurate, and better in one of these."
+        alike = "small, fast and accurate" if speedup(done[better]) else "small and accurate"
+        words = f"{better} is about as {alike}, and better in one of these."
         told.append(("Without advantage", ", ".join(names), words))
     return told
 

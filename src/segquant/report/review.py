@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segquant.errors import ConfigError, SegquantError
-from segquant.report.tables import BASELINE, collect, loss, measured, speedup
+from segquant.report.tables import BASELINE, collect, loss, measured, relative_latency, speedup
 
 MARKER = "<!-- segquant review -->"  # by which the comment is found that is to be updated
 _LONGEST = 20_000  # characters of either diff: GitHub takes 65,536 in a comment
@@ -21,7 +21,7 @@ def review(base: str, metrics: str | Path, methods: list[str], max_drop: float) 
     """Compare the results in `metrics` with those committed at `base`, a Git revision.
 
     Gives the Markdown, and whether no method lost more than `max_drop` points of mIoU. Results by another protocol or
-    on other images are told and not compared. Raises ConfigError when there is no such revision.
+    on images with other labels are told and not compared. Raises ConfigError when there is no such revision.
     """
     if _output(["git", "rev-parse", "--verify", "--quiet", f"{base}^{{commit}}"]) is None:
         raise ConfigError(f"'{base}' is no revision of this repository: fetch it, or name another with --base")
@@ -30,17 +30,20 @@ def review(base: str, metrics: str | Path, methods: list[str], max_drop: float) 
     now = collect(metrics, methods)
     if not measured(now):
         raise ConfigError(f"{metrics} holds no results: run `dvc repro` first")
+    for name, one in measured(now).items():
+        one["labels"] = _labels((Path(metrics) / "classes" / f"{name}.csv").read_text())
     before = _committed(base, metrics, methods)
     found = verdicts(before, now, max_drop)
     good = not any(kind == "drop" for kind, _ in found)
-    heading = "No method lost" if good else "A method lost"
+    compared = any(comparable(before.get(name, {}), one) for name, one in measured(now).items())
+    heading = f"{'No' if good else 'A'} method lost more than {max_drop:g} points of mean IoU against `{base}`"
     told = [
         MARKER,
-        f"## {heading} more than {max_drop:g} points of mean IoU against `{base}`",
+        f"## {heading}" if compared or not good else f"## Nothing could be compared with `{base}`",
         "\n".join(f"- {words}" for _, words in found) or f"- No method's accuracy differs from `{base}`'s.",
         table(before, now),
         _chart("Accuracy against size", now, lambda one: one["size_bytes"] / 1e6, ("smaller", "larger", "MB")),
-        _chart("Accuracy against latency", now, _relative_latency, ("faster", "slower", "of float32's time")),
+        _chart("Accuracy against latency", now, relative_latency, ("faster", "slower", "of float32's time")),
         _folded("Parameters", _dvc("params", "diff", base, "--md")),
         _folded("Metrics", _dvc("metrics", "diff", base, "--md")),
     ]
@@ -65,8 +68,9 @@ def verdicts(before: dict[str, Any], now: dict[str, Any], max_drop: float) -> li
         elif "unavailable" in old:
             found.append(("new", f"{method} is measured for the first time."))
         elif not comparable(old, new):
-            ways = [f"{one['protocol']}, {one['n_images']} images" for one in (old, new)]
-            found.append(("other", f"{method} cannot be compared: it was {ways[0]}, and is {ways[1]}."))
+            was, is_ = (f"{one['protocol']}, {one['n_images']} images" for one in (old, new))
+            why = f"it was {was}, and is {is_}" if was != is_ else "its images or their labels are others"
+            found.append(("other", f"{method} cannot be compared: {why}."))
         elif change := round(100 * (new["mean_iou"] - old["mean_iou"]), 2):
             kind = "drop" if -change > max_drop else "change"
             found.append((kind, f"{method}: mean IoU {change:+.2f} points{' ❌' if kind == 'drop' else ''}"))
@@ -74,7 +78,14 @@ def verdicts(before: dict[str, Any], now: dict[str, Any], max_drop: float) -> li
 
 
 def comparable(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    return "mean_iou" in old and all(old[key] == new[key] for key in ("protocol", "n_images"))
+    """Whether both were scored by one protocol on as many images with the same labels."""
+    return "mean_iou" in old and all(old.get(key) == new.get(key) for key in ("protocol", "n_images", "labels"))
+
+
+def _labels(classes: str | None) -> dict[str, str]:
+    """{class: its labelled pixels} of a classes CSV: what tells one set of labelled images from another."""
+    rows = csv.DictReader((classes or "").splitlines())
+    return {row["name"]: row["pixels"] for row in rows if row["pixels"] != "0"}
 
 
 def table(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -130,17 +141,18 @@ def _chart(title: str, results: dict[str, Any], cost: Any, words: tuple[str, str
     return "\n".join([*lines, "```"])
 
 
-def _relative_latency(result: dict[str, Any]) -> float | None:
-    ratio = speedup(result)
-    return 1 / ratio["median"] if ratio else None
-
-
 def _committed(base: str, metrics: str | Path, methods: list[str]) -> dict[str, Any]:
-    """{method: metrics JSON} as committed at `base`, of `methods` and of those that were measured there."""
-    lines = _output(["git", "show", f"{base}:./{metrics}/results.csv"])
-    names = dict.fromkeys([*methods, *(row["method"] for row in csv.DictReader((lines or "").splitlines()))])
-    texts = {name: _output(["git", "show", f"{base}:./{metrics}/{name}.json"]) for name in names}
-    return {name: json.loads(text) for name, text in texts.items() if text}
+    """{method: metrics JSON and `labels`} as committed at `base`, of `methods` and of those measured there."""
+
+    def text(name: str) -> str | None:
+        return _output(["git", "show", f"{base}:./{metrics}/{name}"])
+
+    listed = csv.DictReader((text("results.csv") or "").splitlines())
+    texts = {name: text(f"{name}.json") for name in dict.fromkeys([*methods, *(row["method"] for row in listed)])}
+    found = {name: json.loads(one) for name, one in texts.items() if one}
+    for name, one in measured(found).items():
+        one["labels"] = _labels(text(f"classes/{name}.csv"))
+    return found
 
 
 def _dvc(*arguments: str) -> str:

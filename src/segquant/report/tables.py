@@ -1,4 +1,4 @@
-"""The results as rows: on a terminal, as plain text, as CSV."""
+"""The results as rows of text and numbers, and as CSV."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from segquant.evaluation.bootstrap import FEWEST
 from segquant.files import read_json
 
 BASELINE = "float32"
@@ -59,6 +55,12 @@ def speedup(result: dict[str, Any]) -> dict[str, float] | None:
     return speed.get("relative_to_eager") or (speed["relative_to_float32"] if speed["engine"] == "eager" else None)
 
 
+def relative_latency(result: dict[str, Any]) -> float | None:
+    """Latency in that of PyTorch's eager float32, from pairs timed in turn: what plots compare methods by."""
+    ratio = speedup(result)
+    return 1 / ratio["median"] if ratio else None
+
+
 def _speed(get: Callable[[dict], Any]) -> Callable:
     return lambda results, name: get(timed(results[name])) if timed(results[name]) else None
 
@@ -76,8 +78,6 @@ def _end(which: int) -> Callable:
     return lambda results, name: results[name].get("loss_interval", (None, None))[which]
 
 
-# What a terminal of 80 columns shows; a wider one, the CSV and the page show all.
-NARROW = ("mean_iou", "loss_points", "agreement", "size_mb", "compression", "latency_ms", "speedup", "memory_mb")
 # (name in results.csv, heading, decimals, value)
 COLUMNS: tuple[tuple[str, str, int, Callable], ...] = (
     ("algorithm", "algorithm", 0, _key("algorithm")),
@@ -140,10 +140,15 @@ def cells(results: dict[str, dict[str, Any]], method: str) -> list[str]:
 
 
 def values(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """`method` and COLUMNS by name for each measured method, numbers as they are, None where there is none."""
+    """`method`, COLUMNS by name and `relative_latency` for each measured method, numbers as they are, None where there
+    is none."""
     return [
-        {"method": method, **{name: get(results, method) for name, _, _, get in COLUMNS}}
-        for method in measured(results)
+        {
+            "method": method,
+            **{name: get(results, method) for name, _, _, get in COLUMNS},
+            "relative_latency": relative_latency(result),
+        }
+        for method, result in measured(results).items()
     ]
 
 
@@ -214,104 +219,12 @@ def footnotes(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | Non
     return notes
 
 
-def show(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | None = None) -> None:
-    """Print the table to stdout: with colours on a terminal only, with fewer columns on a narrow one."""
-    console, table = _console_and_table()
-    wide = console.width >= 215
-    for name, heading, _, _ in COLUMNS:
-        if wide or name in NARROW:
-            table.add_column(heading, justify="right", no_wrap=True)
-    for method in measured(results):
-        row = zip(COLUMNS, cells(results, method))
-        table.add_row(method, *(text for (name, *_), text in row if wide or name in NARROW))
-    console.print(table)
-    _show_speed(console, results)
-    _print_notes(console, footnotes(results, hardware))
-
-
-def show_several(found: dict[str, dict[str, dict[str, Any]]], hardware: dict[str, Any] | None = None) -> None:
-    """Print {data set: results} side by side: each one's accuracy, then what they have in common."""
-    console, table = _console_and_table()
-    first = next(iter(found.values()))
-    apart, common = ("mean_iou", "loss_points", "agreement"), ("size_mb", "compression", "latency_ms", "speedup")
-    headings = {name: heading for name, heading, _, _ in COLUMNS}
-    for name in found:
-        for column in apart:
-            table.add_column(f"{name}\n{headings[column]}", justify="right")
-    for column in common:
-        table.add_column(f"\n{headings[column]}", justify="right")
-    at = {name: i for i, (name, *_) in enumerate(COLUMNS)}
-    for method in measured(first):
-        rows = [cells(results, method) for results in found.values()]
-        table.add_row(method, *(row[at[c]] for row in rows for c in apart), *(rows[0][at[c]] for c in common))
-    console.print(table)
-    _show_speed(console, first)
-    notes = {name: footnotes(results, hardware) for name, results in found.items()}
-    common_notes = [note for note in notes[next(iter(found))] if all(note in some for some in notes.values())]
-    own = [f"{name}: {note}" for name, some in notes.items() for note in some if note not in common_notes]
-    _print_notes(console, own + common_notes)
-
-
-ACCURACY = {"mean_iou": "mIoU %", "mean_accuracy": "mean acc %", "overall_accuracy": "pixel acc %"}
-
-
-def show_comparison(first: str, second: str, found: dict[str, Any]) -> None:
-    """Print what `evaluation.bootstrap.compare` found of two results, in percent and points."""
-    console, table = _console_and_table()
-    for heading in (first, second, "difference", "95 % interval"):
-        table.add_column(heading, justify="right")
-    table.add_column("")
-    for key, heading in ACCURACY.items():
-        one = found[key]
-        low, high = 100 * one["low"], 100 * one["high"]
-        clear = "higher" if low > 0 else "lower" if high < 0 else "no clear difference"
-        clear = clear if found["n_images"] >= FEWEST else "too few images to tell"
-        values = (f"{100 * one['first']:.2f}", f"{100 * one['second']:.2f}", f"{100 * one['difference']:+.2f}")
-        table.add_row(heading, *values, f"{low:+.2f} to {high:+.2f}", clear)
-    table.columns[0].header = "metric"
-    console.print(table)
-    draws = f"{found['resamples']:,} draws of the same images for both, with replacement"
-    _print_notes(console, [f"{found['protocol']}, {found['n_images']} images; intervals from {draws}."])
-
-
-def _console_and_table() -> tuple[Console, Table]:
-    """As wide as the terminal, or all of it where there is none."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(console.width, 240))
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("method", no_wrap=True)
-    return console, table
-
-
-def _print_notes(console: Console, notes: Iterable[str]) -> None:
-    for note in notes:
-        console.print(note, style="dim", highlight=False, soft_wrap=True)
-
-
-def _show_speed(console: Console, results: dict[str, dict[str, Any]]) -> None:
-    """The lanes, where there are more than the table above tells of."""
-    rows = speed_rows(results)
-    if len(rows) <= len(measured(results)):
-        return
-    shown = [i for i, h in enumerate(SPEED_HEADINGS) if console.width >= 100 or h not in ("p90 ms", "min", "max", "n")]
-    table = Table(box=None, header_style="bold", pad_edge=False, title="Speed", title_justify="left")
-    for i in shown:
-        table.add_column(SPEED_HEADINGS[i], justify="left" if i < 2 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(row[i] for i in shown))
-    console.print(table)
-
-
 def to_csv(results: dict[str, dict[str, Any]]) -> str:
-    """results.csv: a line for each measured method, units in the column names' own terms.
-
-    `relative_latency` is latency in that of PyTorch's eager float32, for plots.
-    """
+    """results.csv: a line for each measured method, units in the column names' own terms."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["method", *(name for name, *_ in COLUMNS), "relative_latency"])
     for method, result in measured(results).items():
-        ratio = speedup(result)
-        writer.writerow([method, *cells(results, method), f"{1 / ratio['median']:.3f}" if ratio else ""])
+        relative = relative_latency(result)
+        writer.writerow([method, *cells(results, method), "" if relative is None else f"{relative:.3f}"])
     return text.getvalue()
