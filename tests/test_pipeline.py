@@ -300,7 +300,7 @@ def test_a_change_inside_the_data_is_seen_and_nothing_changed_costs_nothing(clon
 
 
 def test_shards_and_artifacts_come_back_from_a_remote(clone, tmp_path):
-    """As README's "Your own data" has it, with a folder for a remote."""
+    """As docs/data.md has it, with a folder for a remote."""
     before = results(clone) | {str(p): p.read_bytes() for p in (clone / "data/shards").iterdir()}
     sh(clone, f"dvc remote add -d store {tmp_path / 'store'} && dvc push -q && mv .dvc/cache {tmp_path / 'cache'}")
     shutil.rmtree(clone / "data/shards")

@@ -142,7 +142,7 @@ def _run(wandb: Wandb, name: str, what: str, config: dict[str, Any]) -> Iterator
             with _tolerated(what):
                 run.finish()
                 client.teardown()  # finish() may return before W&B's service has flushed an offline run's file
-                log.info("W&B run %s (%s)", run.id, mode)
+                log.log(logging.INFO if mode == "online" else logging.DEBUG, "W&B run %s (%s)", run.id, mode)
 
 
 def _client() -> Any:

@@ -66,7 +66,7 @@ def test_of_what_was_not_timed_no_speed_is_told():
     untimed = {"int8": metrics(0.70, 3.8e6), "int4": metrics(0.70, 2.4e6)}
     told = advice.sentences({"float32": metrics(0.70, 15e6), **untimed})
     assert [one[:2] for one in told] == [("Smallest", "int4"), ("Without advantage", "int8")]
-    assert told[1][2] == "int4 is about as small and accurate, and better in one of these."
+    assert told[1][2] == "int4 is at least about as small and accurate, and clearly better in one of these."
     fast = result(0.70, 3.8e6, 4.0)
     found = advice.advise(FLOAT32 | {"int8": untimed["int8"], "static": fast})
     assert found["pointless"] == {}  # whether int8 is as fast is not known
@@ -92,6 +92,27 @@ def test_counts_of_other_images_than_float32s_give_no_interval(tmp_path):
 
 def test_what_is_faster_by_chance_alone_is_not_called_fastest():
     assert advice.advise(FLOAT32 | {"int8": result(0.70, 4e6, 1.1)})["fastest"] is None
+
+
+def test_of_two_that_chance_may_swap_the_more_accurate_is_the_fastest():
+    results = FLOAT32 | {"a": result(0.699, 3.8e6, 4.6), "b": result(0.6995, 3.8e6, 4.2), "c": result(0.70, 3.8e6, 3.0)}
+    assert advice.advise(results)["fastest"] == "b"
+    slow = FLOAT32 | {"a": result(0.699, 3.8e6, 1.3), "b": result(0.6995, 3.8e6, 1.1)}
+    assert advice.advise(slow)["fastest"] == "a"  # b is not faster than float32
+
+
+def test_the_fastest_that_needs_no_other_engine_is_named_too():
+    graph = {**result(0.70, 3.8e6, 1.4), "engine": "onnxruntime"}
+    graph["speed"] = {
+        **graph["speed"],
+        "engine": "onnxruntime",
+        "relative_to_eager": {"median": 4.5, "min": 4, "max": 5},
+    }
+    results = FLOAT32 | {"bfloat16": result(0.70, 7.5e6, 1.5), "static": graph}
+    told = {heading: (method, words) for heading, method, words in advice.sentences(results)}
+    assert told["Fastest"][0] == "static"
+    assert told["Fastest"][1].startswith("On ONNX Runtime, 4.5 times as fast as float32 in PyTorch (4.00 to 5.00)")
+    assert told["Fastest in PyTorch"][0] == "bfloat16" and "Without advantage" not in told
 
 
 def test_a_method_that_another_betters_in_everything_is_named_with_that_one():

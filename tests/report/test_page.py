@@ -78,6 +78,19 @@ def test_class_names_and_ids_from_outside_are_text(made, tmp_path):
     assert (tmp_path / "index.html").read_text().count("<script>") == 1
 
 
+def test_a_loss_that_is_shown_as_nothing_has_no_colour():
+    assert page.heat(0.04) == page.heat(-0.04) == page.heat(None) == "" and "gain" in page.heat(-0.06)
+
+
+def test_a_column_that_holds_nothing_is_left_out():
+    assert page._filled([("method", "x", "y"), ("a", "", "1"), ("b", "", "")]) == [
+        ["method", "y"],
+        ["a", "1"],
+        ["b", ""],
+    ]
+    assert page._filled([("method", "x")]) == [[]]
+
+
 def test_the_front_is_what_nothing_betters():
     assert plots.pareto([(1, 5), (2, 5), (2, 7), (3, 6), (4, 8)]) == {0, 2, 4}
     assert plots.pareto([(1, 1), (1, 1)]) == {0, 1}
@@ -105,6 +118,6 @@ def test_nothing_is_wider_than_a_phone_and_every_method_can_be_chosen(made, tmp_
     assert found["rows"].split() == ["float32", "int2", "float8_dynamic"]
     assert found["sorted"].split() == ["int2", "float32", "float8_dynamic"]
     assert found["choices"].split() == ["photo", "truth", "float32", "int2"]
-    assert found["stage"].split() == ["2", "float32", "int2"]
+    assert found["stage"].split() == ["2", "truth", "int2"]
     assert found["masked"] == "1"
     assert found["plots"].split() == ["float32", "int2", "float32", "int2"]

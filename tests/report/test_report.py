@@ -46,14 +46,20 @@ def test_brackets_are_text(metrics, capsys):
 def test_no_figure_is_cut_on_a_terminal(metrics, width, monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", str(width))
-    terminal.show(tables.collect(metrics, METHODS))
+    results = tables.collect(metrics, METHODS)
+    results["int8_static_qat"] = {**results["int2"], "mean_iou": 0.70004}
+    terminal.show(results)
     text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
-    line = next(x for x in text.splitlines() if x.startswith("int2"))
     assert "…" not in text and "..." not in text
-    assert line.split()[:4] == (
-        ["int2", "hqq", "pytorch", "55.00"] if width == 220 else ["int2", "55.00", "15.00", "99.00"]
-    )
-    assert width == 220 or len(line) <= width
+    lines = text.splitlines()
+    for method, cells in (("int2", ["55.00", "15.00"]), ("int8_static_qat", ["70.00", "0.00"])):
+        line = next(x for x in lines if x.startswith(method))
+        assert line.split()[0] == method and set(cells) < set(line.split()) and (width == 80) == ("hqq" not in line)
+        assert len(line) <= width
+    shown = len(re.split(r"\s{1,}(?=\S)", lines[0]))
+    assert shown > {80: 8, 120: 12, 220: 20}[width] and "x eager" in lines[0] and "MB" in lines[0]
+    left_out = re.search(r"(\d+) more columns on a wider terminal", text)
+    assert bool(left_out) == (width < 220)
 
 
 def test_every_engine_and_batch_size_that_was_measured_is_shown(metrics, capsys):

@@ -15,6 +15,8 @@ POINTS = 1.0  # of mIoU, that a method may lose and still be recommended
 # What is taken for alike: speed varies by more from run to run, mIoU from data set to data set.
 ALIKE_POINTS, ALIKE_SIZE, ALIKE_SPEED = 0.1, 1.05, 1.2
 
+ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+
 
 def add_intervals(results: dict[str, dict[str, Any]], metrics: str | Path) -> None:
     """Put `loss_interval` into each measured result whose counts lie below `metrics` (`counts.all_counts`): the 95 %
@@ -33,30 +35,43 @@ def add_intervals(results: dict[str, dict[str, Any]], metrics: str | Path) -> No
 def advise(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The methods to ship and those to leave, of what was measured.
 
-    {smallest, fastest: a method that loses at most POINTS, or None; lossy: methods that clearly lose more; unsure:
-    those that may; pointless: {method: another that is about as good in size, speed and accuracy, and better in one of
-    them}}. {} without a float32 and something to compare with it.
+    {smallest, fastest, pytorch (the fastest without another engine): a method that loses at most POINTS, or None;
+    lossy: methods that clearly lose more; unsure: those that may; pointless: {method: another that is at least about
+    as good in size, speed and accuracy, and clearly better in one of them}}. {} without a float32 and something to
+    compare with it.
     """
     done = measured(results)
     if BASELINE not in done or len(done) < 2:
         return {}
     losses = {name: loss(results, name) for name in done}
     within = [name for name in done if name != BASELINE and losses[name] <= POINTS]
-    timed = [name for name in within if speedup(done[name])]
     size = {name: done[name]["size_bytes"] for name in done}
     smaller = [name for name in within if size[name] < size[BASELINE]]
     smallest = min(smaller, key=lambda name: (size[name], losses[name]), default=None)
-    fastest = max(timed, key=lambda name: speedup(done[name])["median"], default=None)
-    if fastest and speedup(done[fastest])["median"] < ALIKE_SPEED:
-        fastest = None
+    fastest = _fastest(done, losses, within)
+    pytorch = _fastest(done, losses, [name for name in within if "engine" not in done[name]])
     lossy = [name for name in done if done[name].get("loss_interval", [losses[name]])[0] > POINTS]
     unsure = [name for name in done if losses[name] > POINTS and name not in lossy]
     pointless = {}
     for name in within:
         better = [other for other in within if other != name and _beats(done, losses, other, name)]
-        if better and name not in (smallest, fastest):
+        if better and name not in (smallest, fastest, pytorch):
             pointless[name] = max(better, key=lambda other: (other in (smallest, fastest), -losses[other]))
-    return {"smallest": smallest, "fastest": fastest, "lossy": lossy, "unsure": unsure, "pointless": pointless}
+    return {
+        "smallest": smallest, "fastest": fastest, "pytorch": pytorch, "lossy": lossy, "unsure": unsure,
+        "pointless": pointless,
+    }  # fmt: skip
+
+
+def _fastest(done: dict[str, Any], losses: dict[str, float], names: list[str]) -> str | None:
+    """Of those about as fast as the fastest, which chance may swap, the most accurate one; None where none is faster
+    than float32."""
+    speeds = {name: speedup(done[name])["median"] for name in names if speedup(done[name])}
+    most = max(speeds.values(), default=0)
+    if most < ALIKE_SPEED:
+        return None
+    alike = [name for name, speed in speeds.items() if speed >= max(ALIKE_SPEED, most / ALIKE_SPEED)]
+    return min(alike, key=lambda name: (round(losses[name], 2), done[name]["size_bytes"]))
 
 
 def _beats(done: dict[str, Any], losses: dict[str, float], one: str, other: str) -> bool:
@@ -93,6 +108,10 @@ def sentences(results: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
         told.append(("Fastest", fastest, words[0].upper() + words[1:]))
     elif not within or any(speedup(done[name]) for name in within):
         told.append(("Fastest", BASELINE, "No method within a point of it is clearly faster."))
+    if found["pytorch"] and found["pytorch"] != fastest:
+        one = found["pytorch"]
+        words = f"{_fast(done[one])}; {_loss(results, one)}; {_size(done[one])}."
+        told.append(("Fastest in PyTorch", one, words[0].upper() + words[1:]))
     for name in found["lossy"]:
         told.append(("Avoid", name, f"It {_loss(results, name)}."))
     for name in found["unsure"]:
@@ -100,7 +119,7 @@ def sentences(results: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
     for better in dict.fromkeys(found["pointless"].values()):
         names = [name for name, other in found["pointless"].items() if other == better]
         alike = "small, fast and accurate" if speedup(done[better]) else "small and accurate"
-        words = f"{better} is about as {alike}, and better in one of these."
+        words = f"{better} is at least about as {alike}, and clearly better in one of these."
         told.append(("Without advantage", ", ".join(names), words))
     return told
 
@@ -130,4 +149,5 @@ def _fast(result: dict[str, Any]) -> str:
     else:
         words = f"takes {1 / ratio['median']:.1f} times as long as float32"
         ratio = {"min": 1 / ratio["max"], "max": 1 / ratio["min"]}
-    return f"{words} in PyTorch ({ratio['min']:.2f} to {ratio['max']:.2f})"
+    engine = ENGINES.get(result.get("engine"))
+    return f"{f'on {engine}, ' if engine else ''}{words} in PyTorch ({ratio['min']:.2f} to {ratio['max']:.2f})"

@@ -50,8 +50,8 @@ if (examples.length) {
   const own = names.filter((name) => !["photo", "truth"].includes(name));
   const panels = names.map((name) => [name, name]);
   const [whichLabel, which] = choose("photograph", examples.map((e, i) => [e.querySelector("h3").textContent, i]), 0);
-  const [leftLabel, left] = choose("left", panels, names.includes("float32") ? "float32" : "truth");
-  const [rightLabel, right] = choose("right", panels, own.at(-1) === "float32" ? "truth" : own.at(-1) ?? "truth");
+  const [leftLabel, left] = choose("left", panels, "truth");
+  const [rightLabel, right] = choose("right", panels, own.at(-1) ?? "photo");
   const [overLabel, over] = tick("over the photograph", false);
   const [differsLabel, differs] = tick("only where it differs from float32", false);
   const step = (by) => () => { which.value = (+which.value + by + examples.length) % examples.length; show(); };

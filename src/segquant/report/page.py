@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,7 @@ def write_page(
         headings=[(_HEADINGS[name], tables.MEANING[name]) for name in ORDER],
         table=[(name, _cells(results, name)) for name in done],
         unavailable={name: one["unavailable"] for name, one in results.items() if "unavailable" in one},
-        speed_headings=tables.SPEED_HEADINGS,
-        speed=tables.speed_rows(results),
+        speed=_filled([tables.SPEED_HEADINGS, *tables.speed_rows(results)]),
         notes=tables.footnotes(done, hardware),  # the table has a row for what is unavailable
         protocol=_protocol(done),
         machine=_machine(hardware),
@@ -79,6 +78,12 @@ def write_page(
 
 
 _HEADINGS = {name: heading for name, heading, _, _ in tables.COLUMNS} | {"speedup_eager": "x eager float32"}
+
+
+def _filled(rows: list[Sequence[str]]) -> list[list[str]]:
+    """Rows, the first of which are headings, without the columns that have nothing else."""
+    kept = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
+    return [[row[i] for i in kept] for row in rows]
 
 
 def _inline(name: str) -> Markup:
@@ -121,8 +126,8 @@ def _cells(results: dict[str, dict[str, Any]], method: str) -> list[tuple[str, s
 
 
 def heat(points: float | None) -> str:
-    """The CSS class and strength of a loss in points."""
-    if points is None:
+    """The CSS class and strength of a loss in points; none for one that is shown as 0.0."""
+    if points is None or not round(points, 1):
         return ""
     strength = min(1.0, math.sqrt(abs(points) / FULL))
     return Markup(f'class="{"loss" if points > 0 else "gain"}" style="--heat: {strength:.2f}"')

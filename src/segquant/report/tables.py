@@ -119,7 +119,7 @@ MEANING = {
     "compression": "Times smaller than float32's file",
     "quantized_percent": "Share of the parameters that are quantized, percent",
     "quantize_seconds": "Time to calibrate and train, seconds",
-    "latency_ms": "Median latency, milliseconds",
+    "latency_ms": "Median latency, milliseconds, each method in minutes of its own: compare the ratios",
     "latency_p90_ms": "90th percentile of latency, milliseconds",
     "speedup": "Times as fast as float32 on the same engine, median of pairs",
     "speedup_min": "Least of those pairs",

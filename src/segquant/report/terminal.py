@@ -11,21 +11,33 @@ from rich.table import Table
 from segquant.evaluation.bootstrap import FEWEST
 from segquant.report.tables import COLUMNS, SPEED_HEADINGS, cells, footnotes, measured, speed_rows
 
-# What a terminal of 80 columns shows; a wider one, the CSV and the page show all.
-NARROW = ("mean_iou", "loss_points", "agreement", "size_mb", "compression", "latency_ms", "speedup", "memory_mb")
+# What counts most first: a terminal gets as many of tables.COLUMNS as fit.
+FIRST = (
+    "mean_iou", "loss_points", "size_mb", "speedup_eager", "agreement", "compression", "latency_ms", "speedup",
+    "memory_mb",
+)  # fmt: skip
 
 
 def show(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | None = None) -> None:
-    """Print the table to stdout: with colours on a terminal only, with fewer columns on a narrow one."""
+    """Print the table to stdout: with colours on a terminal only, and there with as many columns as fit."""
     console, table = _console_and_table()
-    wide = console.width >= 215
-    for name, heading, _, _ in COLUMNS:
-        if wide or name in NARROW:
-            table.add_column(heading, justify="right", no_wrap=True)
-    for method in measured(results):
-        row = zip(COLUMNS, cells(results, method))
-        table.add_row(method, *(text for (name, *_), text in row if wide or name in NARROW))
+    rows = {method: cells(results, method) for method in measured(results)}
+    names = [name for name, *_ in COLUMNS]
+    left = console.width - max(map(len, [*rows, "method"]))
+    shown: set[int] = set()
+    for name in (*FIRST, *(name for name in names if name not in FIRST)):
+        at = names.index(name)
+        left -= 2 + max(len(text) for text in (COLUMNS[at][1], *(row[at] for row in rows.values())))
+        if left < 0:
+            break
+        shown.add(at)
+    for at in sorted(shown):
+        table.add_column(COLUMNS[at][1], justify="right", no_wrap=True)
+    for method, row in rows.items():
+        table.add_row(method, *(row[at] for at in sorted(shown)))
     console.print(table)
+    if len(shown) < len(names):
+        _print_notes(console, [f"{len(names) - len(shown)} more columns on a wider terminal or in a pipe."])
     _show_speed(console, results)
     _print_notes(console, footnotes(results, hardware))
 
