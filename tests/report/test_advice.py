@@ -123,6 +123,8 @@ def test_a_method_that_another_betters_in_everything_is_named_with_that_one():
     found = advice.advise(results)
     assert found["pointless"] == {"int8": "static", "bfloat16": "static", "int4": "int3"}
     assert ("Without advantage", "int8, bfloat16") in [told[:2] for told in advice.sentences(results)]
+    chain = {"int4": result(0.695, 2.4e6, 0.8), "qat": result(0.698, 2.4e6, 0.8), "int3": result(0.6975, 2.0e6, 0.8)}
+    assert advice.advise(FLOAT32 | chain)["pointless"] == {"int4": "int3", "qat": "int3"}  # which none betters
     better = FLOAT32 | {
         "int8": result(0.70, 3.8e6, 0.8),
         "static": result(0.69, 3.8e6, 4.0),

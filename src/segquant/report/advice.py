@@ -52,11 +52,14 @@ def advise(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     pytorch = _fastest(done, losses, [name for name in within if "engine" not in done[name]])
     lossy = [name for name in done if done[name].get("loss_interval", [losses[name]])[0] > POINTS]
     unsure = [name for name in done if losses[name] > POINTS and name not in lossy]
-    pointless = {}
-    for name in within:
-        better = [other for other in within if other != name and _beats(done, losses, other, name)]
-        if better and name not in (smallest, fastest, pytorch):
-            pointless[name] = max(better, key=lambda other: (other in (smallest, fastest), -losses[other]))
+    better = {
+        name: [other for other in within if other != name and _beats(done, losses, other, name)] for name in within
+    }
+    pointless = {
+        name: max(others, key=lambda other: (other in (smallest, fastest), not better[other], -losses[other]))
+        for name, others in better.items()
+        if others and name not in (smallest, fastest, pytorch)
+    }
     return {
         "smallest": smallest, "fastest": fastest, "pytorch": pytorch, "lossy": lossy, "unsure": unsure,
         "pointless": pointless,
