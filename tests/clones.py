@@ -30,6 +30,15 @@ def ran(output):
     return set(re.findall(r"Running stage '(.*)'", output))
 
 
+def fails_in_one_line(folder, change, message):
+    """`dvc exp run` with such a change ends with the message, once and without a traceback, and is undone afterwards."""
+    output = sh(folder, f"dvc exp run -S '{change}'", code=None)
+    assert output.count(message) == 1
+    assert "Traceback" not in output
+    assert "exited with 2" in output
+    sh(folder, "git reset -q --hard")
+
+
 def copied(folder, methods):
     """A clone of the working tree in `folder` with these methods, four images of each split and nothing built yet."""
     listed = sh(ROOT, "git ls-files --cached --others --exclude-standard").splitlines()

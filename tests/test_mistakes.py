@@ -1,7 +1,7 @@
 """What a mistake in params.yaml or in the environment prints, in a clone where nothing is built."""
 
 import pytest
-from clones import copied, sh
+from clones import copied, fails_in_one_line, sh
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +25,7 @@ def clone(tmp_path_factory):
     ],
 )
 def test_a_bad_parameter_ends_in_one_line(clone, change, message):
-    output = sh(clone, f"dvc exp run -S '{change}'", code=None)
-    assert output.count(message) == 1
-    assert "Traceback" not in output
-    assert "exited with 2" in output
-    sh(clone, "git reset -q --hard")
+    fails_in_one_line(clone, change, message)
 
 
 @pytest.mark.parametrize(

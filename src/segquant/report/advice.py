@@ -35,10 +35,10 @@ def add_intervals(results: dict[str, dict[str, Any]], metrics: str | Path) -> No
 def advise(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The methods to ship and those to leave, of what was measured.
 
-    {smallest, fastest, pytorch (the fastest without another engine): a method that loses at most POINTS, or None;
-    lossy: methods that clearly lose more; unsure: those that may; pointless: {method: another that is at least about
-    as good in size, speed and accuracy, and clearly better in one of them}}. {} without a float32 and something to
-    compare with it.
+    {within: the methods that lose at most POINTS; smallest, fastest, pytorch (the fastest without another engine): one
+    of them, or None; lossy: methods that clearly lose more; unsure: those that may; pointless: {method: another that
+    is at least about as good in size, speed and accuracy, and clearly better in one of them}}. {} without a float32
+    and something to compare with it.
     """
     done = measured(results)
     if BASELINE not in done or len(done) < 2:
@@ -61,8 +61,8 @@ def advise(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
         if others and name not in (smallest, fastest, pytorch)
     }
     return {
-        "smallest": smallest, "fastest": fastest, "pytorch": pytorch, "lossy": lossy, "unsure": unsure,
-        "pointless": pointless,
+        "within": within, "smallest": smallest, "fastest": fastest, "pytorch": pytorch, "lossy": lossy,
+        "unsure": unsure, "pointless": pointless,
     }  # fmt: skip
 
 
@@ -105,11 +105,10 @@ def sentences(results: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
         told.append(("Smallest", smallest, "; ".join(parts) + "."))
     else:
         told.append(("Smallest", BASELINE, f"No smaller method stays within {POINTS:g} point of its mIoU."))
-    within = [name for name in done if name != BASELINE and loss(results, name) <= POINTS]
     if fastest:
         words = f"{_fast(done[fastest])}; {_loss(results, fastest)}; {_size(done[fastest])}."
         told.append(("Fastest", fastest, words[0].upper() + words[1:]))
-    elif not within or any(speedup(done[name]) for name in within):
+    elif not found["within"] or any(speedup(done[name]) for name in found["within"]):
         told.append(("Fastest", BASELINE, "No method within a point of it is clearly faster."))
     if found["pytorch"] and found["pytorch"] != fastest:
         one = found["pytorch"]
