@@ -20,8 +20,9 @@ from segquant.cli import cli
 from segquant.config import Recipe
 from segquant.quant.build import build
 
-# Processes of their own, forked off one that has imported what takes each of them four seconds.
-SERVER = multiprocessing.get_context("forkserver")
+# Processes of their own, forked off one that has imported what takes each of them four seconds. Importing torchao
+# starts CUDA where there is a GPU, and a fork cannot use it then.
+SERVER = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
 SERVER.set_forkserver_preload(["segquant.cli", "segquant.runs", "segquant.report.layers"])
 
 

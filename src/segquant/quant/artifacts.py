@@ -30,6 +30,7 @@ from segquant.files import digest, read_json, replacing, sha256, write_bytes, wr
 from segquant.hub import locate
 from segquant.models import save_preprocessor
 from segquant.quant.coverage import LinearConv2d, rewrite
+from segquant.quant.float8 import compute_in_bfloat16
 from segquant.quant.packing import pack, unpack
 from segquant.quant.tensors import CASTS, bits, dtype_name, is_quantized, narrowed
 
@@ -161,6 +162,7 @@ def load_artifact(folder: str | Path, device: torch.device | str = "cpu") -> Art
             model = AutoModelForSemanticSegmentation.from_config(AutoConfig.from_pretrained(folder))
         rewrite(model, info["linear_convs"])
         model.load_state_dict(state, assign=True)
+        compute_in_bfloat16(model)
     except Exception as error:  # safetensors, torch and transformers raise many types
         raise ModelError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     model = model.to(device).eval().requires_grad_(False)

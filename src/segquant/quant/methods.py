@@ -16,6 +16,7 @@ from segquant.errors import ConfigError, UnavailableError
 from segquant.quant.calibrate import calibrate
 from segquant.quant.coverage import choose, dense_convs, match, rewrite
 from segquant.quant.fake import int8
+from segquant.quant.float8 import compute_in_bfloat16, to_bfloat16
 from segquant.quant.gptq import Codes
 from segquant.quant.tensors import CASTS, as_float16, is_quantized
 from segquant.ranks import from_first
@@ -95,6 +96,8 @@ def describe(recipe: Recipe) -> str:
     activations = (
         f"{recipe.activations} activations, quantized as they come" if recipe.activations else "float32 activations"
     )
+    if recipe.activations == "float8":
+        activations += ", products in bfloat16"
     layers = {"all": "all Linear and Conv2d layers", "linear": "Linear layers"}
     chosen = layers.get(recipe.layers) if isinstance(recipe.layers, str) else ", ".join(recipe.layers)
     images = f" on {recipe.calibration_images} images" if recipe.calibration_images else ""
@@ -157,7 +160,10 @@ def quantize(
     for layer, config in sorted(todo.configs.items(), key=str):
         if config is not None:
             chosen = {name for name, one in todo.layers.items() if one == layer}
+            if recipe.activations == "float8":
+                to_bfloat16(model, chosen)
             ao.quantize_(model, config, filter_fn=lambda _module, name, chosen=chosen: name in chosen)
+    compute_in_bfloat16(model)
     for name in todo.convs:
         _quantize_conv(model.get_submodule(name))
     done = [name for name, m in model.named_modules() if is_quantized(getattr(m, "weight", None))]
