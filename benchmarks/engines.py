@@ -10,10 +10,10 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from segquant import config
-from segquant.entry import run as entry
-from segquant.fields import build
-from segquant.hardware import probe
+from segquant.base import config
+from segquant.base.entry import run as entry
+from segquant.base.fields import build
+from segquant.base.hardware import probe
 from segquant.report import terminal
 from segquant.runs import run
 
@@ -57,9 +57,16 @@ def main() -> None:
         ),
     )
     results = run(
-        params, model=a.model, data=[a.data], split=a.split, output=Path(a.output), label_maps=[a.label_map],
-        methods=a.methods.split(",") if a.methods else None, protocol=a.protocol, train_split=a.train_split,
-    )  # fmt: skip
+        params,
+        model=a.model,
+        data=[a.data],
+        split=a.split,
+        output=Path(a.output),
+        label_maps=[a.label_map],
+        methods=a.methods.split(",") if a.methods else None,
+        protocol=a.protocol,
+        train_split=a.train_split,
+    )
     terminal.show(results, probe())
 
 

@@ -30,12 +30,12 @@ from torch import nn
 from transformers import SegformerImageProcessorPil
 
 from segquant import models
-from segquant.allocator import keep_freed_memory
-from segquant.config import Eval
+from segquant.base.allocator import keep_freed_memory
+from segquant.base.config import Eval
+from segquant.base.entry import run
 from segquant.data.images import IGNORE, decode_annotation, decode_image
 from segquant.data.shards import open_shards, shard_rows, write_shards
 from segquant.data.sources import open_source
-from segquant.entry import run
 from segquant.evaluation.loop import evaluate
 from segquant.evaluation.predict import forward, prepared
 from segquant.evaluation.upsample import class_map

@@ -14,9 +14,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from segquant.base.entry import run
 from segquant.data.shards import write_shards
 from segquant.data.sources import open_source
-from segquant.entry import run
 
 
 def prepare(data: str, split: str, count: int) -> None:

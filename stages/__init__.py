@@ -2,4 +2,4 @@
 
 import gc
 
-gc.disable()  # until segquant.entry.run: looking through torch and transformers as they are imported takes 1.4 s of 5
+gc.disable()  # until base.entry.run: collecting while torch and transformers are imported takes 1.4 of 5 s

@@ -3,10 +3,10 @@
 import argparse
 import shutil
 
-from segquant import config
-from segquant.entry import run
-from segquant.files import replacing
-from segquant.hub import files, locate
+from segquant.base import config
+from segquant.base.entry import run
+from segquant.base.files import replacing
+from segquant.base.hub import files, locate
 
 
 def main() -> None:

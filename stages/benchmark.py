@@ -2,10 +2,11 @@
 
 import argparse
 
-from segquant import config, models
+from segquant import models
+from segquant.base import config
+from segquant.base.entry import run
+from segquant.base.files import write_json
 from segquant.deploy.speed import measure
-from segquant.entry import run
-from segquant.files import write_json
 
 
 def main() -> None:

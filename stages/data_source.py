@@ -2,10 +2,10 @@
 
 import argparse
 
-from segquant import config
+from segquant.base import config
+from segquant.base.entry import run
+from segquant.base.files import write_json
 from segquant.data.fingerprint import fingerprint
-from segquant.entry import run
-from segquant.files import write_json
 
 
 def main() -> None:

@@ -2,8 +2,9 @@
 
 import argparse
 
-from segquant import config, tracking
-from segquant.entry import run
+from segquant import tracking
+from segquant.base import config
+from segquant.base.entry import run
 from segquant.training.distill import make_student
 
 

@@ -3,13 +3,14 @@
 import argparse
 from pathlib import Path
 
-from segquant import config, tracking
+from segquant import tracking
+from segquant.base import config
+from segquant.base.entry import run
+from segquant.base.ranks import ranks
 from segquant.data.shards import open_shards, read_manifest
-from segquant.deploy.runtimes import load
-from segquant.entry import run
+from segquant.engines.runtimes import load
 from segquant.evaluation.score import class_rows, score, write_scores
 from segquant.evaluation.shardwise import kept
-from segquant.ranks import ranks
 
 
 def main() -> None:
@@ -24,10 +25,17 @@ def main() -> None:
     names = read_manifest(a.shards)["classes"]
     with kept(a.partial):
         metrics, result = score(
-            a.artifact, open_shards(a.shards, "validation"), names, protocol=params.protocol, reference=a.reference,
-            label_map=params.data.label_map, settings=params.eval, partial=Path(a.partial), name=a.method,
+            a.artifact,
+            open_shards(a.shards, "validation"),
+            names,
+            protocol=params.protocol,
+            reference=a.reference,
+            label_map=params.data.label_map,
+            settings=params.eval,
+            partial=Path(a.partial),
+            name=a.method,
             load=load,
-        )  # fmt: skip
+        )
         if ranks()[0]:
             return
         write_scores(metrics, result, names, a.metrics, a.classes, a.pictures)

@@ -2,9 +2,9 @@
 
 import argparse
 
-from segquant import config
+from segquant.base import config
+from segquant.base.entry import run
 from segquant.deploy.onnx_export import write_exports
-from segquant.entry import run
 
 
 def main() -> None:

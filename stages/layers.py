@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from segquant import config
+from segquant.base import config
+from segquant.base.entry import run
+from segquant.base.files import read_json, write_json
 from segquant.data.shards import read_manifest
-from segquant.entry import run
-from segquant.files import read_json, write_json
 from segquant.lineage import origin
 
 

@@ -2,10 +2,10 @@
 
 import argparse
 
-from segquant import config
+from segquant.base import config
+from segquant.base.entry import run
 from segquant.data.shards import write_shards
 from segquant.data.sources import open_source
-from segquant.entry import run
 
 
 def main() -> None:

@@ -2,9 +2,9 @@
 
 import argparse
 
-from segquant.entry import run
-from segquant.files import write_json
-from segquant.hardware import environment, probe
+from segquant.base.entry import run
+from segquant.base.files import write_json
+from segquant.base.hardware import environment, probe
 
 
 def main() -> None:

@@ -4,11 +4,12 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from segquant import config, tracking
-from segquant.deploy.lane import quantize_lane
-from segquant.entry import run
-from segquant.files import write_json
-from segquant.ranks import ranks
+from segquant import tracking
+from segquant.base import config
+from segquant.base.entry import run
+from segquant.base.files import write_json
+from segquant.base.ranks import ranks
+from segquant.lanes import quantize_lane
 
 
 def main() -> None:

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from segquant import config
+from segquant.base import config
+from segquant.base.entry import run
 from segquant.data.shards import open_shards
-from segquant.entry import run
 from segquant.evaluation.reference import write_reference
 
 
@@ -17,9 +17,13 @@ def main() -> None:
     params = config.load()
     params.wandb.resolve()
     write_reference(
-        a.baseline, open_shards(a.shards, "validation"), a.output, protocol=params.protocol, settings=params.eval,
+        a.baseline,
+        open_shards(a.shards, "validation"),
+        a.output,
+        protocol=params.protocol,
+        settings=params.eval,
         partial=Path(a.partial),
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 import argparse
 from pathlib import Path
 
-from segquant import config, lineage, tracking
+from segquant import lineage, tracking
+from segquant.base import config
+from segquant.base.entry import run
+from segquant.base.files import read_json, write_text
 from segquant.data.shards import read_manifest, read_rows
-from segquant.entry import run
-from segquant.files import read_json, write_text
 from segquant.report import advice, classes, page, pictures, tables
 
 
@@ -28,10 +29,13 @@ def main() -> None:
     tracking.log_report(
         params.wandb,
         lambda: tracking.Report(
-            lineage.lineage(params, a.baseline, manifest), tables.values(results),
-            pictures.overlays(rows, done, predictions), names, lineage.artifacts(a.artifacts, results),
+            lineage.lineage(params, a.baseline, manifest),
+            tables.values(results),
+            pictures.overlays(rows, done, predictions),
+            names,
+            lineage.artifacts(a.artifacts, results),
         ),
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

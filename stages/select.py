@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from segquant import config
-from segquant.entry import run
+from segquant.base import config
+from segquant.base.entry import run
+from segquant.base.files import read_json, write_json, write_text
 from segquant.evaluation.counts import HEADER, read_counts
-from segquant.files import read_json, write_json, write_text
 
 
 def main() -> None:

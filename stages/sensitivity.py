@@ -3,12 +3,13 @@
 import argparse
 from dataclasses import asdict
 
-from segquant import config, models
+from segquant import models
+from segquant.base import config
+from segquant.base.entry import run
+from segquant.base.files import write_json, write_text
 from segquant.data.label_map import load_label_map
 from segquant.data.shards import read_manifest, read_rows
-from segquant.entry import run
 from segquant.evaluation.sensitivity import sensitivity, to_csv
-from segquant.files import write_json, write_text
 from segquant.lineage import origin
 from segquant.report.figure import standalone
 from segquant.report.layers import chart
@@ -23,10 +24,14 @@ def main() -> None:
     classes = manifest["classes"]
     asked, model = params.sensitivity, models.load(a.baseline).to(models.device(params.eval.device))
     found = sensitivity(
-        model, list(read_rows(a.shards, "validation", asked.images)), asked, num_classes=len(classes),
-        protocol=params.protocol, normalization=models.normalization(a.baseline),
+        model,
+        list(read_rows(a.shards, "validation", asked.images)),
+        asked,
+        num_classes=len(classes),
+        protocol=params.protocol,
+        normalization=models.normalization(a.baseline),
         label_map=load_label_map(params.data.label_map, model.config.num_labels, classes),
-    )  # fmt: skip
+    )
     write_text(a.csv, to_csv(found))
     told = {**origin(a.baseline, manifest, params.protocol, params.data.label_map), **asdict(asked)}
     write_json(a.json, {**told, "layers": found})

@@ -54,9 +54,14 @@ def small_segformer(classes: int = 150, stages: int = 4):
 
     torch.manual_seed(0)
     config = SegformerConfig(
-        num_encoder_blocks=stages, depths=[1] * stages, hidden_sizes=[32] * stages, num_attention_heads=[1] * stages,
-        sr_ratios=[8, 4, 2, 1][-stages:], decoder_hidden_size=32, num_labels=classes,
-    )  # fmt: skip
+        num_encoder_blocks=stages,
+        depths=[1] * stages,
+        hidden_sizes=[32] * stages,
+        num_attention_heads=[1] * stages,
+        sr_ratios=[8, 4, 2, 1][-stages:],
+        decoder_hidden_size=32,
+        num_labels=classes,
+    )
     return SegformerForSemanticSegmentation(config).eval()
 
 

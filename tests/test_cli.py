@@ -16,8 +16,8 @@ import yaml
 from conftest import ROOT, ade20k_folder
 from PIL import Image
 
+from segquant.base.config import Recipe
 from segquant.cli import cli
-from segquant.config import Recipe
 from segquant.quant.build import build
 
 # Processes of their own, forked off one that has imported what takes each of them four seconds. Importing torchao
@@ -58,8 +58,18 @@ def test_help_names_every_command_with_what_it_does_and_every_exit_code():
     done = segquant("--help")
     assert done.returncode == 0 and "\x1b" not in done.stdout
     for command in (
-        "run", "predict", "methods", "compare", "report", "review", "sensitivity", "export", "pt2e", "evaluate", "fetch-data",
-    ):  # fmt: skip
+        "run",
+        "predict",
+        "methods",
+        "compare",
+        "report",
+        "review",
+        "sensitivity",
+        "export",
+        "pt2e",
+        "evaluate",
+        "fetch-data",
+    ):
         line = next(line for line in done.stdout.splitlines() if re.match(rf" +{command} ", line))
         assert len(line.split()) > 3
     assert "exit codes:" in done.stdout and "130  interrupted" in done.stdout
@@ -91,9 +101,26 @@ def test_run_on_a_labelled_folder(tiny_folder, quick, tmp_path):
         image.save(tmp_path / "data" / folder / "a.png")
     (tmp_path / "map.yaml").write_text("map: {" + ", ".join(f"{i}: {i % 11}" for i in range(150)) + "}")
     done = segquant(
-        "run", "--params", quick, "--model", tiny_folder, "--data", tmp_path / "data", "--split", "val", "--label-map", tmp_path / "map.yaml",
-        "--protocol", "fixed-64x96-v1", "--methods", "float32,int4,float8_dynamic", "--train-split", "val", "--output", tmp_path / "out",
-    )  # fmt: skip
+        "run",
+        "--params",
+        quick,
+        "--model",
+        tiny_folder,
+        "--data",
+        tmp_path / "data",
+        "--split",
+        "val",
+        "--label-map",
+        tmp_path / "map.yaml",
+        "--protocol",
+        "fixed-64x96-v1",
+        "--methods",
+        "float32,int4,float8_dynamic",
+        "--train-split",
+        "val",
+        "--output",
+        tmp_path / "out",
+    )
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert list(results) == ["float32", "int4", "float8_dynamic"]
@@ -129,10 +156,26 @@ def test_run_trains_on_photographs_without_labels(tiny_folder, quick, tmp_path):
     params["quant"]["methods"]["mine"] = recipe
     quick.write_text(yaml.safe_dump(params, sort_keys=False))
     done = segquant(
-        "run", "--params", quick, "--model", tiny_folder, "--data", tmp_path / "data",
-        "--split", "validation", "--protocol", "fixed-64x64-v1", "--methods", "mine", "--train-data", photos,
-        "--label-map", tmp_path / "map.yaml", "--output", tmp_path / "out",
-    )  # fmt: skip
+        "run",
+        "--params",
+        quick,
+        "--model",
+        tiny_folder,
+        "--data",
+        tmp_path / "data",
+        "--split",
+        "validation",
+        "--protocol",
+        "fixed-64x64-v1",
+        "--methods",
+        "mine",
+        "--train-data",
+        photos,
+        "--label-map",
+        tmp_path / "map.yaml",
+        "--output",
+        tmp_path / "out",
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out" / "results.json").read_text())["mine"]["algorithm"] == "qat"
     assert "train: 100%" in done.stderr and "mIoU=" in done.stderr
@@ -145,9 +188,18 @@ def test_two_data_sets_are_scored_apart_and_listed_side_by_side(tiny_folder, qui
     ade20k_folder(tmp_path / "rooms", "validation", 3)
     (tmp_path / "map.yaml").write_text("map: {" + ", ".join(f"{i}: {149 - i}" for i in range(150)) + "}")
     common = [
-        "run", "--params", quick, "--model", tiny_folder, "--split", "validation", "--protocol", "fixed-64x64-v1",
-        "--methods", "float32,float8_dynamic",
-    ]  # fmt: skip
+        "run",
+        "--params",
+        quick,
+        "--model",
+        tiny_folder,
+        "--split",
+        "validation",
+        "--protocol",
+        "fixed-64x64-v1",
+        "--methods",
+        "float32,float8_dynamic",
+    ]
     roads, rooms = ["--data", tmp_path / "roads"], ["--data", tmp_path / "rooms"]
     maps = ["--label-map", "none", "--label-map", tmp_path / "map.yaml"]
     done = segquant(*common, *roads, *rooms, *maps, "--output", tmp_path / "out")

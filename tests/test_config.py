@@ -4,10 +4,10 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from segquant import config
-from segquant.config import Train
-from segquant.errors import ConfigError
-from segquant.fields import build
+from segquant.base import config
+from segquant.base.config import Train
+from segquant.base.errors import ConfigError
+from segquant.base.fields import build
 
 
 @pytest.fixture
@@ -26,8 +26,16 @@ def test_the_committed_params_are_valid():
     ("path", "value", "message"),
     [
         (("quant", "method"), "nope", "quant.method 'nope' is unknown: choose one of float32, bfloat16, float8"),
-        (("quant", "methods", "int4", "weights"), "int5", "quant.methods.int4.weights 'int5' is unknown: choose one of"),
-        (("quant", "methods", "int4", "grup_size"), 8, "quant.methods.int4 has an unknown key 'grup_size': allowed are"),
+        (
+            ("quant", "methods", "int4", "weights"),
+            "int5",
+            "quant.methods.int4.weights 'int5' is unknown: choose one of",
+        ),
+        (
+            ("quant", "methods", "int4", "grup_size"),
+            8,
+            "quant.methods.int4 has an unknown key 'grup_size': allowed are",
+        ),
         (("eval", "batch_size"), "8", "eval.batch_size must be of type int, not '8'"),
         (("eval", "batch_size"), True, "eval.batch_size must be of type int, not True"),
         (("eval", "batch_size"), 0, "eval.batch_size must be at least 1, not 0"),
@@ -43,18 +51,26 @@ def test_the_committed_params_are_valid():
         (("data", "label_map"), "map.yaml", "data.label_map 'map.yaml' must lie in data/label_maps/"),
         (("quant", "methods"), {}, "quant.methods must be a mapping with at least one entry"),
         (("modle",), {}, "params.yaml has an unknown key 'modle': allowed are model, data"),
-        (("quant", "methods", "int4", "algorithm"), "awq", "int4.algorithm 'awq' is unknown: choose one of affine, hqq, gptq"),
+        (
+            ("quant", "methods", "int4", "algorithm"),
+            "awq",
+            "int4.algorithm 'awq' is unknown: choose one of affine, hqq, gptq",
+        ),
         (("quant", "methods", "int4", "weights"), "int5", "int4.weights 'int5' is unknown: choose one of float32"),
         (("quant", "methods", "int4", "layers"), "head", "int4.layers 'head' is unknown: choose one of all, linear"),
         (("quant", "methods", "int4", "layers"), [3], "int4.layers[0] must be of type str, not 3"),
         (("quant", "methods", "int4", "overrides"), {"*": {"bits": 8}}, "overrides.* has an unknown key 'bits'"),
-        (("quant", "methods", "int4", "overrides"), {"*": {"weights": "float32"}}, "'float32' is unknown: choose one of"),
+        (
+            ("quant", "methods", "int4", "overrides"),
+            {"*": {"weights": "float32"}},
+            "'float32' is unknown: choose one of",
+        ),
         (("quant", "methods", "int4", "calibration"), {"images": 0}, "calibration.images must be at least 1, not 0"),
         (("sensitivity", "bits"), [5], "sensitivity.bits[0] '5' is unknown: choose one of 2, 3, 4, 8"),
         (("sensitivity", "algorithm"), "gptq", "sensitivity.algorithm 'gptq' is unknown: choose one of affine, hqq"),
         (("wandb", "mode"), "on", "wandb.mode 'on' is unknown: choose one of offline, online, disabled"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_parameter_is_one_line_that_names_it(tree, path, value, message):
     tree = copy.deepcopy(tree)
     node = tree

@@ -76,10 +76,21 @@ def test_the_table_in_readme_is_the_committed_results():
         loss = f"{row['loss_points']} ({row['loss_low']} to {row['loss_high']})"
         speed = f"{row['speedup']} ({row['speedup_min']} to {row['speedup_max']})"
         assert table[name] == [
-            row["algorithm"], row["engine"], row["mean_iou"], loss, row["overall_accuracy"], row["agreement"],
-            row["size_mb"], row["compression"], row["quantized_percent"], row["quantize_seconds"], row["latency_ms"],
-            speed, row["speedup_eager"], row["memory_mb"],
-        ]  # fmt: skip
+            row["algorithm"],
+            row["engine"],
+            row["mean_iou"],
+            loss,
+            row["overall_accuracy"],
+            row["agreement"],
+            row["size_mb"],
+            row["compression"],
+            row["quantized_percent"],
+            row["quantize_seconds"],
+            row["latency_ms"],
+            speed,
+            row["speedup_eager"],
+            row["memory_mb"],
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +102,10 @@ def clone(tmp_path_factory):
     source = open_source("scenes", "validation", 2)
     for i in range(2):
         for name, data in (
-            (f"photos/{i}.png", "image"), (f"fields/photos/val/{i}.jpg", "image"), (f"fields/masks/val/{i}_mask.png", "annotation"),
-        ):  # fmt: skip
+            (f"photos/{i}.png", "image"),
+            (f"fields/photos/val/{i}.jpg", "image"),
+            (f"fields/masks/val/{i}_mask.png", "annotation"),
+        ):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(source[i][data])
     (folder / "fields/names.txt").write_text("\n".join(source.classes))

@@ -57,4 +57,4 @@ def test_importing_what_is_heavy_says_nothing(tmp_path):
 def test_a_command_says_more_when_asked(tmp_path):
     quiet, loud = (_stage(tmp_path, "segquant", "report", *more) for more in ((), ("--verbose",)))
     assert quiet.returncode == loud.returncode == 2 and quiet.stderr.count("\n") == 1
-    assert "DEBUG segquant.entry: stopped" in loud.stderr and loud.stderr.splitlines()[-1] == quiet.stderr.strip()
+    assert "DEBUG segquant.base.entry: stopped" in loud.stderr and loud.stderr.splitlines()[-1] == quiet.stderr.strip()

@@ -1,7 +1,7 @@
 import pytest
 
-from segquant.errors import SegquantError
-from segquant.files import read_json, replacing, write_json
+from segquant.base.errors import SegquantError
+from segquant.base.files import read_json, replacing, write_json
 
 
 def test_a_file_that_fails_half_way_leaves_what_was_there(tmp_path):

@@ -1,6 +1,6 @@
 import pytest
 
-from segquant import hardware
+from segquant.base import hardware
 
 AMD = """processor\t: 0
 model name\t: AMD EPYC

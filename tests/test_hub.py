@@ -9,11 +9,12 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
-from segquant import hub, load_quantized, models
-from segquant.config import Recipe
-from segquant.errors import ConfigError, ModelError
-from segquant.files import sha256
-from segquant.hub import locate
+from segquant import load_quantized, models
+from segquant.base import hub
+from segquant.base.config import Recipe
+from segquant.base.errors import ConfigError, ModelError
+from segquant.base.files import sha256
+from segquant.base.hub import locate
 from segquant.quant.build import build
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -68,10 +69,27 @@ def server(tmp_path, monkeypatch):
     key, certificate, root = tmp_path / "key.pem", tmp_path / "certificate.pem", tmp_path / "www"
     root.mkdir()
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
-        check=True, capture_output=True,
-    )  # fmt: skip
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+            "-keyout",
+            key,
+            "-out",
+            certificate,
+        ],
+        check=True,
+        capture_output=True,
+    )
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *a: None)

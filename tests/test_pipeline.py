@@ -40,8 +40,14 @@ def clone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clone") / "segquant"
     params = copied(folder, METHODS)
     params["quant"]["methods"]["int2_qat"]["train"] = {
-        "steps": 3, "crop": 64, "batch_size": 2, "validate_every": 3, "validation_images": 2, "workers": 0, "lr": 0.5,
-    }  # fmt: skip
+        "steps": 3,
+        "crop": 64,
+        "batch_size": 2,
+        "validate_every": 3,
+        "validation_images": 2,
+        "workers": 0,
+        "lr": 0.5,
+    }
     params["quant"]["methods"]["int8_static"]["calibration"] = {"images": 4}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     sh(folder, "git add -A && git commit -qm start")
@@ -56,9 +62,18 @@ def clone(tmp_path_factory):
 def test_the_files_others_rely_on(clone):
     float32 = json.loads((clone / "metrics/float32.json").read_text())
     assert set(float32) == {
-        "algorithm", "mean_iou", "mean_accuracy", "overall_accuracy", "agreement", "n_images", "protocol", "size_bytes",
-        "compression", "quantized_fraction", "bits_per_parameter",
-    }  # fmt: skip
+        "algorithm",
+        "mean_iou",
+        "mean_accuracy",
+        "overall_accuracy",
+        "agreement",
+        "n_images",
+        "protocol",
+        "size_bytes",
+        "compression",
+        "quantized_fraction",
+        "bits_per_parameter",
+    }
     assert float32["n_images"] == 4 and float32["agreement"] == 1.0
     assert float32["compression"] == pytest.approx(1, abs=1e-3)
     int4, int2 = (json.loads((clone / f"metrics/{m}.json").read_text()) for m in ("int4", "int2"))
@@ -244,7 +259,7 @@ def test_a_recipe_changed_and_one_added_rebuild_their_own_lanes_only_and_a_revie
     output = sh(clone, "make review STAMP=Makefile BASE=main")  # as the workflow does, in this environment
     assert ran(output) == ALWAYS | {
         f"{lane}@{method}" for lane in ("quantize", "evaluate", "benchmark") for method in ("int4", "int2_g8")
-    } | {"select", "report"}  # fmt: skip
+    } | {"select", "report"}
     assert "int2_g8" in (clone / "metrics/results.csv").read_text()
     old, new = (
         json.loads(text)

@@ -11,10 +11,10 @@ from test_cli import segquant
 from transformers import SegformerImageProcessorPil
 
 import segquant as package
-from segquant.config import Recipe
+from segquant.base.config import Recipe
+from segquant.base.errors import DataError
 from segquant.data.palette import palette
 from segquant.data.sources import open_source
-from segquant.errors import DataError
 from segquant.predictions import find, overlay
 from segquant.quant.build import build
 

@@ -8,8 +8,8 @@ import sys
 
 WORK = """
 import logging
-from segquant.entry import setup_logging
-from segquant.progress import progress
+from segquant.base.entry import setup_logging
+from segquant.base.progress import progress
 setup_logging()
 with progress(total=4, desc="train", unit="step") as bar:
     for step in range(4):

@@ -13,15 +13,15 @@ from PIL import Image
 from transformers import SegformerForSemanticSegmentation
 
 from benchmarks import engines
-from segquant import config
-from segquant.config import Data, Qat, Recipe
+from segquant.base import config
+from segquant.base.config import Data, Qat, Recipe
 from segquant.data.calibration import calibration_batch, spread
 from segquant.data.label_map import load_label_map
 from segquant.data.sources import open_images, open_source, rows
 from segquant.deploy.build import build_graph
 from segquant.deploy.finetune import build_finetuned
 from segquant.deploy.onnx_export import export_onnx
-from segquant.deploy.runtimes import load
+from segquant.engines.runtimes import load
 from segquant.evaluation.loop import evaluate
 from segquant.quant.artifacts import load_quantized
 from segquant.quant.build import build
@@ -59,9 +59,13 @@ def our_miou(real, recipe, limit, folder, images=None, material=None):
         build(model, recipe, folder, torch.device("cpu"), images)
     source = open_source(str(real / "camvid"), "val", limit)
     result = evaluate(
-        load_quantized(folder), rows(source), len(source), num_classes=11, protocol=PROTOCOL,
+        load_quantized(folder),
+        rows(source),
+        len(source),
+        num_classes=11,
+        protocol=PROTOCOL,
         label_map=load_label_map(ROOT / "data/label_maps/cityscapes_to_camvid.yaml", 19, source.classes),
-    )  # fmt: skip
+    )
     return result.scores.mean_iou
 
 

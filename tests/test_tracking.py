@@ -10,9 +10,10 @@ from conftest import ROOT
 from PIL import Image
 from wandb_server import KEY, server, synced
 
-from segquant import config, lineage, tracking
-from segquant.config import Qat, Recipe, Wandb
-from segquant.errors import ConfigError
+from segquant import lineage, tracking
+from segquant.base import config
+from segquant.base.config import Qat, Recipe, Wandb
+from segquant.base.errors import ConfigError
 
 METRICS = {"mean_iou": 0.5, "protocol": "fixed-64x64-v1", "n_images": 3}
 CLASSES = [{"id": 0, "name": "wall", "pixels": 4, "iou": 0.5, "accuracy": None}]
@@ -62,8 +63,11 @@ def test_an_offline_run_is_synced_whole_later_and_holds_no_key(monkeypatch, tmp_
         assert not path.is_file() or secret[:40].encode() not in path.read_bytes(), path
     (found,) = synced(tmp_path)
     assert found.run == {
-        "groupName": "brave-exp", "jobType": "evaluate", "displayName": "int8", "project": "segquant",
-    }  # fmt: skip
+        "groupName": "brave-exp",
+        "jobType": "evaluate",
+        "displayName": "int8",
+        "project": "segquant",
+    }
     assert found.config["weights"] == "int8" and found.config["method"] == "int8"
     assert METRICS.items() <= found.summary.items()
     (table,) = (json.loads(data) for name, data in found.files.items() if name.endswith(".table.json"))
@@ -84,9 +88,15 @@ def test_the_reports_run_has_the_table_the_pictures_and_the_artifacts(monkeypatc
     (tmp_path / "int4" / "model.safetensors").write_bytes(b"x" * 321)
     results = {"float32": {**METRICS, "size_bytes": 9}, "int4": {**METRICS, "mean_iou": 0.375, "size_bytes": 321}}
     table = [
-        {"method": name, "mean_iou": one["mean_iou"], "size_mb": one["size_bytes"] / 1e6, "relative_latency": None, "loss_points": 1.0}
+        {
+            "method": name,
+            "mean_iou": one["mean_iou"],
+            "size_mb": one["size_bytes"] / 1e6,
+            "relative_latency": None,
+            "loss_points": 1.0,
+        }
         for name, one in results.items()
-    ]  # fmt: skip
+    ]
     maps = {"truth": np.full((4, 6), 255, np.uint8), "int4": np.ones((4, 6), np.uint8)}
     photo = np.zeros((4, 6, 3), np.uint8)
     artifacts = lineage.artifacts(tmp_path, results)

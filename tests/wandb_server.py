@@ -94,9 +94,13 @@ def _graphql(kept, handler, request, accepts):
     if name == "UpsertBucket":
         kept.upserts.append(variables)
         bucket = {
-            "id": "run", "name": variables["name"], "displayName": variables.get("displayName") or "run", "config": "{}",
-            "project": {"id": "p", "name": variables["project"], "entity": {"id": "e", "name": "entity"}}, "historyLineCount": 0,
-        }  # fmt: skip
+            "id": "run",
+            "name": variables["name"],
+            "displayName": variables.get("displayName") or "run",
+            "config": "{}",
+            "project": {"id": "p", "name": variables["project"], "entity": {"id": "e", "name": "entity"}},
+            "historyLineCount": 0,
+        }
         data = {"upsertBucket": {"bucket": bucket, "inserted": True}}
     elif name == "CreateArtifact":
         kept.artifacts.append(variables["input"])

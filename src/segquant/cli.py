@@ -9,8 +9,9 @@ from typing import Any
 from rich_argparse import RawDescriptionRichHelpFormatter
 
 import segquant
-from segquant import commands, config
-from segquant.entry import run as entry
+from segquant import commands
+from segquant.base import config
+from segquant.base.entry import run as entry
 
 _DATA = "'scenes', a labelled folder, a zip archive, a folder of Parquet files or a hub id"
 _LABEL_MAP = "YAML file from the model's class ids to the data set's"
@@ -61,9 +62,12 @@ def parser() -> argparse.ArgumentParser:
 
     def command(name: str, call: Any, words: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
         made = subparsers.add_parser(
-            name, parents=[*parents, common], help=words, description=f"{words[0].upper()}{words[1:]}.",
+            name,
+            parents=[*parents, common],
+            help=words,
+            description=f"{words[0].upper()}{words[1:]}.",
             formatter_class=_help,
-        )  # fmt: skip
+        )
         made.set_defaults(call=call)
         return made
 
@@ -101,9 +105,11 @@ def parser() -> argparse.ArgumentParser:
     for name in ("first", "second"):
         compare.add_argument(name, help="method, or the Parquet file with the confusion of a result's images")
     compare.add_argument(
-        "--metrics", type=Path, default=Path("metrics"),
+        "--metrics",
+        type=Path,
+        default=Path("metrics"),
         help="where methods' results are: of dvc repro (default: metrics) or the --output of segquant run",
-    )  # fmt: skip
+    )
 
     report = command("report", commands.report, "print the table of the last dvc repro, and what to ship")
     report.add_argument("--metrics", type=Path, default=Path("metrics"), help="default: metrics")

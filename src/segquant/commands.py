@@ -9,9 +9,9 @@ import sys
 from dataclasses import asdict, replace
 from typing import Any
 
-from segquant import config
-from segquant.errors import ConfigError, UnavailableError
-from segquant.files import read_json, write_text
+from segquant.base import config
+from segquant.base.errors import ConfigError, UnavailableError
+from segquant.base.files import read_json, write_text
 
 
 def _scored(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def pt2e(arguments: argparse.Namespace) -> None:
-    from segquant.deploy.extras import refused_protocol, unavailable
+    from segquant.engines.extras import refused_protocol, unavailable
 
     _at_least(0, "--epochs", arguments.epochs)
     _at_least(1, "--num-calibration-samples", arguments.num_calibration_samples)
@@ -59,7 +59,7 @@ def pt2e(arguments: argparse.Namespace) -> None:
 
 
 def _benchmark(arguments: argparse.Namespace, params: config.Params, methods: list[str] | None) -> None:
-    from segquant.hardware import probe
+    from segquant.base.hardware import probe
     from segquant.report import terminal
     from segquant.runs import run
 
@@ -150,9 +150,9 @@ def export(arguments: argparse.Namespace) -> None:
             f"{arguments.output}: {size / 1e6:.2f} MB of weights, for AutoModelForSemanticSegmentation.from_pretrained"
         )
         return
+    from segquant.base.hub import locate
     from segquant.deploy.graph import OPSET
     from segquant.deploy.onnx_export import PRECISIONS, export_onnx
-    from segquant.hub import locate
 
     if arguments.output.exists():
         raise ConfigError(f"{arguments.output} exists: give a new folder, or remove that one first")
@@ -174,8 +174,8 @@ def export(arguments: argparse.Namespace) -> None:
 def methods(arguments: argparse.Namespace) -> None:
     from segquant import models
     from segquant.deploy import describe as graphs
-    from segquant.deploy import extras
-    from segquant.quant import methods
+    from segquant.engines import extras
+    from segquant.quant import recipes as methods
 
     params = config.load(arguments.params)
     device = models.device(params.eval.device)

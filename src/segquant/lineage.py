@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from segquant.config import Params
-from segquant.files import digest, sha256
+from segquant.base.config import Params
+from segquant.base.files import digest, sha256
 
 
 def origin(baseline: str | Path, manifest: dict[str, Any], protocol: str, label_map: str | None) -> dict[str, Any]:

@@ -21,10 +21,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from segquant.base.errors import ModelError
+from segquant.base.files import read_json
+from segquant.base.hub import files
 from segquant.data.protocols import IMAGENET, Normalization
-from segquant.errors import ModelError
-from segquant.files import read_json
-from segquant.hub import files
 
 log = logging.getLogger(__name__)
 PREPROCESSOR = "preprocessor_config.json"
@@ -71,9 +71,13 @@ def load(source: str | Path) -> nn.Module:
     count = sum(p.numel() for p in model.parameters())
     grown = psutil.Process().memory_info().rss - before
     log.info(
-        "loaded %s: %s, %s parameters, %.2f s, %+.1f MB", source, type(model).__name__, f"{count:,}",
-        time.perf_counter() - start, grown / 1e6,
-    )  # fmt: skip
+        "loaded %s: %s, %s parameters, %.2f s, %+.1f MB",
+        source,
+        type(model).__name__,
+        f"{count:,}",
+        time.perf_counter() - start,
+        grown / 1e6,
+    )
     # Gradients off also because matmul takes another path, with other last bits, where a weight requires them.
     return model.eval().requires_grad_(False)
 

@@ -13,15 +13,15 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from segquant import models
-from segquant.config import Params, check_protocol
+from segquant.base.config import Params, check_protocol
+from segquant.base.errors import DataError
+from segquant.base.files import read_json, write_bytes
+from segquant.base.progress import progress
 from segquant.data.images import decode_image, image_size
 from segquant.data.layouts import IMAGES
 from segquant.data.palette import palette
-from segquant.deploy.runtimes import load
-from segquant.errors import DataError
+from segquant.engines.runtimes import load
 from segquant.evaluation.predict import predict, prepared
-from segquant.files import read_json, write_bytes
-from segquant.progress import progress
 
 log = logging.getLogger(__name__)
 _ORIENTATION = 0x0112  # EXIF's tag

@@ -16,7 +16,10 @@ import torch
 from torch.utils.data import Subset
 
 from segquant import models
-from segquant.config import Data, Graph, Method, Params, Recipe, Sensitivity, check_protocol
+from segquant.base.config import Data, Graph, Method, Params, Recipe, Sensitivity, check_protocol
+from segquant.base.errors import ConfigError, DataError, SegquantError
+from segquant.base.files import read_json, write_json, write_text
+from segquant.base.hub import locate
 from segquant.data.calibration import calibration_batch, spread
 from segquant.data.fingerprint import fingerprint
 from segquant.data.label_map import load_label_map
@@ -24,22 +27,19 @@ from segquant.data.protocols import IMAGENET
 from segquant.data.shards import Shard, open_shards, write_shards
 from segquant.data.sources import open_images, open_source, rows
 from segquant.deploy.build import build_graph
-from segquant.deploy.extras import refused_protocol, refused_size
 from segquant.deploy.finetune import build_finetuned, crop_of, points
 from segquant.deploy.onnx_export import write_exports
 from segquant.deploy.qdq import Score
-from segquant.deploy.runtimes import load, load_graph
-from segquant.errors import ConfigError, DataError, SegquantError
+from segquant.engines.extras import refused_protocol, refused_size
+from segquant.engines.runtimes import load, load_graph
 from segquant.evaluation.counts import write_counts
 from segquant.evaluation.loop import evaluate
 from segquant.evaluation.reference import write_reference
 from segquant.evaluation.score import classes_csv, score
 from segquant.evaluation.sensitivity import sensitivity, to_csv
 from segquant.evaluation.shardwise import kept
-from segquant.files import read_json, write_json, write_text
-from segquant.hub import locate
 from segquant.quant.build import build
-from segquant.quant.methods import plan
+from segquant.quant.recipes import plan
 from segquant.report.advice import add_intervals
 from segquant.training.baseline import scorer
 from segquant.training.data import crop_size
@@ -101,9 +101,13 @@ def run(
         one.prepare(int(1e6 * params.data.shard_mb))
     for name, one in sets.items():
         write_reference(
-            model, one.shards, one.folder / "reference", protocol=protocol, settings=params.eval,
+            model,
+            one.shards,
+            one.folder / "reference",
+            protocol=protocol,
+            settings=params.eval,
             partial=partial / name / "reference",
-        )  # fmt: skip
+        )
     float32, exports = output / "float32", output / "onnx"
     if any(isinstance(recipe, Graph) for recipe in recipes.values()):
         write_exports(model, exports)
@@ -122,11 +126,17 @@ def run(
                 built = build(model, recipe, output / method, device, to_calibrate_on)
             for name, one in sets.items():
                 result, evaluation = score(
-                    output / method, one.shards, one.source.classes, protocol=protocol,
-                    reference=one.folder / "reference", label_map=one.label_map,
-                    settings=replace(params.eval, pictures=0), partial=partial / name / method, name=method,
+                    output / method,
+                    one.shards,
+                    one.source.classes,
+                    protocol=protocol,
+                    reference=one.folder / "reference",
+                    label_map=one.label_map,
+                    settings=replace(params.eval, pictures=0),
+                    partial=partial / name / method,
+                    name=method,
                     load=load,
-                )  # fmt: skip
+                )
                 if evaluation:
                     text = classes_csv(evaluation, one.source.classes)
                     write_text(one.folder / "classes" / f"{method}.csv", text)
@@ -171,12 +181,15 @@ def score_onnx(
         log.warning("%s has no metadata `preprocessing`: pixels are normalized by ImageNet's mean and std", onnx)
     source = open_source(replace(params.data, source=data), split, limit)
     found = evaluate(
-        model, rows(source), len(source), num_classes=len(source.classes), protocol=protocol,
-        normalization=model.normalization or IMAGENET, settings=replace(
-            params.eval.on(engine), batch_size=model.batch or params.eval.batch_size
-        ),
+        model,
+        rows(source),
+        len(source),
+        num_classes=len(source.classes),
+        protocol=protocol,
+        normalization=model.normalization or IMAGENET,
+        settings=replace(params.eval.on(engine), batch_size=model.batch or params.eval.batch_size),
         label_map=load_label_map(label_map, model.config.num_labels, source.classes),
-    )  # fmt: skip
+    )
     scores = found.scores
     return {
         "mean_iou": scores.mean_iou,
@@ -226,11 +239,14 @@ def _data_sets(
     maps = list(label_maps) * (len(data) if len(label_maps) == 1 else 1)
     return {
         name: _DataSet(
-            one, open_source(replace(params, source=one), split, limit), split, label_map,
+            one,
+            open_source(replace(params, source=one), split, limit),
+            split,
+            label_map,
             output if len(data) == 1 else output / "data" / name,
         )
         for name, one, label_map in zip(names, data, maps)
-    }  # fmt: skip
+    }
 
 
 def layers(
@@ -255,10 +271,14 @@ def layers(
     source = open_source(replace(params.data, source=data), split, asked.images)
     loaded = models.load(folder).to(models.device(params.eval.device))
     found = sensitivity(
-        loaded, list(rows(source)), asked, num_classes=len(source.classes), protocol=protocol,
+        loaded,
+        list(rows(source)),
+        asked,
+        num_classes=len(source.classes),
+        protocol=protocol,
         normalization=models.normalization(folder),
         label_map=load_label_map(label_map, loaded.config.num_labels, source.classes),
-    )  # fmt: skip
+    )
     write_text(output / "sensitivity.csv", to_csv(found))
     write_text(output / "sensitivity.svg", standalone(chart(found)))
     return found
@@ -328,10 +348,22 @@ def _speed(artifact: Path, float32: Path, exports: Path, params: Params) -> dict
     """Measured in a process of its own, so that memory is the artifact's alone."""
     target = artifact.parent / "speed" / f"{artifact.name}.json"
     command = [
-        sys.executable, "-m", "segquant.deploy.speed", "--artifact", artifact, "--float32", float32,
-        "--exports", exports, "--speed", json.dumps(asdict(params.speed)), "--device", params.eval.device,
-        "--output", target,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "segquant.deploy.speed",
+        "--artifact",
+        artifact,
+        "--float32",
+        float32,
+        "--exports",
+        exports,
+        "--speed",
+        json.dumps(asdict(params.speed)),
+        "--device",
+        params.eval.device,
+        "--output",
+        target,
+    ]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["it said nothing; was it out of memory?"]

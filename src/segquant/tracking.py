@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from segquant.config import Method, Training, Wandb
-from segquant.errors import ConfigError
-from segquant.ranks import ranks
+from segquant.base.config import Method, Training, Wandb
+from segquant.base.errors import ConfigError
+from segquant.base.ranks import ranks
 
 log = logging.getLogger(__name__)
 
@@ -131,10 +131,15 @@ def _run(wandb: Wandb, name: str, what: str, config: dict[str, Any]) -> Iterator
         with _tolerated(what):
             client = _client()
             run = client.init(
-                mode=mode, dir=".", project=wandb.project, name=name, group=_group(), config=config,
+                mode=mode,
+                dir=".",
+                project=wandb.project,
+                name=name,
+                group=_group(),
+                config=config,
                 job_type={"evaluation": "evaluate", "training": "train", "report": "report"}[what],
                 settings=client.Settings(console="off", x_disable_stats=True),
-            )  # fmt: skip
+            )
     try:
         yield client, run
     finally:

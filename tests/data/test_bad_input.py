@@ -15,11 +15,11 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 
+from segquant.base.classes import CAMVID
+from segquant.base.entry import run
 from segquant.data import tree
-from segquant.data.classes import CAMVID
 from segquant.data.images import decode_annotation, decode_image
 from segquant.data.shards import read_rows
-from segquant.entry import run
 from stages import prepare_shards
 
 LABELS = np.arange(12, dtype=np.uint8).reshape(3, 4)
@@ -95,47 +95,163 @@ ZIP = {"source": "set.zip"}
 PARQUET = {"source": "table", "train_split": "val", "classes": "camvid", "ignore": [11]}
 # what is wrong: (what is done to the folder, other keys of params.yaml's data, what the line says)
 TABLE = {
-    "no such folder": (None, {"source": "nowhere"}, "data source 'nowhere' is not there: give 'scenes', a labelled folder"),
+    "no such folder": (
+        None,
+        {"source": "nowhere"},
+        "data source 'nowhere' is not there: give 'scenes', a labelled folder",
+    ),
     "a file for a folder": (put("x.txt", b"x"), {"source": "set/x.txt"}, "'set/x.txt' is a file: give a folder"),
-    "no such split": (None, {"validation_split": "test"}, "set has no split 'test' in a layout known here: images/SPLIT"),
-    "a split without images": (lambda root: [p.unlink() for p in (root / "val").iterdir()], {}, "set/val has no images"),
+    "no such split": (
+        None,
+        {"validation_split": "test"},
+        "set has no split 'test' in a layout known here: images/SPLIT",
+    ),
+    "a split without images": (
+        lambda root: [p.unlink() for p in (root / "val").iterdir()],
+        {},
+        "set/val has no images",
+    ),
     "an image without a label": (put("valannot/b.png", None), {}, "set/val/b.png has no label: set/valannot/b.png"),
-    "a label of another size": (put("valannot/b.png", encoded(LABELS.T)), {}, "valannot/b.png is 3x4 but its image set/val/b.png is 4x3"),
-    "a label in colours": (put("valannot/b.png", encoded(IMAGE)), {}, "valannot/b.png is a RGB image: a label must be 8-bit"),
+    "a label of another size": (
+        put("valannot/b.png", encoded(LABELS.T)),
+        {},
+        "valannot/b.png is 3x4 but its image set/val/b.png is 4x3",
+    ),
+    "a label in colours": (
+        put("valannot/b.png", encoded(IMAGE)),
+        {},
+        "valannot/b.png is a RGB image: a label must be 8-bit",
+    ),
     "a label of 16 bits": (put("valannot/b.png", WIDE), {}, "valannot/b.png is a 16-bit image: a label must be 8-bit"),
-    "a JPEG for a label": (put("valannot/b.png", encoded(LABELS, "JPEG")), {}, "valannot/b.png is a JPEG, which may change class ids"),
-    "a JPEG in a TIFF for a label": (put("valannot/b.png", encoded(LABELS, "TIFF", compression="jpeg")), {}, "valannot/b.png is a TIFF, which may change class ids"),
-    "a JPEG 2000 for a label": (put("valannot/b.png", encoded(LABELS, "JPEG2000", irreversible=True)), {}, "valannot/b.png is a JPEG2000, which may change"),
-    "an id beyond the classes": (put("valannot/b.png", encoded(LABELS + 30)), {}, "valannot/b.png holds class id 30, but there are 11 classes"),
+    "a JPEG for a label": (
+        put("valannot/b.png", encoded(LABELS, "JPEG")),
+        {},
+        "valannot/b.png is a JPEG, which may change class ids",
+    ),
+    "a JPEG in a TIFF for a label": (
+        put("valannot/b.png", encoded(LABELS, "TIFF", compression="jpeg")),
+        {},
+        "valannot/b.png is a TIFF, which may change class ids",
+    ),
+    "a JPEG 2000 for a label": (
+        put("valannot/b.png", encoded(LABELS, "JPEG2000", irreversible=True)),
+        {},
+        "valannot/b.png is a JPEG2000, which may change",
+    ),
+    "an id beyond the classes": (
+        put("valannot/b.png", encoded(LABELS + 30)),
+        {},
+        "valannot/b.png holds class id 30, but there are 11 classes",
+    ),
     "an empty image": (put("val/b.png", b""), {}, "set/val/b.png is not a readable image"),
     "an empty label": (put("valannot/b.png", b""), {}, "set/valannot/b.png is not a readable label"),
     "a truncated PNG": (put("val/b.png", encoded(NOISE)[:-40]), {}, "set/val/b.png is not a readable image"),
-    "a truncated JPEG": (put("val/b.png", encoded(NOISE, "JPEG")[:-40]), {}, "set/val/b.png is not a readable image (image file is truncated"),
-    "a truncated label": (put("valannot/b.png", encoded(NOISE[..., 0])[:-40]), {}, "set/valannot/b.png is not a readable label"),
-    "text for an image": (put("val/b.png", b"<html>"), {}, "set/val/b.png is not a readable image (its format is unknown): replace it"),
-    "floats for an image": (put("val/b.png", encoded(np.ones((3, 4), np.float32), "TIFF")), {}, "val/b.png is not a readable image (it has 32 bits a pixel"),
-    "a decompression bomb": (put("val/b.png", BOMB), {}, "val/b.png is not a readable image (Image size (900000000 pixels) exceeds limit"),
+    "a truncated JPEG": (
+        put("val/b.png", encoded(NOISE, "JPEG")[:-40]),
+        {},
+        "set/val/b.png is not a readable image (image file is truncated",
+    ),
+    "a truncated label": (
+        put("valannot/b.png", encoded(NOISE[..., 0])[:-40]),
+        {},
+        "set/valannot/b.png is not a readable label",
+    ),
+    "text for an image": (
+        put("val/b.png", b"<html>"),
+        {},
+        "set/val/b.png is not a readable image (its format is unknown): replace it",
+    ),
+    "floats for an image": (
+        put("val/b.png", encoded(np.ones((3, 4), np.float32), "TIFF")),
+        {},
+        "val/b.png is not a readable image (it has 32 bits a pixel",
+    ),
+    "a decompression bomb": (
+        put("val/b.png", BOMB),
+        {},
+        "val/b.png is not a readable image (Image size (900000000 pixels) exceeds limit",
+    ),
     "a bomb for a label": (put("valannot/b.png", BOMB), {}, "valannot/b.png is not a readable label (Image size"),
-    "two images of one name": (put("val/b.jpg", encoded(IMAGE, "JPEG")), {}, "set/val/b.png and b.jpg have one name, and so one label"),
-    "an archive with ../": (lambda root: zipped(root, {"../evil.png": b"x"}), ZIP, "set.zip holds '../evil.png', which would lie outside"),
-    "an archive with /": (lambda root: zipped(root, {"/etc/evil.png": b"x"}), ZIP, "set.zip holds '/etc/evil.png', which would lie outside"),
+    "two images of one name": (
+        put("val/b.jpg", encoded(IMAGE, "JPEG")),
+        {},
+        "set/val/b.png and b.jpg have one name, and so one label",
+    ),
+    "an archive with ../": (
+        lambda root: zipped(root, {"../evil.png": b"x"}),
+        ZIP,
+        "set.zip holds '../evil.png', which would lie outside",
+    ),
+    "an archive with /": (
+        lambda root: zipped(root, {"/etc/evil.png": b"x"}),
+        ZIP,
+        "set.zip holds '/etc/evil.png', which would lie outside",
+    ),
     "an archive cut short": (lambda root: zipped(root, cut=300), ZIP, "set.zip is not a readable zip archive"),
     "a wrong byte in an archive": (flip, ZIP, "set.zip:train/a.png cannot be read ("),
-    "a bomb in an archive": (lambda root: (put("train/a.png", bytes(1 << 20))(root), zipped(root)), ZIP, "set.zip:train/a.png unpacks to 1048576 bytes"),
-    "an image missing in an archive": (lambda root: ((root / "valannot/b.png").unlink(), zipped(root)), ZIP, "set.zip:val/b.png has no label"),
-    "a broken Parquet file": (lambda root: parquet(root, cut=-3), PARQUET, "table cannot be read as a table (Parquet magic bytes"),
-    "a Parquet file without labels": (lambda root: parquet(root, labels=False), PARQUET, "table (val) row 1 (b), column annotation holds nothing: take the row out"),
-    "no such column": (parquet, {**PARQUET, "columns": {"image": "photo"}}, "has no column 'photo': set data.columns.image to one of"),
-    "a column of numbers": (parquet, {**PARQUET, "columns": {"annotation": "label"}}, "table (val) has int64 in column 'label', no images: set data.columns.annotation"),
-    "no such configuration": (parquet, {**PARQUET, "configuration": "mini"}, "table has no folder 'mini': see data.configuration"),
-    "classes of one's own for a known layout": (None, {"classes": "cityscapes"}, "set has labels of a known layout, but classes of your own: say data.reduce_labels and data.ignore"),
-    "an entry twice in an archive": (lambda root: zipped(root, {"val/a.png": b"x"}), ZIP, "set.zip holds 'val/a.png' twice"),
-    "no network": (None, {"source": "owner/name", "classes": "camvid"}, "'owner/name' is nothing here and the hub gives none"),
-    "patterns that match nothing": (None, {"images": "photos/*.jpg", "annotations": "masks/*.png"}, "set/photos/*.jpg matches no file"),
+    "a bomb in an archive": (
+        lambda root: (put("train/a.png", bytes(1 << 20))(root), zipped(root)),
+        ZIP,
+        "set.zip:train/a.png unpacks to 1048576 bytes",
+    ),
+    "an image missing in an archive": (
+        lambda root: ((root / "valannot/b.png").unlink(), zipped(root)),
+        ZIP,
+        "set.zip:val/b.png has no label",
+    ),
+    "a broken Parquet file": (
+        lambda root: parquet(root, cut=-3),
+        PARQUET,
+        "table cannot be read as a table (Parquet magic bytes",
+    ),
+    "a Parquet file without labels": (
+        lambda root: parquet(root, labels=False),
+        PARQUET,
+        "table (val) row 1 (b), column annotation holds nothing: take the row out",
+    ),
+    "no such column": (
+        parquet,
+        {**PARQUET, "columns": {"image": "photo"}},
+        "has no column 'photo': set data.columns.image to one of",
+    ),
+    "a column of numbers": (
+        parquet,
+        {**PARQUET, "columns": {"annotation": "label"}},
+        "table (val) has int64 in column 'label', no images: set data.columns.annotation",
+    ),
+    "no such configuration": (
+        parquet,
+        {**PARQUET, "configuration": "mini"},
+        "table has no folder 'mini': see data.configuration",
+    ),
+    "classes of one's own for a known layout": (
+        None,
+        {"classes": "cityscapes"},
+        "set has labels of a known layout, but classes of your own: say data.reduce_labels and data.ignore",
+    ),
+    "an entry twice in an archive": (
+        lambda root: zipped(root, {"val/a.png": b"x"}),
+        ZIP,
+        "set.zip holds 'val/a.png' twice",
+    ),
+    "no network": (
+        None,
+        {"source": "owner/name", "classes": "camvid"},
+        "'owner/name' is nothing here and the hub gives none",
+    ),
+    "patterns that match nothing": (
+        None,
+        {"images": "photos/*.jpg", "annotations": "masks/*.png"},
+        "set/photos/*.jpg matches no file",
+    ),
     "one pattern of two": (None, {"images": "val/*.png"}, "give both or none"),
-    "patterns without classes": (None, {"images": "{split}/*.png", "annotations": "{split}annot/*.png"}, "set does not name its classes: give data.classes"),
+    "patterns without classes": (
+        None,
+        {"images": "{split}/*.png", "annotations": "{split}annot/*.png"},
+        "set does not name its classes: give data.classes",
+    ),
     "an unknown key": (None, {"sauce": "x"}, "data has an unknown key 'sauce': allowed are source,"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture

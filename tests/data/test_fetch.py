@@ -10,10 +10,10 @@ import zipfile
 import pytest
 from conftest import ade20k_folder
 
+from segquant.base.errors import ConfigError, DataError
 from segquant.data import fetch
 from segquant.data.fetch import Published
 from segquant.data.sources import open_source
-from segquant.errors import ConfigError, DataError
 
 
 class Server(http.server.BaseHTTPRequestHandler):

@@ -4,9 +4,9 @@ import shutil
 import pytest
 from conftest import ade20k_folder
 
-from segquant.config import Data
+from segquant.base.config import Data
+from segquant.base.errors import DataError
 from segquant.data.fingerprint import fingerprint
-from segquant.errors import DataError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import SegformerImageProcessorPil
 
-from segquant.config import check_protocol
+from segquant.base.config import check_protocol
+from segquant.base.errors import ConfigError
 from segquant.data import protocols
-from segquant.errors import ConfigError
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ import pytest
 from conftest import ade20k_folder
 from PIL import Image
 
-from segquant.config import Columns, Data
-from segquant.data.classes import ADE20K
+from segquant.base.classes import ADE20K
+from segquant.base.config import Columns, Data
+from segquant.base.errors import ConfigError, DataError
 from segquant.data.images import decode_annotation
 from segquant.data.shards import write_shards
 from segquant.data.sources import open_source, rows
-from segquant.errors import ConfigError, DataError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ADE = {"classes": "ade20k", "reduce_labels": True}
@@ -34,7 +34,9 @@ def official(request, tmp_path_factory):
 
 
 def features():
-    return datasets.Features({"image": datasets.Image(), "annotation": datasets.Image(), "scene_category": datasets.Value("int32")})  # fmt: skip
+    return datasets.Features(
+        {"image": datasets.Image(), "annotation": datasets.Image(), "scene_category": datasets.Value("int32")}
+    )
 
 
 def as_dataset(official, split):
@@ -44,7 +46,11 @@ def as_dataset(official, split):
     def cell(path):
         return {"bytes": path.read_bytes(), "path": path.name}
 
-    columns = {"image": [cell(p) for p in images], "annotation": [cell(p) for p in labels], "scene_category": [0] * len(images)}  # fmt: skip
+    columns = {
+        "image": [cell(p) for p in images],
+        "annotation": [cell(p) for p in labels],
+        "scene_category": [0] * len(images),
+    }
     return datasets.Dataset.from_dict(columns, features())
 
 
@@ -98,9 +104,16 @@ def routes(official, tmp_path_factory):
 
 
 ROUTES = (
-    "archive", "folder above", "patterns", "saved to disk", "Parquet", "a configuration's folder", "other columns", "the hub",
+    "archive",
+    "folder above",
+    "patterns",
+    "saved to disk",
+    "Parquet",
+    "a configuration's folder",
+    "other columns",
+    "the hub",
     "the hub at a commit",
-)  # fmt: skip
+)
 
 
 @pytest.fixture
@@ -164,7 +177,13 @@ def test_patterns_across_folders(tmp_path, names):
     for drive in ("a/day", "b"):
         for frame in ("0001", "0002"):
             pair(tmp_path / "set", f"drives/{drive}/{frame}.png", f"masks/v1/{drive}/{frame}_mask.png", [[0, 1, 2, 9]])
-    data = Data(str(tmp_path / "set"), images="drives/**/*.png", annotations="masks/v1/**/*_mask.png", classes=names, ignore=(9,))  # fmt: skip
+    data = Data(
+        str(tmp_path / "set"),
+        images="drives/**/*.png",
+        annotations="masks/v1/**/*_mask.png",
+        classes=names,
+        ignore=(9,),
+    )
     source = open_source(data, "any")
     assert [row["id"] for row in rows(source)] == ["a-day-0001", "a-day-0002", "b-0001", "b-0002"]
     assert source.classes == ["road", "sky", "car"]
@@ -198,9 +217,12 @@ def test_what_is_said_of_labels_wins_over_the_layout(tmp_path, names):
         ({"classes": "first.txt"}, "data.classes 'first.txt' has no name in line 1: a class is a line"),
         ({"classes": "empty.txt"}, "data.classes 'empty.txt' must name 1 to 255 classes, a name a line"),
         ({"classes": "camvid"}, "has labels of a known layout, but classes of your own: say data.reduce_labels and"),
-        ({"classes": "nowhere.txt"}, "data.classes 'nowhere.txt' is none of ade20k, cityscapes, camvid and no text file"),
+        (
+            {"classes": "nowhere.txt"},
+            "data.classes 'nowhere.txt' is none of ade20k, cityscapes, camvid and no text file",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_description_that_does_not_fit_is_one_line(tmp_path, keys, message, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "blank.txt").write_text("road\n\nsky\n")
@@ -221,11 +243,19 @@ def test_tables_that_do_not_fit_are_one_line(routes, hub, tmp_path):
         (routes[0]["saved to disk"], "test", "has no split 'test': choose one of train, validation"),
         (Data(flat.source), "validation", "does not name its classes: give data.classes"),
         (Data(flat.source, classes="ade20k"), "validation", "say data.reduce_labels, true where labels hold 1 to 150"),
-        (Data(flat.source, columns=Columns("photo"), **ADE), "validation", "has no column 'photo': set data.columns.image to one of image, annotation, scene_category"),
+        (
+            Data(flat.source, columns=Columns("photo"), **ADE),
+            "validation",
+            "has no column 'photo': set data.columns.image to one of image, annotation, scene_category",
+        ),
         (Data("owner/none", **ADE), "validation", "data source 'owner/none' is nothing here and the hub gives none"),
         (Data("zhoubolei/scene_parse_150", revision="v9"), "validation", "the hub gives none"),
-        (Data("zhoubolei/scene_parse_150", configuration="none"), "validation", "has no Parquet files in none at revision refs/convert/parquet: choose data.configuration"),
-    ):  # fmt: skip
+        (
+            Data("zhoubolei/scene_parse_150", configuration="none"),
+            "validation",
+            "has no Parquet files in none at revision refs/convert/parquet: choose data.configuration",
+        ),
+    ):
         with pytest.raises((ConfigError, DataError)) as caught:
             open_source(data, split)
         assert message in str(caught.value) and "\n" not in str(caught.value)

@@ -4,8 +4,8 @@ import time
 import numpy as np
 import pytest
 
-from segquant.data import scenes
-from segquant.data.classes import ADE20K
+from segquant import scenes
+from segquant.base.classes import ADE20K
 from segquant.data.images import decode_annotation, decode_image
 
 

@@ -6,12 +6,12 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
 
+from segquant.base.errors import DataError
+from segquant.base.files import sha256
 from segquant.data import shards
 from segquant.data.images import decode_annotation
 from segquant.data.label_map import load_label_map
 from segquant.data.sources import open_source, rows
-from segquant.errors import DataError
-from segquant.files import sha256
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segquant.config import Data
-from segquant.data.classes import ADE20K, CAMVID, CITYSCAPES
+from segquant.base.classes import ADE20K, CAMVID, CITYSCAPES
+from segquant.base.config import Data
+from segquant.base.errors import DataError
 from segquant.data.images import decode_annotation
 from segquant.data.sources import open_images, open_source, rows
-from segquant.errors import DataError
 
 
 def _write(path, array):

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from segquant.config import Data
+from segquant.base.config import Data
+from segquant.base.errors import ConfigError, DataError
 from segquant.data.images import decode_annotation
 from segquant.data.sources import open_source, rows
-from segquant.errors import ConfigError, DataError
 
 
 def png(value):

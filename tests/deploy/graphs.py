@@ -4,7 +4,7 @@ import torch
 from conftest import small_segformer
 from torch import nn
 
-from segquant.config import Calibration, Graph
+from segquant.base.config import Calibration, Graph
 
 FEW = Calibration(images=4)
 RECIPES = {
@@ -18,7 +18,7 @@ RECIPES = {
     "nncf": Graph(
         engine="openvino", weights="int8", algorithm="nncf", calibration=FEW, ignored_types=("GroupConvolution", "Add")
     ),
-}  # fmt: skip
+}
 
 
 def images(count=4):

@@ -10,7 +10,7 @@ from PIL import Image
 from test_cli import quick, segquant  # noqa: F401
 
 from segquant import models
-from segquant.errors import UnavailableError
+from segquant.base.errors import UnavailableError
 
 
 @pytest.fixture
@@ -27,10 +27,30 @@ def test_pt2e_makes_scores_and_times_an_int8_onnx_file(tiny_folder, quick, tmp_p
     for name in ("one", "two"):
         ade20k_folder(tmp_path / name, "validation", 2)
     done = segquant(
-        "pt2e", "--params", quick, "--model", tiny_folder, "--data", tmp_path / "one", "--data", tmp_path / "two",
-        "--split", "validation", "--train-split", "validation", "--protocol", "fixed-64x64-v1", "--epochs", 1,
-        "--num-calibration-samples", 2, "--num-samples-per-dataset", 1, "--output", tmp_path / "out",
-    )  # fmt: skip
+        "pt2e",
+        "--params",
+        quick,
+        "--model",
+        tiny_folder,
+        "--data",
+        tmp_path / "one",
+        "--data",
+        tmp_path / "two",
+        "--split",
+        "validation",
+        "--train-split",
+        "validation",
+        "--protocol",
+        "fixed-64x64-v1",
+        "--epochs",
+        1,
+        "--num-calibration-samples",
+        2,
+        "--num-samples-per-dataset",
+        1,
+        "--output",
+        tmp_path / "out",
+    )
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert list(results) == ["one", "two"]
@@ -106,7 +126,7 @@ def test_an_export_never_replaces_a_folder(tiny_folder, tmp_path):
 
 def test_pt2e_without_the_extra_is_one_line(monkeypatch, tmp_path):
     from segquant import cli
-    from segquant.deploy import extras
+    from segquant.engines import extras
 
     monkeypatch.setattr(extras, "find_spec", lambda name: None)
     monkeypatch.setattr(
@@ -122,18 +142,36 @@ def test_pt2e_without_the_extra_is_one_line(monkeypatch, tmp_path):
 def test_run_keeps_to_max_drop_on_the_calibration_images(tiny_folder, quick, tmp_path):  # noqa: F811
     params = yaml.safe_load(quick.read_text())
     params["quant"]["methods"]["onnx_int8"] = {
-        "engine": "onnxruntime", "weights": "int8", "algorithm": "qdq", "calibration": {"images": 2}, "max_drop": 50,
-    }  # fmt: skip
+        "engine": "onnxruntime",
+        "weights": "int8",
+        "algorithm": "qdq",
+        "calibration": {"images": 2},
+        "max_drop": 50,
+    }
     quick.write_text(yaml.safe_dump(params, sort_keys=False))
     ade20k_folder(tmp_path / "one", "validation", 2)
     for folder in ("validation", "validationannot"):  # of CamVid's eleven classes
         (tmp_path / "camvid" / folder).mkdir(parents=True)
         Image.new("L" if "annot" in folder else "RGB", (60, 40)).save(tmp_path / "camvid" / folder / "a.png")
     options = (
-        "run", "--params", quick, "--model", tiny_folder, "--data", tmp_path / "one", "--split", "validation",
-        "--train-split", "validation", "--protocol", "fixed-64x64-v1", "--methods", "onnx_int8",
-        "--output", tmp_path / "out",
-    )  # fmt: skip
+        "run",
+        "--params",
+        quick,
+        "--model",
+        tiny_folder,
+        "--data",
+        tmp_path / "one",
+        "--split",
+        "validation",
+        "--train-split",
+        "validation",
+        "--protocol",
+        "fixed-64x64-v1",
+        "--methods",
+        "onnx_int8",
+        "--output",
+        tmp_path / "out",
+    )
     done = segquant(*options)
     assert done.returncode == 0, done.stderr
     info = json.loads((tmp_path / "out" / "onnx_int8" / "quantization.json").read_text())

@@ -9,22 +9,20 @@ import torch
 from graphs import RECIPES, float_model, images
 
 from segquant import models
-from segquant.config import Finetune
-from segquant.data.classes import CAMVID
+from segquant.base.classes import CAMVID
+from segquant.base.config import Finetune
+from segquant.base.errors import ConfigError, DataError, ModelError, SegquantError
 from segquant.data.sources import open_source, rows
 from segquant.deploy import finetune
 from segquant.deploy.finetune import build_finetuned, crop_of
 from segquant.deploy.pt2e import Trainable, converted, prepared
-from segquant.deploy.runtimes import load
-from segquant.errors import ConfigError, DataError, ModelError, SegquantError
+from segquant.engines.runtimes import load
 from segquant.training import losses
 from segquant.training.losses import distillation
 from segquant.training.qat import Material
 
 CPU = torch.device("cpu")
-TRAIN = Finetune(
-    epochs=3, batch_size=2, crop=64, lr=3e-4, warmup=1, workers=0, checkpoint_every=2, validate_every=100
-)  # fmt: skip
+TRAIN = Finetune(epochs=3, batch_size=2, crop=64, lr=3e-4, warmup=1, workers=0, checkpoint_every=2, validate_every=100)
 RECIPE = replace(RECIPES["pt2e"], train=TRAIN)
 ROWS = list(rows(open_source("scenes", "train", 4)))
 MATERIAL = Material(ROWS, CAMVID, "four scenes", "fixed-96x96-v1")
@@ -98,8 +96,9 @@ def test_ranges_of_weights_follow_the_weights_to_the_end():
     torch.testing.assert_close(
         {name: value for name, value in ranges(model).items() if value.numel() > 1},
         {name: 1.5 * value for name, value in start.items() if value.numel() > 1},
-        rtol=1e-5, atol=2**-12,
-    )  # fmt: skip
+        rtol=1e-5,
+        atol=2**-12,
+    )
     assert all(torch.equal(value, start[name]) for name, value in ranges(model).items() if value.numel() == 1)
 
 

@@ -15,18 +15,18 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from segquant import models
-from segquant.config import Calibration, Graph, Recipe, Speed
-from segquant.deploy import extras, runtimes
+from segquant.base.config import Calibration, Graph, Recipe, Speed
+from segquant.base.errors import ConfigError, DataError, ModelError, UnavailableError
 from segquant.deploy.build import build_graph
 from segquant.deploy.describe import describe
-from segquant.deploy.extras import refused_protocol, refused_size, unavailable
 from segquant.deploy.graph import Pixels
 from segquant.deploy.onnx_export import export_onnx, write_exports
 from segquant.deploy.openvino_int8 import quantize_nncf
 from segquant.deploy.qdq import quantize_qdq
-from segquant.deploy.runtimes import load, load_graph
 from segquant.deploy.speed import measure
-from segquant.errors import ConfigError, DataError, ModelError, UnavailableError
+from segquant.engines import extras, runtimes
+from segquant.engines.extras import refused_protocol, refused_size, unavailable
+from segquant.engines.runtimes import load, load_graph
 from segquant.quant.build import build
 
 MEAN, STD = [0.5, 0.25, 0.375], [0.5, 0.125, 0.75]  # of no other model
@@ -259,11 +259,14 @@ def test_a_file_that_is_no_segformers_is_one_line(engine, tmp_path):
 @pytest.mark.parametrize(
     "stored",
     [
-        "{oops", "[1]", '{"mean": [0.5, 0.5, 0.5]}', '{"mean": [0.5], "std": [0.5]}',
+        "{oops",
+        "[1]",
+        '{"mean": [0.5, 0.5, 0.5]}',
+        '{"mean": [0.5], "std": [0.5]}',
         '{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "channels": "BGR"}',
         '{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "scale": 1}',
     ],
-)  # fmt: skip
+)
 def test_pixels_are_never_normalized_other_than_a_files_metadata_say(engine, stored, tmp_path):
     path = foreign(tmp_path / "other.onnx", ["B", 3, "H", "W"], ["B", 3, "H", "W"])
     assert load_graph(path, engine).normalization is None

@@ -4,9 +4,9 @@ import sys
 import pytest
 import torch
 
-from segquant.config import Recipe
+from segquant.base.config import Recipe
+from segquant.base.errors import ModelError
 from segquant.deploy.transformers_folder import export_transformers
-from segquant.errors import ModelError
 from segquant.quant.artifacts import load_quantized
 from segquant.quant.build import build
 

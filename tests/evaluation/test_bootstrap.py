@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from segquant.errors import DataError
+from segquant.base.errors import DataError
 from segquant.evaluation import metric
 from segquant.evaluation.bootstrap import compare, interval, resampled
 from segquant.evaluation.counts import locate_counts, read_counts, write_counts
@@ -63,8 +63,13 @@ def test_intervals_are_scipys(tmp_path):
         return b - a
 
     wanted = stats.bootstrap(
-        (np.arange(60),), statistic, n_resamples=10_000, method="percentile", vectorized=True, rng=np.random.default_rng(5)
-    ).confidence_interval  # fmt: skip
+        (np.arange(60),),
+        statistic,
+        n_resamples=10_000,
+        method="percentile",
+        vectorized=True,
+        rng=np.random.default_rng(5),
+    ).confidence_interval
     got = found["mean_iou"]
     width = wanted.high - wanted.low
     assert got["low"] == pytest.approx(wanted.low, abs=0.05 * width)

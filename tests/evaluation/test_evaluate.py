@@ -8,12 +8,12 @@ from PIL import Image
 from transformers import SegformerImageProcessorPil
 
 from segquant import models
-from segquant.config import Eval
+from segquant.base.config import Eval
+from segquant.base.errors import DataError, SegquantError
 from segquant.data.images import decode_annotation, decode_image
 from segquant.data.protocols import IMAGENET, normalize, resize
 from segquant.data.shards import open_shards, write_shards
 from segquant.data.sources import open_source, rows
-from segquant.errors import DataError, SegquantError
 from segquant.evaluation.loop import evaluate
 from segquant.evaluation.predict import predict
 from segquant.evaluation.reference import read_reference, write_reference
@@ -60,9 +60,7 @@ def test_a_model_agrees_with_itself_and_scores_as_its_predictions_do(tiny, tiny_
     write_reference(tiny_folder, shards, folder, partial=tmp_path / "partial", **options)
     reference = [pair for shard in shards for pair in read_reference(folder, shard)]
     tiny = models.load(tiny_folder)
-    result = evaluate(
-        tiny, rows(source), len(source), num_classes=150, reference=reference, pictures=2, **options
-    )  # fmt: skip
+    result = evaluate(tiny, rows(source), len(source), num_classes=150, reference=reference, pictures=2, **options)
     assert result.agreement == 1.0
     assert result.n_images == 5
     assert len(result.pictures) == 2
@@ -80,9 +78,14 @@ def test_agreement_counts_pixels(tiny, source):
     total = sum(m.size for _, m in maps)
     maps[0][1][0, :10] += 1
     result = evaluate(
-        tiny, rows(source), 5, num_classes=150, protocol="fixed-64x64-v1", settings=Eval(batch_size=4),
+        tiny,
+        rows(source),
+        5,
+        num_classes=150,
+        protocol="fixed-64x64-v1",
+        settings=Eval(batch_size=4),
         reference=[(name, as_png(m)) for name, m in maps],
-    )  # fmt: skip
+    )
     assert result.agreement == 1 - 10 / total
 
 

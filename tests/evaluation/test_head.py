@@ -7,14 +7,14 @@ from conftest import ROOT
 from torch import nn
 
 from segquant import models
-from segquant.config import Recipe, load
+from segquant.base.config import Recipe, load
 from segquant.data.images import decode_image
 from segquant.data.protocols import normalize, resize
 from segquant.data.sources import open_source, rows
-from segquant.evaluation.head import EarlyFuse, LiveFuse, fuse_early, fused_live
 from segquant.evaluation.predict import forward
 from segquant.evaluation.upsample import class_map
-from segquant.quant.methods import quantize
+from segquant.quant.head import EarlyFuse, LiveFuse, fuse_early, fused_live
+from segquant.quant.recipes import quantize
 
 METHODS = {
     name: replace(recipe, algorithm="affine", train=None)  # another algorithm's codes are held the same way
@@ -82,9 +82,14 @@ def test_the_number_of_threads_changes_no_bit(name):
     assert torch.equal(*logits)
 
 
-@pytest.mark.parametrize("recipe", [
-    Recipe("bfloat16"), Recipe("int8", activations="int8"), Recipe("int4", group_size=16, activations="int8"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe("bfloat16"),
+        Recipe("int8", activations="int8"),
+        Recipe("int4", group_size=16, activations="int8"),
+    ],
+)
 def test_a_head_that_rounds_on_its_way_is_left_as_it_is(tiny, recipe):
     quantize(tiny, recipe, torch.device("cpu"))
     head = tiny.decode_head

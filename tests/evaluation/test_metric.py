@@ -69,8 +69,11 @@ def test_absent_classes_are_left_out_and_predicted_ones_count_zero():
 def test_the_evaluate_metric_has_hugging_faces_keys_and_values():
     predictions, labels = _case(3, 4, 6)
     got = MeanIoU().compute(
-        predictions=[p.tolist() for p in predictions], references=[l.tolist() for l in labels], num_labels=6, ignore_index=255
-    )  # fmt: skip
+        predictions=[p.tolist() for p in predictions],
+        references=[l.tolist() for l in labels],
+        num_labels=6,
+        ignore_index=255,
+    )
     iou, accuracy, overall = independent(predictions, labels, 6)
     assert set(got) == {"mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou", "per_category_accuracy"}
     np.testing.assert_allclose(got["per_category_iou"], iou, rtol=1e-12)
@@ -81,8 +84,12 @@ def test_the_evaluate_metric_has_hugging_faces_keys_and_values():
 def test_reduce_labels_reads_raw_ade20k_annotations():
     raw = np.array([[0, 1, 2], [150, 1, 0]])
     got = MeanIoU().compute(
-        predictions=[[[7, 0, 1], [149, 1, 9]]], references=[raw.tolist()], num_labels=150, ignore_index=255, reduce_labels=True
-    )  # fmt: skip
+        predictions=[[[7, 0, 1], [149, 1, 9]]],
+        references=[raw.tolist()],
+        num_labels=150,
+        ignore_index=255,
+        reduce_labels=True,
+    )
     assert got["overall_accuracy"] == 0.75
     assert np.isnan(got["per_category_iou"][20])
     filled = MeanIoU().compute(predictions=[[[1]]], references=[[[5]]], num_labels=3, nan_to_num=0.0, label_map={5: 1})

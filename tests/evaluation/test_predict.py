@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from segquant.config import Eval
+from segquant.base.config import Eval
+from segquant.base.errors import DataError, SegquantError
 from segquant.data.sources import open_source, rows
-from segquant.errors import DataError, SegquantError
 from segquant.evaluation import predict as module
 from segquant.evaluation.loop import evaluate
 from segquant.evaluation.predict import predict
@@ -25,10 +25,12 @@ def png(array):
 def row(name, width, height):
     rng = np.random.default_rng(len(name) + width)
     return {
-        "id": name, "width": width, "height": height,
+        "id": name,
+        "width": width,
+        "height": height,
         "image": png(rng.integers(0, 255, (height, width, 3), np.uint8)),
         "annotation": png(np.full((height, width), 3, np.uint8)),
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture
@@ -90,7 +92,10 @@ def broken():
     return {
         "truncated image": ({**good, "image": good["image"][:100]}, "x.parquet row 1 (a) is not a readable image"),
         "image of another size": ({**good, "width": 41}, "x.parquet row 1 (a) is 40x32 but its row says 41x32"),
-        "truncated label": ({**good, "annotation": good["annotation"][:20]}, "x.parquet row 1 (a) has no readable label"),
+        "truncated label": (
+            {**good, "annotation": good["annotation"][:20]},
+            "x.parquet row 1 (a) has no readable label",
+        ),
         "label of another size": (
             {**good, "annotation": png(np.zeros((9, 9), np.uint8))},
             "x.parquet row 1 (a) has a label of 9x9 for an image of 40x32",
@@ -100,9 +105,10 @@ def broken():
             "x.parquet row 1 (a) has class id 200 in its label, but there are 150 classes",
         ),
         "label in colours": (
-            {**good, "annotation": png(np.zeros((32, 40, 3), np.uint8))}, "x.parquet row 1 (a) has a label of 3 channels"
+            {**good, "annotation": png(np.zeros((32, 40, 3), np.uint8))},
+            "x.parquet row 1 (a) has a label of 3 channels",
         ),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("what", broken())

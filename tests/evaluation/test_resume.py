@@ -16,13 +16,13 @@ import yaml
 from conftest import ROOT, small_segformer
 
 from segquant import models
-from segquant.config import Eval, Recipe
-from segquant.data.classes import ADE20K
+from segquant.base.classes import ADE20K
+from segquant.base.config import Eval, Recipe
+from segquant.base.files import TEMPORARY
 from segquant.data.shards import open_shards, write_shards
 from segquant.data.sources import open_source
 from segquant.evaluation.reference import write_reference
 from segquant.evaluation.score import score
-from segquant.files import TEMPORARY
 from segquant.quant.build import build
 
 ENV = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/src", "WANDB_MODE": "disabled"}
@@ -45,9 +45,13 @@ def made(tmp_path_factory):
     shards = open_shards(folder / "shards", "validation")
     assert len(shards) == IMAGES
     write_reference(
-        folder / "tiny", shards, folder / "reference", protocol=params["protocol"], settings=Eval(),
+        folder / "tiny",
+        shards,
+        folder / "reference",
+        protocol=params["protocol"],
+        settings=Eval(),
         partial=folder / "partial",
-    )  # fmt: skip
+    )
     return folder, finish(folder)[0]
 
 
@@ -70,10 +74,26 @@ TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-p
 
 def command(launcher):
     return [
-        *launcher, "-m", "stages.evaluate", "--method", "int8", "--artifact", "artifact", "--shards", "shards",
-        "--reference", "reference", "--partial", "partial", "--metrics", "out/metrics.json",
-        "--classes", "out/classes.csv", "--pictures", "out/pictures",
-    ]  # fmt: skip
+        *launcher,
+        "-m",
+        "stages.evaluate",
+        "--method",
+        "int8",
+        "--artifact",
+        "artifact",
+        "--shards",
+        "shards",
+        "--reference",
+        "reference",
+        "--partial",
+        "partial",
+        "--metrics",
+        "out/metrics.json",
+        "--classes",
+        "out/classes.csv",
+        "--pictures",
+        "out/pictures",
+    ]
 
 
 def finish(place, launcher=ONE):
@@ -156,15 +176,22 @@ def test_the_key_of_what_is_kept_holds_all_that_it_depends_on(made, tmp_path):
     shards = open_shards(place / "shards", "validation")[:2]
     build(place / "tiny", Recipe("int2", group_size=16), tmp_path / "int2", torch.device("cpu"))
     options = {
-        "artifact": place / "artifact", "protocol": "fixed-32x32-v1", "label_map": None, "settings": Eval(pictures=1),
+        "artifact": place / "artifact",
+        "protocol": "fixed-32x32-v1",
+        "label_map": None,
+        "settings": Eval(pictures=1),
         "classes": ADE20K,
-    }  # fmt: skip
+    }
     seen = set()
     for change in (
-        {}, {"artifact": tmp_path / "int2"}, {"protocol": "fixed-32x64-v1"}, {"settings": Eval(pictures=2)},
-        {"settings": Eval(pictures=1, batch_size=1)}, {"settings": Eval(pictures=1, dtype="bfloat16")},
+        {},
+        {"artifact": tmp_path / "int2"},
+        {"protocol": "fixed-32x64-v1"},
+        {"settings": Eval(pictures=2)},
+        {"settings": Eval(pictures=1, batch_size=1)},
+        {"settings": Eval(pictures=1, dtype="bfloat16")},
         {"settings": Eval(pictures=1, on_error="skip")},
-    ):  # fmt: skip
+    ):
         score(shards=shards, reference=place / "reference", partial=tmp_path / "kept", name="x", **(options | change))
         now = {path.name for path in (tmp_path / "kept").iterdir()}
         assert len(now - seen) == 2, change

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import torchao.quantization as ao
 from torch import nn
 
-from segquant.config import Sensitivity
+from segquant.base.config import Sensitivity
 from segquant.data.images import decode_annotation, decode_image
 from segquant.data.protocols import IMAGENET, normalize, resize
 from segquant.data.sources import open_source, rows

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from segquant.config import Recipe, Speed
+from segquant.base.config import Recipe, Speed
 from segquant.evaluation import speed
 from segquant.evaluation.speed import measure
 from segquant.quant.build import build
@@ -127,9 +127,20 @@ def test_compile_for_real(artifacts):
 def test_the_fresh_process_counts_the_artifacts_memory_only(artifacts, tmp_path):
     """The peak is of loading and running, not of importing torch (some 300 MB)."""
     command = [
-        sys.executable, "-m", "segquant.deploy.speed", "--artifact", artifacts / "int8", "--float32", artifacts / "float32", "--exports", "none",
-        "--speed", json.dumps({"input_size": [64, 96], "batch_sizes": [1], "runs": 2, "warmup": 1}), "--output", tmp_path / "speed.json",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "segquant.deploy.speed",
+        "--artifact",
+        artifacts / "int8",
+        "--float32",
+        artifacts / "float32",
+        "--exports",
+        "none",
+        "--speed",
+        json.dumps({"input_size": [64, 96], "batch_sizes": [1], "runs": 2, "warmup": 1}),
+        "--output",
+        tmp_path / "speed.json",
+    ]
     subprocess.run([str(c) for c in command], check=True, capture_output=True)
     peak = json.loads((tmp_path / "speed.json").read_text())["peak_memory_bytes"]
     assert 500_000 < peak < 200_000_000

@@ -11,14 +11,15 @@ from conftest import ROOT, small_segformer
 from safetensors.torch import load_file
 
 import segquant
-from segquant import config, models
-from segquant.config import Override, Recipe
-from segquant.deploy import runtimes
-from segquant.errors import ConfigError, ModelError, SegquantError, UnavailableError
+from segquant import models
+from segquant.base import config
+from segquant.base.config import Override, Recipe
+from segquant.base.errors import ConfigError, ModelError, SegquantError, UnavailableError
+from segquant.engines import runtimes
 from segquant.quant import gptq
 from segquant.quant.artifacts import describe_artifact, load_artifact, load_quantized
 from segquant.quant.build import build
-from segquant.quant.methods import quantize, unavailable
+from segquant.quant.recipes import quantize, unavailable
 
 CPU = torch.device("cpu")
 IMAGES = torch.randn(4, 3, 64, 96, generator=torch.Generator().manual_seed(2)).cumsum(2) / 4

@@ -3,11 +3,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from segquant.config import Recipe
+from segquant.base.config import Recipe
 from segquant.quant.calibrate import _solve, calibrate, position_weights
 from segquant.quant.coverage import dense_convs, rewrite
 from segquant.quant.gptq import dequantize, quantize_weight
-from segquant.quant.methods import quantize
+from segquant.quant.recipes import quantize
 
 
 @pytest.fixture
@@ -145,5 +145,5 @@ def test_a_rank_that_quantizes_alone_waits_for_no_other(tiny, images, monkeypatc
 
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("segquant.ranks.join", hang)
+    monkeypatch.setattr("segquant.base.ranks.join", hang)
     assert quantize(tiny, Recipe("int4", 16, "gptq"), torch.device("cpu"), images)

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from segquant import models
-from segquant.config import Recipe
+from segquant.base.config import Recipe
 from segquant.quant.artifacts import describe_artifact, load_quantized
 from segquant.quant.build import build
 from segquant.quant.coverage import choose
@@ -32,34 +32,62 @@ SIZES = {
 }
 OTHERS = {
     "mobilevit": MobileViTConfig(
-        hidden_sizes=[32, 48, 64], neck_hidden_sizes=[8, 16, 16, 24, 32, 40, 64], num_attention_heads=4, aspp_out_channels=32,
+        hidden_sizes=[32, 48, 64],
+        neck_hidden_sizes=[8, 16, 16, 24, 32, 40, 64],
+        num_attention_heads=4,
+        aspp_out_channels=32,
         num_labels=7,
     ),
     "dpt": DPTConfig(
-        hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64, image_size=64, patch_size=16,
-        backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[16, 16, 32, 32], fusion_hidden_size=32, num_labels=7,
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=64,
+        image_size=64,
+        patch_size=16,
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[16, 16, 32, 32],
+        fusion_hidden_size=32,
+        num_labels=7,
     ),
     "beit": BeitConfig(
-        hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64, image_size=64, patch_size=16,
-        out_indices=[1, 2, 3, 4], num_labels=7, use_relative_position_bias=True,
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=64,
+        image_size=64,
+        patch_size=16,
+        out_indices=[1, 2, 3, 4],
+        num_labels=7,
+        use_relative_position_bias=True,
     ),
     "upernet": UperNetConfig(  # some of its layers' outputs do not depend on the image
         backbone_config=Swinv2Config(
-            image_size=64, embed_dim=16, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8], window_size=4,
+            image_size=64,
+            embed_dim=16,
+            depths=[1, 1, 1, 1],
+            num_heads=[1, 2, 4, 8],
+            window_size=4,
             out_features=["stage1", "stage2", "stage3", "stage4"],
         ),
-        hidden_size=32, auxiliary_in_channels=64, auxiliary_channels=16, num_labels=7,
+        hidden_size=32,
+        auxiliary_in_channels=64,
+        auxiliary_channels=16,
+        num_labels=7,
     ),
     "mobilenet_v2": MobileNetV2Config(depth_multiplier=0.25, image_size=64, num_labels=7),
-}  # fmt: skip
+}
 
 
 def _config(size):
     depths, hidden, decoder = SIZES[size]
     return SegformerConfig(
-        depths=depths, hidden_sizes=hidden, num_attention_heads=[1, 2, 5, 8], decoder_hidden_size=decoder,
+        depths=depths,
+        hidden_sizes=hidden,
+        num_attention_heads=[1, 2, 5, 8],
+        decoder_hidden_size=decoder,
         num_labels=150,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("size", list(SIZES))

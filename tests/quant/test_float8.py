@@ -6,8 +6,8 @@ from conftest import ROOT
 from torch import nn
 
 from segquant import models
-from segquant.config import Recipe
-from segquant.quant import methods
+from segquant.base.config import Recipe
+from segquant.quant import recipes as methods
 from segquant.quant.artifacts import load_quantized, save_quantized
 from segquant.quant.float8 import Float8Linear
 

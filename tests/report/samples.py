@@ -6,43 +6,64 @@ import numpy as np
 import torch
 from PIL import Image
 
-from segquant.config import Qat, Recipe
-from segquant.data.classes import ADE20K
+from segquant.base.classes import ADE20K
+from segquant.base.config import Qat, Recipe
+from segquant.base.files import write_json
 from segquant.data.images import decode_annotation
 from segquant.data.sources import open_source, rows
 from segquant.evaluation import metric
 from segquant.evaluation.counts import write_counts
-from segquant.files import write_json
 
 SPEED = {
-    "latency_ms": {"p50": 210.0, "p90": 230.0, "n": 10}, "images_per_second": 4.7, "load_seconds": 0.1,
-    "relative_to_float32": {"median": 1.05, "min": 0.9, "max": 1.2}, "peak_memory_bytes": 300e6, "engine": "eager",
-    "batch_size": 1, "input_size": [512, 512], "device": "cpu", "threads": 2, "engine_version": "2.13.0",
-}  # fmt: skip
+    "latency_ms": {"p50": 210.0, "p90": 230.0, "n": 10},
+    "images_per_second": 4.7,
+    "load_seconds": 0.1,
+    "relative_to_float32": {"median": 1.05, "min": 0.9, "max": 1.2},
+    "peak_memory_bytes": 300e6,
+    "engine": "eager",
+    "batch_size": 1,
+    "input_size": [512, 512],
+    "device": "cpu",
+    "threads": 2,
+    "engine_version": "2.13.0",
+}
 LANE = {
     "engine": "eager",
     "batch_size": 1,
     **{k: SPEED[k] for k in ("latency_ms", "images_per_second", "relative_to_float32")},
 }
 SPEED["lanes"] = [
-    LANE, {**LANE, "batch_size": 4, "images_per_second": 5.25}, {**LANE, "engine": "compile", "compile_seconds": 31.4},
+    LANE,
+    {**LANE, "batch_size": 4, "images_per_second": 5.25},
+    {**LANE, "engine": "compile", "compile_seconds": 31.4},
     {"engine": "compile", "batch_size": 4, "unavailable": "torch.compile failed: no compiler"},
-]  # fmt: skip
+]
 HARDWARE = {"processor": "Testium 9", "instructions": ["avx2"], "cores": 2, "gpu": None}
 
 
 def metrics(miou, size):
     return {
-        "algorithm": "hqq", "mean_iou": miou, "mean_accuracy": 0.8, "overall_accuracy": 0.9, "agreement": 0.99, "n_images": 2,
-        "protocol": "fixed-64x64-v1", "size_bytes": size, "compression": 1e7 / size, "quantized_fraction": 0.65,
+        "algorithm": "hqq",
+        "mean_iou": miou,
+        "mean_accuracy": 0.8,
+        "overall_accuracy": 0.9,
+        "agreement": 0.99,
+        "n_images": 2,
+        "protocol": "fixed-64x64-v1",
+        "size_bytes": size,
+        "compression": 1e7 / size,
+        "quantized_fraction": 0.65,
         "bits_per_parameter": 8.0,
-    }  # fmt: skip
+    }
 
 
 RECIPES = {
-    "float32": Recipe("float32"), "int8": Recipe("int8"), "float8_dynamic": Recipe("float8", activations="float8"),
-    "int2": Recipe("int2", 32, "gptq"), "int2_qat": Recipe("int2", 32, "gptq", train=Qat(steps=10)),
-}  # fmt: skip
+    "float32": Recipe("float32"),
+    "int8": Recipe("int8"),
+    "float8_dynamic": Recipe("float8", activations="float8"),
+    "int2": Recipe("int2", 32, "gptq"),
+    "int2_qat": Recipe("int2", 32, "gptq", train=Qat(steps=10)),
+}
 METHODS = ["float32", "int8", "float8_dynamic", "int2"]
 
 

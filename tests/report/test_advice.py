@@ -2,18 +2,19 @@ import numpy as np
 import pytest
 from samples import SPEED, metrics, write_metrics, write_predictions
 
+from segquant.base.files import write_json
 from segquant.evaluation.bootstrap import compare
 from segquant.evaluation.counts import read_counts
-from segquant.files import write_json
 from segquant.report import advice, plots, tables
 
 
 def result(miou, size, times_as_fast, interval=None):
     ratio = {"median": times_as_fast, "min": 0.9 * times_as_fast, "max": 1.1 * times_as_fast}
     return {
-        **metrics(miou, size), "speed": {**SPEED, "relative_to_float32": ratio},
+        **metrics(miou, size),
+        "speed": {**SPEED, "relative_to_float32": ratio},
         **({"loss_interval": interval} if interval else {}),
-    }  # fmt: skip
+    }
 
 
 FLOAT32 = {"float32": result(0.70, 15e6, 1.0)}
@@ -21,8 +22,10 @@ FLOAT32 = {"float32": result(0.70, 15e6, 1.0)}
 
 def test_the_smallest_and_the_fastest_within_a_point_are_named():
     results = FLOAT32 | {
-        "bfloat16": result(0.699, 7.5e6, 1.5), "int4": result(0.695, 2.4e6, 0.9), "int2": result(0.52, 1.2e6, 3.0, [15, 21]),
-    }  # fmt: skip
+        "bfloat16": result(0.699, 7.5e6, 1.5),
+        "int4": result(0.695, 2.4e6, 0.9),
+        "int2": result(0.52, 1.2e6, 3.0, [15, 21]),
+    }
     found = advice.advise(results)
     assert (found["smallest"], found["fastest"], found["lossy"]) == ("int4", "bfloat16", ["int2"])
     told = {heading: (method, words) for heading, method, words in advice.sentences(results)}
@@ -117,9 +120,12 @@ def test_the_fastest_that_needs_no_other_engine_is_named_too():
 
 def test_a_method_that_another_betters_in_everything_is_named_with_that_one():
     results = FLOAT32 | {
-        "int8": result(0.70, 3.8e6, 0.8), "bfloat16": result(0.70, 7.5e6, 1.5), "static": result(0.7, 3.8e6, 4.0),
-        "int4": result(0.695, 2.4e6, 0.8), "int3": result(0.6945, 2.0e6, 0.8),
-    }  # fmt: skip
+        "int8": result(0.70, 3.8e6, 0.8),
+        "bfloat16": result(0.70, 7.5e6, 1.5),
+        "static": result(0.7, 3.8e6, 4.0),
+        "int4": result(0.695, 2.4e6, 0.8),
+        "int3": result(0.6945, 2.0e6, 0.8),
+    }
     found = advice.advise(results)
     assert found["pointless"] == {"int8": "static", "bfloat16": "static", "int4": "int3"}
     assert ("Without advantage", "int8, bfloat16") in [told[:2] for told in advice.sentences(results)]

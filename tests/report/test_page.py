@@ -8,7 +8,7 @@ import pytest
 from browser import colours, needs_browser, probed, shot
 from samples import HARDWARE, METHODS, RECIPES, write_metrics, write_predictions
 
-from segquant.data.classes import ADE20K
+from segquant.base.classes import ADE20K
 from segquant.report import advice, page, plots, tables
 
 

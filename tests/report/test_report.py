@@ -6,9 +6,9 @@ import pytest
 from samples import HARDWARE, METHODS, RECIPES, write_metrics, write_predictions
 from samples import metrics as made
 
-from segquant.data.classes import ADE20K
+from segquant.base.classes import ADE20K
+from segquant.base.files import write_json
 from segquant.data.palette import palette
-from segquant.files import write_json
 from segquant.report import classes, page, plots, tables, terminal, training
 
 

@@ -28,8 +28,11 @@ def test_what_came_went_or_cannot_be_compared_is_told_and_no_drop():
         "int3": _measured(0.7),
     }
     now = {
-        "int8": _measured(0.5, protocol="fixed-32x32-v1"), "float8": _measured(0.7), "new": _measured(0.1), "int3": {"unavailable": "why"},
-    }  # fmt: skip
+        "int8": _measured(0.5, protocol="fixed-32x32-v1"),
+        "float8": _measured(0.7),
+        "new": _measured(0.1),
+        "int3": {"unavailable": "why"},
+    }
     found = dict(review.verdicts(before, now, 0))
     assert set(found) == {"other", "new", "gone", "drop"}
     words = [told for _, told in review.verdicts(before, now, 0)]

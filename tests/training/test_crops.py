@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
+from segquant.base.errors import ConfigError
 from segquant.data.images import decode_annotation, decode_image
 from segquant.data.protocols import normalize, resize
 from segquant.data.sources import open_source
-from segquant.errors import ConfigError
 from segquant.training.data import Crops, class_weights, crop_size
 
 

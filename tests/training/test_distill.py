@@ -8,15 +8,24 @@ from conftest import ROOT, ade20k_folder, small_segformer
 from PIL import Image
 
 from segquant import models
-from segquant.config import Data, Distill, Eval, load
-from segquant.errors import ConfigError, DataError, ModelError
+from segquant.base.config import Data, Distill, Eval, load
+from segquant.base.errors import ConfigError, DataError, ModelError
 from segquant.training import distill
 from segquant.training.loop import silent
 
 OPTIONS = Distill(
-    teacher="teacher", student="student", steps=4, crop=64, batch_size=2, warmup=1, workers=0, lr=1e-3,
-    validation_images=2, validate_every=2, checkpoint_every=2,
-)  # fmt: skip
+    teacher="teacher",
+    student="student",
+    steps=4,
+    crop=64,
+    batch_size=2,
+    warmup=1,
+    workers=0,
+    lr=1e-3,
+    validation_images=2,
+    validate_every=2,
+    checkpoint_every=2,
+)
 
 
 @pytest.fixture
@@ -35,9 +44,11 @@ def place(tmp_path, monkeypatch):
 def make(place, label_map=None, **options):
     params = replace(
         load(ROOT / "params.yaml"),
-        data=Data("data", train_split="train", validation_split="val", label_map=label_map), protocol="fixed-64x64-v1", eval=Eval(device="cpu"),
+        data=Data("data", train_split="train", validation_split="val", label_map=label_map),
+        protocol="fixed-64x64-v1",
+        eval=Eval(device="cpu"),
         distill=replace(OPTIONS, **options),
-    )  # fmt: skip
+    )
     distill.make_student(params, place / "out", place / "c.pt", silent)
     return models.load(place / "out")
 

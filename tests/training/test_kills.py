@@ -32,12 +32,20 @@ def place(tmp_path_factory):
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["protocol"] = "fixed-96x96-v1"
     params["quant"]["methods"]["mine"] = {
-        "weights": "int2", "group_size": 16, "algorithm": "gptq", "calibration": {"images": 2},
+        "weights": "int2",
+        "group_size": 16,
+        "algorithm": "gptq",
+        "calibration": {"images": 2},
         "train": {
-            "steps": STEPS, "batch_size": 2, "crop": 64, "lr": 0.05, "checkpoint_every": 1, "validate_every": 10,
+            "steps": STEPS,
+            "batch_size": 2,
+            "crop": 64,
+            "lr": 0.05,
+            "checkpoint_every": 1,
+            "validate_every": 10,
             "validation_images": 2,
         },
-    }  # fmt: skip
+    }
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     sources = {split: open_source("scenes", split, 4) for split in ("train", "validation")}
     write_shards(sources, folder / "shards")
@@ -47,9 +55,22 @@ def place(tmp_path_factory):
 
 def command(launcher):
     return [
-        *launcher, "-m", "stages.quantize", "--method", "mine", "--baseline", "tiny", "--shards", "shards",
-        "--trained", "trained", "--output", "out/mine", "--times", "out/times.json",
-    ]  # fmt: skip
+        *launcher,
+        "-m",
+        "stages.quantize",
+        "--method",
+        "mine",
+        "--baseline",
+        "tiny",
+        "--shards",
+        "shards",
+        "--trained",
+        "trained",
+        "--output",
+        "out/mine",
+        "--times",
+        "out/times.json",
+    ]
 
 
 def finish(place, launcher):

@@ -12,9 +12,9 @@ import pytest
 import torch
 from conftest import ROOT, small_segformer
 
-from segquant.config import Phase, Training
+from segquant.base.config import Phase, Training
+from segquant.base.errors import ConfigError, DataError, SegquantError
 from segquant.data.sources import open_source
-from segquant.errors import ConfigError, DataError, SegquantError
 from segquant.training.data import Crops
 from segquant.training.loop import decayed, factor, train
 from segquant.training.losses import cross_entropy
@@ -224,7 +224,7 @@ import json, sys, torch
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from training.test_loop import OPTIONS, trained
-from segquant.ranks import ranks
+from segquant.base.ranks import ranks
 from dataclasses import replace
 torch.set_num_threads(1)
 model = trained(Path({folder!r}) / "shared.pt", replace(OPTIONS, ema=0.0, **json.loads(sys.argv[1])), mode="eval")

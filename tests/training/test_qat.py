@@ -12,17 +12,17 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from segquant import models
-from segquant.config import Calibration, Data, Override, Qat, Recipe, load
-from segquant.data.classes import ADE20K, CAMVID
+from segquant.base.classes import ADE20K, CAMVID
+from segquant.base.config import Calibration, Data, Override, Qat, Recipe, load
+from segquant.base.errors import ConfigError, DataError, ModelError, SegquantError
 from segquant.data.shards import write_shards
 from segquant.data.sources import open_source, rows
 from segquant.deploy import finetune
-from segquant.deploy.lane import quantize_lane
-from segquant.errors import ConfigError, DataError, ModelError, SegquantError
-from segquant.quant import methods
+from segquant.lanes import quantize_lane
+from segquant.quant import recipes as methods
 from segquant.quant.artifacts import describe_artifact, load_quantized
 from segquant.quant.build import build
-from segquant.quant.methods import quantize
+from segquant.quant.recipes import quantize
 from segquant.training import losses, qat
 from segquant.training.baseline import scorer
 from segquant.training.data import Crops

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
+from segquant.base.errors import ConfigError, DataError
+from segquant.base.files import replacing, sha256
+from segquant.base.progress import progress
 from segquant.data.tree import Archive
-from segquant.errors import ConfigError, DataError
-from segquant.files import replacing, sha256
-from segquant.progress import progress
 
 log = logging.getLogger(__name__)
 _CHUNK = 1 << 20

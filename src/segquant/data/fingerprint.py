@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from segquant import files
-from segquant.config import Data
+from segquant.base import files
+from segquant.base.config import Data
 from segquant.data.sources import find, on_hub
 from segquant.data.tree import Folder
 

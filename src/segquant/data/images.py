@@ -10,12 +10,22 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from segquant.errors import DataError
+from segquant.base.errors import DataError
 
 # Formats of labels, and compressions of TIFF
 _LOSSLESS = {
-    "PNG", "BMP", "GIF", "PPM", "raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "lzma", "zstd",
-}  # fmt: skip
+    "PNG",
+    "BMP",
+    "GIF",
+    "PPM",
+    "raw",
+    "packbits",
+    "tiff_lzw",
+    "tiff_deflate",
+    "tiff_adobe_deflate",
+    "lzma",
+    "zstd",
+}
 IGNORE = 255  # the annotation of pixels that do not count
 
 

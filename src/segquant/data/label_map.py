@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from segquant.errors import DataError
+from segquant.base.errors import DataError
 
 NO_CLASS = 255
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from segquant.data import classes
+from segquant.base import classes
+from segquant.base.errors import ConfigError, DataError
 from segquant.data.tree import Archive, Folder
-from segquant.errors import ConfigError, DataError
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 KNOWN = (
@@ -18,9 +18,26 @@ KNOWN = (
 )
 # Cityscapes' labelIds and trainIds (cityscapesscripts.helpers.labels); the others do not count.
 TRAIN_IDS = {
-    7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13, 27: 14, 28: 15,
-    31: 16, 32: 17, 33: 18,
-}  # fmt: skip
+    7: 0,
+    8: 1,
+    11: 2,
+    12: 3,
+    13: 4,
+    17: 5,
+    19: 6,
+    20: 7,
+    21: 8,
+    22: 9,
+    23: 10,
+    24: 11,
+    25: 12,
+    26: 13,
+    27: 14,
+    28: 15,
+    31: 16,
+    32: 17,
+    33: 18,
+}
 _ANY = {"**/": "((?:.*/)?)", "**": "(.*)", "*": "([^/]*)"}
 _WILD = re.compile(r"(\*\*/|\*\*|\*)")
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from segquant.config import ALIGNED_PROTOCOL, FIXED_PROTOCOL, check_protocol
+from segquant.base.config import ALIGNED_PROTOCOL, FIXED_PROTOCOL, check_protocol
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of RGB in [0, 1]
 Normalization = tuple[Sequence[float], Sequence[float]]

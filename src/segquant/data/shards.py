@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from segquant.base.errors import DataError, SegquantError
+from segquant.base.files import read_json, replacing, sha256, write_json
+from segquant.base.progress import progress
 from segquant.data.images import IGNORE, decode_annotation
-from segquant.errors import DataError, SegquantError
-from segquant.files import read_json, replacing, sha256, write_json
-from segquant.progress import progress
 
 SCHEMA = pa.schema(
     [

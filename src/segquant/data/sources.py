@@ -17,14 +17,15 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
-from segquant.config import Data
-from segquant.data import classes, scenes
+from segquant import scenes
+from segquant.base import classes
+from segquant.base.config import Data
+from segquant.base.errors import ConfigError, DataError
+from segquant.base.hub import HUB_ID, data_snapshot
 from segquant.data.images import IGNORE, Pair, decode_label, image_size
 from segquant.data.layouts import IMAGES, KNOWN, Layout, matching, recognise
 from segquant.data.tables import is_table, open_table
 from segquant.data.tree import Archive, Folder, open_tree
-from segquant.errors import ConfigError, DataError
-from segquant.hub import HUB_ID, data_snapshot
 
 log = logging.getLogger(__name__)
 CLASSES = {"ade20k": classes.ADE20K, "cityscapes": classes.CITYSCAPES, "camvid": classes.CAMVID}

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from segquant.config import Data
+from segquant.base.config import Data
+from segquant.base.errors import ConfigError, DataError
 from segquant.data.images import Pair
-from segquant.errors import ConfigError, DataError
 
 _SAVED = ("dataset_dict.json", "state.json")  # of save_to_disk: of several splits, of one
 _PARTS = re.compile(r"-of-(\d+)$")

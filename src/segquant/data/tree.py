@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from segquant.errors import DataError
+from segquant.base.errors import DataError
 
 LARGEST = 1 << 30  # bytes of a file in an archive: a small one may unpack to more than memory holds
 

@@ -14,17 +14,17 @@ from safetensors.torch import save
 from torch import nn
 
 from segquant import models
-from segquant.config import Graph
-from segquant.deploy.extras import exports_lack, needs, unavailable
+from segquant.base.config import Graph
+from segquant.base.errors import DataError, ModelError
+from segquant.base.files import replacing, write_bytes
+from segquant.base.ranks import ranks
 from segquant.deploy.graph import exported, to_onnx
 from segquant.deploy.openvino_int8 import quantize_nncf
 from segquant.deploy.pt2e import calibrated
 from segquant.deploy.qdq import Score, quantize_qdq
-from segquant.deploy.runtimes import load
-from segquant.errors import DataError, ModelError
-from segquant.files import replacing, write_bytes
+from segquant.engines.extras import exports_lack, needs, unavailable
+from segquant.engines.runtimes import load
 from segquant.quant.artifacts import save_unavailable, seal
-from segquant.ranks import ranks
 
 Fit = Callable[[nn.Module, torch.Tensor], nn.Module]  # (float model, calibration images) -> a quantized graph
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from segquant.config import Graph
+from segquant.base.config import Graph
 
 _ROUTES = {"pt2e": "PyTorch 2 export", "qdq": "ONNX Runtime's quantizer", "nncf": "NNCF"}
 _ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}

@@ -14,17 +14,17 @@ import torch
 from torch import nn
 
 from segquant import models
-from segquant.config import Graph, Params, Phase
+from segquant.base.config import Graph, Params, Phase
+from segquant.base.errors import ConfigError, DataError, ModelError
+from segquant.base.files import digest, sha256
+from segquant.base.hub import files
+from segquant.base.ranks import ranks
 from segquant.deploy.build import build_graph
 from segquant.deploy.describe import describe
 from segquant.deploy.graph import STEP
 from segquant.deploy.pt2e import Trainable, converted, prepared
 from segquant.deploy.qdq import Score
-from segquant.errors import ConfigError, DataError, ModelError
-from segquant.evaluation.head import fuse_early
-from segquant.files import digest, sha256
-from segquant.hub import files
-from segquant.ranks import ranks
+from segquant.quant.head import fuse_early
 from segquant.training.baseline import scorer
 from segquant.training.data import Crops, crop_size
 from segquant.training.loop import announce, silent, train
@@ -70,10 +70,17 @@ def build_finetuned(
         weights = [p for p in graph.parameters() if p.requires_grad]
         with recording() as record:
             earlier = train(
-                graph.to(device), samples, towards(fuse_early(model.to(device))), options,
-                (Phase(steps, crop, options.batch_size),), [{"params": weights, "weight_decay": 0.0}],
-                checkpoint=checkpoint, run=run, validate=material.validate, record=record or silent,
-            )  # fmt: skip
+                graph.to(device),
+                samples,
+                towards(fuse_early(model.to(device))),
+                options,
+                (Phase(steps, crop, options.batch_size),),
+                [{"params": weights, "weight_decay": 0.0}],
+                checkpoint=checkpoint,
+                run=run,
+                validate=material.validate,
+                record=record or silent,
+            )
         before.append(earlier)
         return _as_trained(graph.cpu(), images[:4])
 

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
+from segquant.base.errors import ConfigError, ModelError
 from segquant.data.protocols import Normalization
-from segquant.deploy.extras import STEP, needs
-from segquant.errors import ConfigError, ModelError
-from segquant.evaluation.head import fused_products, has_segformers_head
+from segquant.engines.extras import STEP, needs
+from segquant.quant.head import fused_products, has_segformers_head
 
 if TYPE_CHECKING:
     import onnx

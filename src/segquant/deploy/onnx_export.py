@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from segquant import models
-from segquant.deploy.extras import needs
+from segquant.base.errors import ModelError, UnavailableError
+from segquant.base.files import replacing, write_bytes, write_json
 from segquant.deploy.graph import CLASSES, INPUT, LOGITS, OPSET, Pixels, exported, to_onnx
-from segquant.deploy.runtimes import said
-from segquant.errors import ModelError, UnavailableError
-from segquant.files import replacing, write_bytes, write_json
+from segquant.engines.extras import needs
+from segquant.engines.runtimes import said
 
 log = logging.getLogger(__name__)
 PRECISIONS = ("float32", "float16")

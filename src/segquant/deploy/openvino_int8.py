@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from segquant.config import Graph
-from segquant.deploy.extras import needs
-from segquant.errors import ConfigError
+from segquant.base.config import Graph
+from segquant.base.errors import ConfigError
+from segquant.engines.extras import needs
 
 
 def quantize_nncf(source: str | Path, folder: Path, images: torch.Tensor, recipe: Graph) -> dict[str, Any]:

@@ -105,13 +105,20 @@ def _fake_quantized() -> QuantizationConfig:
     weights' ranges is of weights that are gone: here it is of the weights as they are.
     """
     activations = QuantizationSpec(
-        dtype=torch.uint8, quant_min=0, quant_max=255, qscheme=torch.per_tensor_affine,
+        dtype=torch.uint8,
+        quant_min=0,
+        quant_max=255,
+        qscheme=torch.per_tensor_affine,
         observer_or_fake_quant_ctr=FakeQuantize.with_args(observer=MovingAverageMinMaxObserver, eps=2**-12),
-    )  # fmt: skip
+    )
     weights = QuantizationSpec(
-        dtype=torch.int8, quant_min=-128, quant_max=127, qscheme=torch.per_channel_symmetric, ch_axis=0,
+        dtype=torch.int8,
+        quant_min=-128,
+        quant_max=127,
+        qscheme=torch.per_channel_symmetric,
+        ch_axis=0,
         observer_or_fake_quant_ctr=FakeQuantize.with_args(
             observer=MovingAveragePerChannelMinMaxObserver, averaging_constant=1.0, eps=2**-12
         ),
-    )  # fmt: skip
+    )
     return QuantizationConfig(activations, activations, weights, None, True)

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from segquant.deploy.extras import needs
+from segquant.base.files import write_bytes
+from segquant.base.progress import progress
 from segquant.deploy.graph import INPUT, strip
-from segquant.deploy.runtimes import load_graph
-from segquant.files import write_bytes
-from segquant.progress import progress
+from segquant.engines.extras import needs
+from segquant.engines.runtimes import load_graph
 
 log = logging.getLogger(__name__)
 PROBED = 4  # images that each node's sensitivity is measured on
@@ -83,8 +83,9 @@ class _Work:
         first = next(node.name for node in products if INPUT in node.input)
         self.shapes = {
             node.name: next(weights[name] for name in node.input if name in weights)
-            for node in products if node.name != first and any(name in weights for name in node.input)
-        }  # fmt: skip
+            for node in products
+            if node.name != first and any(name in weights for name in node.input)
+        }
         self.floats = [node.name for node in products if node.name not in self.shapes]
 
     def write(self, target: Path, kept: list[str] | None = None, only: str | None = None) -> None:
@@ -92,13 +93,21 @@ class _Work:
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
         quantize_static(
-            self.model, target, _Reader(self.images), calibration_cache_path=self.folder / "ranges.json",
-            calibrate_method=CalibrationMethod.MinMax, quant_format=QuantFormat.QDQ, per_channel=True,
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, op_types_to_quantize=_TYPES,
-            nodes_to_quantize=[only] if only else list(self.shapes), nodes_to_exclude=[*self.floats, *(kept or [])],
+            self.model,
+            target,
+            _Reader(self.images),
+            calibration_cache_path=self.folder / "ranges.json",
+            calibrate_method=CalibrationMethod.MinMax,
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            op_types_to_quantize=_TYPES,
+            nodes_to_quantize=[only] if only else list(self.shapes),
+            nodes_to_exclude=[*self.floats, *(kept or [])],
             # The output of a MatMul goes to an addition in float: quantized, it would be rounded for nothing.
             extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"]},
-        )  # fmt: skip
+        )
         written = needs("onnx").load(target)
         strip(written)
         write_bytes(target, written.SerializeToString(deterministic=True))

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from segquant import models
-from segquant.config import Speed
-from segquant.deploy.extras import exports_lack, refused_size
-from segquant.deploy.runtimes import load, load_graph
-from segquant.entry import run
+from segquant.base.config import Speed
+from segquant.base.entry import run
+from segquant.base.fields import build
+from segquant.base.files import write_json
+from segquant.engines.extras import exports_lack, refused_size
+from segquant.engines.runtimes import load, load_graph
 from segquant.evaluation import speed
-from segquant.fields import build
-from segquant.files import write_json
 from segquant.quant.artifacts import describe_artifact
 
 

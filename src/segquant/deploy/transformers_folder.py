@@ -11,8 +11,8 @@ from torchao.prototype.safetensors.safetensors_support import flatten_tensor_sta
 from torchao.quantization import Int8WeightOnlyConfig
 from transformers import TorchAoConfig
 
-from segquant.errors import ModelError
-from segquant.files import replacing, write_bytes
+from segquant.base.errors import ModelError
+from segquant.base.files import replacing, write_bytes
 from segquant.quant.artifacts import load_artifact
 from segquant.quant.tensors import CASTS
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from segquant.errors import DataError
+from segquant.base.errors import DataError
 from segquant.evaluation.counts import Counts
 from segquant.evaluation.means import means
 

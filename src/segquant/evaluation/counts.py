@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segquant.errors import DataError
-from segquant.files import replacing
+from segquant.base.errors import DataError
+from segquant.base.files import replacing
 
 _SCHEMA = pa.schema([("image", pa.string()), ("label", pa.uint8()), ("prediction", pa.uint8()), ("pixels", pa.int32())])
 HEADER = "label,prediction,percent\n"  # of confusion.csv

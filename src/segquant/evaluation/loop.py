@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from segquant.config import Eval
+from segquant.base.config import Eval
+from segquant.base.errors import DataError, SegquantError
+from segquant.base.progress import progress
 from segquant.data.images import IGNORE, decode_annotation
 from segquant.data.protocols import IMAGENET, Normalization
-from segquant.errors import DataError, SegquantError
 from segquant.evaluation import metric
 from segquant.evaluation.predict import predict
-from segquant.progress import progress
 
 _DEFAULTS = Eval()
 
@@ -40,11 +40,16 @@ class Tally:
     def to_bytes(self) -> bytes:
         file = io.BytesIO()
         np.savez_compressed(
-            file, *self.pictures.values(), confusion=self.confusion.cpu().numpy(), names=list(self.pictures),
-            counts=[self.same, self.pixels], skipped=self.skipped, ids=[name for name, _ in self.images],
+            file,
+            *self.pictures.values(),
+            confusion=self.confusion.cpu().numpy(),
+            names=list(self.pictures),
+            counts=[self.same, self.pixels],
+            skipped=self.skipped,
+            ids=[name for name, _ in self.images],
             cells=np.concatenate([cells for _, cells in self.images] or [np.zeros((0, 3), np.int64)]),
             ends=np.cumsum([len(cells) for _, cells in self.images], dtype=np.int64),
-        )  # fmt: skip
+        )
         return file.getvalue()
 
     @classmethod

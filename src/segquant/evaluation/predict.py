@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from segquant.allocator import keep_freed_memory
-from segquant.config import Eval
+from segquant.base.allocator import keep_freed_memory
+from segquant.base.config import Eval
+from segquant.base.errors import DataError, SegquantError
 from segquant.data.images import decode_image
 from segquant.data.protocols import IMAGENET, Normalization, normalize, resize, resize_steps
-from segquant.errors import DataError, SegquantError
-from segquant.evaluation.head import fuse_early
 from segquant.evaluation.upsample import class_map
+from segquant.quant.head import fuse_early
 
 log = logging.getLogger(__name__)
 _WINDOW = 64  # rows that are looked at together when images of one input size are put into batches

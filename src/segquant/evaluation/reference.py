@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from segquant import models
-from segquant.config import Eval
+from segquant.base.config import Eval
+from segquant.base.errors import SegquantError
+from segquant.base.files import replacing, sha256
+from segquant.base.hub import files
+from segquant.base.ranks import ranks
 from segquant.data.shards import Shard, shard_rows
-from segquant.errors import SegquantError
 from segquant.evaluation.predict import predict, prepared
 from segquant.evaluation.shardwise import kept, over_shards
-from segquant.files import replacing, sha256
-from segquant.hub import files
-from segquant.ranks import ranks
 
 _SCHEMA = pa.schema([("id", pa.string()), ("prediction", pa.binary())])
 
@@ -51,9 +51,13 @@ def write_reference(
         return file.getvalue()
 
     identity = [
-        [sha256(path) for path in files(Path(source))], protocol, normalization, settings.batch_size,
-        settings.on_error, next(model.parameters()).device.type,
-    ]  # fmt: skip
+        [sha256(path) for path in files(Path(source))],
+        protocol,
+        normalization,
+        settings.batch_size,
+        settings.on_error,
+        next(model.parameters()).device.type,
+    ]
     with kept(partial):
         results = over_shards(work, shards, partial, identity, "reference float32")
         if ranks()[0]:

@@ -14,20 +14,20 @@ import torch
 from PIL import Image
 
 from segquant import models
-from segquant.config import Eval
+from segquant.base.config import Eval
+from segquant.base.errors import UnavailableError
+from segquant.base.files import replacing, sha256, write_json, write_text
+from segquant.base.ranks import ranks
 from segquant.data.label_map import load_label_map
 from segquant.data.palette import palette
 from segquant.data.shards import Shard, shard_rows
-from segquant.errors import UnavailableError
 from segquant.evaluation.counts import write_counts
 from segquant.evaluation.loop import Evaluation, Tally, summary, tally
 from segquant.evaluation.predict import prepared
 from segquant.evaluation.reference import read_reference
 from segquant.evaluation.shardwise import over_shards
-from segquant.files import replacing, sha256, write_json, write_text
 from segquant.quant.artifacts import Artifact, load_artifact
 from segquant.quant.tensors import CASTS
-from segquant.ranks import ranks
 
 
 def score(
@@ -63,16 +63,33 @@ def score(
 
     def work(number: int, shard: Shard, done: Callable[[int], Any]) -> bytes:
         return tally(
-            model, shard_rows(shard), num_classes=len(classes), protocol=protocol, settings=settings,
-            normalization=normalization, label_map=to_data, reference=read_reference(reference, shard),
-            pictures=settings.pictures - before[number], origin=str(shard.path), done=done,
-        ).to_bytes()  # fmt: skip
+            model,
+            shard_rows(shard),
+            num_classes=len(classes),
+            protocol=protocol,
+            settings=settings,
+            normalization=normalization,
+            label_map=to_data,
+            reference=read_reference(reference, shard),
+            pictures=settings.pictures - before[number],
+            origin=str(shard.path),
+            done=done,
+        ).to_bytes()
 
     identity = [
-        loaded.info, len(classes), protocol, normalization, None if to_data is None else to_data.tolist(),
-        [sha256(Path(reference) / shard.path.name) for shard in shards], next(model.parameters()).device.type,
-        settings.batch_size, settings.compile, settings.dtype, settings.on_error, settings.pictures,
-    ]  # fmt: skip
+        loaded.info,
+        len(classes),
+        protocol,
+        normalization,
+        None if to_data is None else to_data.tolist(),
+        [sha256(Path(reference) / shard.path.name) for shard in shards],
+        next(model.parameters()).device.type,
+        settings.batch_size,
+        settings.compile,
+        settings.dtype,
+        settings.on_error,
+        settings.pictures,
+    ]
     parts = [Tally.from_bytes(data) for data in over_shards(work, shards, partial, identity, f"evaluate {name}")]
     if ranks()[0]:
         return {}, None

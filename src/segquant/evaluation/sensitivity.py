@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from segquant.config import Recipe, Sensitivity
+from segquant.base.config import Recipe, Sensitivity
+from segquant.base.errors import DataError
+from segquant.base.progress import progress
 from segquant.data.images import IGNORE, decode_annotation, decode_image
 from segquant.data.protocols import Normalization, normalize, resize
-from segquant.errors import DataError
 from segquant.evaluation import metric
 from segquant.evaluation.predict import forward
 from segquant.evaluation.upsample import class_map
-from segquant.progress import progress
 from segquant.quant.coverage import choose, dense_convs
-from segquant.quant.methods import fitting, quantize
+from segquant.quant.recipes import fitting, quantize
 
 COLUMNS = ("module", "parameters", "bits", "mean_iou_loss", "snr_db")
 

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import distributed
 
+from segquant.base.files import write_bytes
+from segquant.base.progress import progress
+from segquant.base.ranks import join, ranks
 from segquant.data.shards import Shard
-from segquant.files import write_bytes
-from segquant.progress import progress
-from segquant.ranks import join, ranks
 
 log = logging.getLogger(__name__)
 _DIGEST = hashlib.sha256().digest_size

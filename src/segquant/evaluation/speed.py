@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from segquant.config import Speed
-from segquant.errors import UnavailableError
+from segquant.base.config import Speed
+from segquant.base.errors import UnavailableError
 from segquant.evaluation.predict import forward
 from segquant.quant.artifacts import Artifact, describe_artifact, load_artifact
 
@@ -129,9 +129,8 @@ def _lane(
     times = sorted(own for own, *_ in turns)
     median = statistics.median(times)
     ratios = {
-        f"relative_to_{name}": _spread([others[at] / own for own, *others in turns])
-        for at, name in enumerate(beside)
-    }  # fmt: skip
+        f"relative_to_{name}": _spread([others[at] / own for own, *others in turns]) for at, name in enumerate(beside)
+    }
     return {
         **lane,
         "latency_ms": {"p50": 1e3 * median, "p90": 1e3 * times[int(0.9 * (len(times) - 1) + 0.5)], "n": len(times)},

@@ -24,10 +24,10 @@ from torchao.prototype.safetensors.safetensors_support import flatten_tensor_sta
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 from transformers.initialization import no_init_weights
 
-from segquant.config import Method, Recipe
-from segquant.errors import ModelError, UnavailableError
-from segquant.files import digest, read_json, replacing, sha256, write_bytes, write_json
-from segquant.hub import locate
+from segquant.base.config import Method, Recipe
+from segquant.base.errors import ModelError, UnavailableError
+from segquant.base.files import digest, read_json, replacing, sha256, write_bytes, write_json
+from segquant.base.hub import locate
 from segquant.models import save_preprocessor
 from segquant.quant.coverage import LinearConv2d, rewrite
 from segquant.quant.float8 import compute_in_bfloat16

@@ -14,12 +14,12 @@ from safetensors.torch import save
 from torch import nn
 
 from segquant import models
-from segquant.config import Recipe
-from segquant.errors import ModelError, UnavailableError
-from segquant.files import read_json, replacing
+from segquant.base.config import Recipe
+from segquant.base.errors import ModelError, UnavailableError
+from segquant.base.files import read_json, replacing
+from segquant.base.ranks import ranks
 from segquant.quant.artifacts import describe_artifact, load_quantized, save_quantized, save_unavailable
-from segquant.quant.methods import Refine, quantize
-from segquant.ranks import ranks
+from segquant.quant.recipes import Refine, quantize
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from segquant.allocator import keep_freed_memory
-from segquant.progress import progress
+from segquant.base.allocator import keep_freed_memory
+from segquant.base.progress import progress
 from segquant.quant.gptq import Codes, dequantize, quantize_weight
 from segquant.quant.tensors import as_float16
 

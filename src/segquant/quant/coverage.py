@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from segquant.errors import ConfigError
+from segquant.base.errors import ConfigError
 
 
 class LinearConv2d(nn.Module):

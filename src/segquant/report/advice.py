@@ -61,9 +61,14 @@ def advise(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
         if others and name not in (smallest, fastest, pytorch)
     }
     return {
-        "within": within, "smallest": smallest, "fastest": fastest, "pytorch": pytorch, "lossy": lossy,
-        "unsure": unsure, "pointless": pointless,
-    }  # fmt: skip
+        "within": within,
+        "smallest": smallest,
+        "fastest": fastest,
+        "pytorch": pytorch,
+        "lossy": lossy,
+        "unsure": unsure,
+        "pointless": pointless,
+    }
 
 
 def _fastest(done: dict[str, Any], losses: dict[str, float], names: list[str]) -> str | None:
@@ -132,9 +137,11 @@ def _size(result: dict[str, Any]) -> str:
 
 def _loss(results: dict[str, dict[str, Any]], name: str) -> str:
     points = loss(results, name)
-    words = f"loses {points:.2f} points of mIoU" if points >= 0.005 else (
-        f"gains {-points:.2f} points of mIoU" if points <= -0.005 else "loses nothing in mIoU"
-    )  # fmt: skip
+    words = (
+        f"loses {points:.2f} points of mIoU"
+        if points >= 0.005
+        else (f"gains {-points:.2f} points of mIoU" if points <= -0.005 else "loses nothing in mIoU")
+    )
     if "loss_interval" in results[name]:
         low, high = results[name]["loss_interval"]
         low, high = (-high, -low) if points <= -0.005 else (low, high)

@@ -10,11 +10,16 @@ matplotlib.use("svg")
 INK, ACCENT = "#012345", "#543210"  # stand for the colours of the text around and of what counts
 matplotlib.rcParams.update(
     {
-        "svg.hashsalt": "segquant", "svg.fonttype": "none", "font.family": "sans-serif", "figure.facecolor": "none",
-        "axes.facecolor": "none", "savefig.facecolor": "none", "legend.facecolor": "none",
+        "svg.hashsalt": "segquant",
+        "svg.fonttype": "none",
+        "font.family": "sans-serif",
+        "figure.facecolor": "none",
+        "axes.facecolor": "none",
+        "savefig.facecolor": "none",
+        "legend.facecolor": "none",
         **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     }
-)  # fmt: skip
+)
 import matplotlib.pyplot as plt  # noqa: E402, F401
 
 

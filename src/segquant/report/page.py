@@ -10,18 +10,31 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from segquant.config import Method
-from segquant.files import write_text
+from segquant.base.config import Method
+from segquant.base.files import write_text
 from segquant.report import advice, classes, pictures, plots, tables, training
 from segquant.report.layers import chart
 
 # Columns of the table, what counts most first, as a phone shows it: those of tables.COLUMNS, and which ones stand
 # behind another as its range.
 ORDER = (
-    "mean_iou", "loss_points", "size_mb", "compression", "latency_ms", "speedup_eager", "speedup", "agreement",
-    "memory_mb", "mean_accuracy", "overall_accuracy", "engine", "algorithm", "quantized_percent", "quantize_seconds",
+    "mean_iou",
+    "loss_points",
+    "size_mb",
+    "compression",
+    "latency_ms",
+    "speedup_eager",
+    "speedup",
+    "agreement",
+    "memory_mb",
+    "mean_accuracy",
+    "overall_accuracy",
+    "engine",
+    "algorithm",
+    "quantized_percent",
+    "quantize_seconds",
     "load_seconds",
-)  # fmt: skip
+)
 RANGES = {"loss_points": ("loss_low", "loss_high"), "speedup": ("speedup_min", "speedup_max")}
 FULL = 10.0  # points of loss that a cell of the heat map has its full colour at
 
@@ -45,9 +58,12 @@ def write_page(
     others = [name for name in done if name != tables.BASELINE]
     found = classes.read_classes(predictions, done)
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("segquant", "report"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=jinja2.PackageLoader("segquant", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= {"heat": heat, "points": lambda points: f"{round(points, 1) + 0.0:.1f}"}  # + 0.0: no -0.0
     html = environment.get_template("page.html").render(
         style=_inline("page.css"),

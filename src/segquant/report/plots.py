@@ -34,9 +34,18 @@ def tradeoff(points: Sequence[Point], x_label: str, log: bool = False) -> str:
     for i, one in enumerate(points):
         color = ACCENT if i in front else INK
         axes.errorbar(
-            one.x, one.miou, xerr=_whiskers(one.x, one.x_range), yerr=_whiskers(one.miou, one.miou_range), fmt="o",
-            ms=6, color=color, elinewidth=0.8, alpha=1 if i in front else 0.55, zorder=3, gid=f"point-{one.name}",
-        )  # fmt: skip
+            one.x,
+            one.miou,
+            xerr=_whiskers(one.x, one.x_range),
+            yerr=_whiskers(one.miou, one.miou_range),
+            fmt="o",
+            ms=6,
+            color=color,
+            elinewidth=0.8,
+            alpha=1 if i in front else 0.55,
+            zorder=3,
+            gid=f"point-{one.name}",
+        )
     if log:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
@@ -45,9 +54,12 @@ def tradeoff(points: Sequence[Point], x_label: str, log: bool = False) -> str:
     axes.grid(alpha=0.2, color=INK)
     names = [axes.text(one.x, one.miou, one.name, fontsize=9) for one in points]
     adjust_text(
-        names, ax=axes, expand=(1.15, 1.5), iter_lim=300,
+        names,
+        ax=axes,
+        expand=(1.15, 1.5),
+        iter_lim=300,
         arrowprops={"arrowstyle": "-", "lw": 0.5, "color": INK},
-    )  # fmt: skip
+    )
     return svg(figure)
 
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from segquant.errors import ConfigError, SegquantError
+from segquant.base.errors import ConfigError, SegquantError
 from segquant.report.tables import BASELINE, collect, loss, measured, relative_latency, speedup
 
 MARKER = "<!-- segquant review -->"  # by which the comment is found that is to be updated
@@ -93,16 +93,23 @@ def table(before: dict[str, Any], now: dict[str, Any]) -> str:
     lines = ["| method | mIoU % | change | loss | agree % | MB | change | x eager |", "|---|" + "---:|" * 7]
     for method, one in measured(now).items():
         old = before.get(method, {})
-        change = [100 * (one["mean_iou"] - old["mean_iou"]), (one["size_bytes"] - old["size_bytes"]) / 1e6] if (
-            comparable(old, one)
-        ) else [None, None]  # fmt: skip
+        change = (
+            [100 * (one["mean_iou"] - old["mean_iou"]), (one["size_bytes"] - old["size_bytes"]) / 1e6]
+            if (comparable(old, one))
+            else [None, None]
+        )
         points, ratio = loss(now, method), speedup(one)
         lost = "" if points is None else f"{round(points, 2) + 0.0:.2f}"
         cells = (
-            method, f"{100 * one['mean_iou']:.2f}", _signed(change[0]), lost,
-            f"{100 * one['agreement']:.2f}", f"{one['size_bytes'] / 1e6:.2f}", _signed(change[1]),
+            method,
+            f"{100 * one['mean_iou']:.2f}",
+            _signed(change[0]),
+            lost,
+            f"{100 * one['agreement']:.2f}",
+            f"{one['size_bytes'] / 1e6:.2f}",
+            _signed(change[1]),
             f"{ratio['median']:.2f}" if ratio else "",
-        )  # fmt: skip
+        )
         lines.append(f"| {' | '.join(cells)} |")
     one = measured(now).get(BASELINE) or next(iter(measured(now).values()))
     return "\n".join(lines) + (

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from segquant.files import read_json
+from segquant.base.files import read_json
 
 BASELINE = "float32"
 
@@ -153,8 +153,19 @@ def values(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 SPEED_HEADINGS = (
-    "method", "engine", "batch", "p50 ms", "p90 ms", "images/s", "x float32", "min", "max", "n", "x eager", "compile s",
-)  # fmt: skip
+    "method",
+    "engine",
+    "batch",
+    "p50 ms",
+    "p90 ms",
+    "images/s",
+    "x float32",
+    "min",
+    "max",
+    "n",
+    "x eager",
+    "compile s",
+)
 
 
 def speed_rows(results: dict[str, dict[str, Any]]) -> list[list[str]]:
@@ -214,8 +225,10 @@ def footnotes(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | Non
     notes += [f"{name} is unavailable: {r['unavailable']}." for name, r in results.items() if "unavailable" in r]
     notes += [
         f"{name}, {lane['engine']}, batch {lane['batch_size']}: {lane['unavailable']}."
-        for name, r in done.items() for lane in r.get("speed", {}).get("lanes", ()) if "unavailable" in lane
-    ]  # fmt: skip
+        for name, r in done.items()
+        for lane in r.get("speed", {}).get("lanes", ())
+        if "unavailable" in lane
+    ]
     return notes
 
 

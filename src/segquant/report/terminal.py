@@ -13,9 +13,16 @@ from segquant.report.tables import COLUMNS, SPEED_HEADINGS, cells, footnotes, me
 
 # What counts most first: a terminal gets as many of tables.COLUMNS as fit.
 FIRST = (
-    "mean_iou", "loss_points", "size_mb", "speedup_eager", "agreement", "compression", "latency_ms", "speedup",
+    "mean_iou",
+    "loss_points",
+    "size_mb",
+    "speedup_eager",
+    "agreement",
+    "compression",
+    "latency_ms",
+    "speedup",
     "memory_mb",
-)  # fmt: skip
+)
 
 
 def show(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | None = None) -> None:

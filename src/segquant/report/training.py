@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from segquant.config import Method
+from segquant.base.config import Method
 from segquant.report.tables import BASELINE
 
 

@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 from segquant import models
-from segquant.config import Params, Phase, Training
+from segquant.base.config import Params, Phase, Training
+from segquant.base.files import digest, replacing, sha256, write_json, write_text
+from segquant.base.hub import files
+from segquant.base.ranks import ranks
 from segquant.data.fingerprint import fingerprint
 from segquant.data.label_map import load_label_map
 from segquant.data.protocols import IMAGENET, Normalization
 from segquant.data.sources import open_source
 from segquant.evaluation.loop import Evaluation, evaluate
-from segquant.files import digest, replacing, sha256, write_json, write_text
-from segquant.hub import files
-from segquant.ranks import ranks
 from segquant.training.data import Crops, class_weights
 from segquant.training.loop import Record, decayed, train
 from segquant.training.losses import cross_entropy
@@ -68,13 +68,31 @@ def make_baseline(params: Params, output: str | Path, checkpoint: str | Path, re
         return cross_entropy(model(images).logits, labels, weights)
 
     train(
-        model, samples, loss, options, options.phases, decayed(model, options.weight_decay),
-        checkpoint=Path(checkpoint), run=training_name(params, options), validate=score, record=record,
-    )  # fmt: skip
+        model,
+        samples,
+        loss,
+        options,
+        options.phases,
+        decayed(model, options.weight_decay),
+        checkpoint=Path(checkpoint),
+        run=training_name(params, options),
+        validate=score,
+        record=record,
+    )
     publish(
-        model, output, checkpoint, score, params, options, options.phases, len(source), stage="train",
-        license="apache-2.0", title=f"segquant's SegFormer-B0, trained on: {data.source}", text=TEXT,
-    )  # fmt: skip
+        model,
+        output,
+        checkpoint,
+        score,
+        params,
+        options,
+        options.phases,
+        len(source),
+        stage="train",
+        license="apache-2.0",
+        title=f"segquant's SegFormer-B0, trained on: {data.source}",
+        text=TEXT,
+    )
 
 
 def training_name(params: Params, options: Training, *folders: Path) -> str:
@@ -96,9 +114,17 @@ def scorer(
     def score(model: nn.Module) -> Evaluation:
         rows = (validation[i] for i in range(len(validation)))
         return evaluate(
-            model, rows, len(validation), num_classes=len(classes), protocol=params.protocol, settings=params.eval,
-            normalization=normalization, label_map=label_map, pictures=params.eval.pictures, desc="validate",
-        )  # fmt: skip
+            model,
+            rows,
+            len(validation),
+            num_classes=len(classes),
+            protocol=params.protocol,
+            settings=params.eval,
+            normalization=normalization,
+            label_map=label_map,
+            pictures=params.eval.pictures,
+            desc="validate",
+        )
 
     return score
 

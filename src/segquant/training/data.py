@@ -7,10 +7,10 @@ import torch
 from PIL import Image, ImageEnhance
 from torch.utils.data import Dataset
 
+from segquant.base.errors import ConfigError
 from segquant.data.images import IGNORE, decode_annotation, decode_image
 from segquant.data.protocols import IMAGENET, Normalization, normalize, resize_steps
 from segquant.data.sources import Scenes
-from segquant.errors import ConfigError
 
 
 class Crops(Dataset):

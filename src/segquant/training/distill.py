@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from segquant import models
-from segquant.config import Params, Phase
+from segquant.base.config import Params, Phase
+from segquant.base.errors import ConfigError, ModelError
+from segquant.base.hub import locate
 from segquant.data.label_map import load_label_map
 from segquant.data.protocols import Normalization
 from segquant.data.sources import open_images, open_source
-from segquant.errors import ConfigError, ModelError
-from segquant.evaluation.head import fuse_early
-from segquant.hub import locate
+from segquant.quant.head import fuse_early
 from segquant.training.baseline import publish, scorer, training_name
 from segquant.training.data import Crops, crop_size
 from segquant.training.loop import Record, decayed, train
@@ -64,13 +64,32 @@ def make_student(params: Params, output: str | Path, checkpoint: str | Path, rec
 
     phases = (Phase(options.steps, crop, options.batch_size),)
     train(
-        student, samples, loss, options, phases, decayed(student, options.weight_decay), checkpoint=Path(checkpoint),
-        run=training_name(params, options, *folders), validate=score, record=record,
-    )  # fmt: skip
+        student,
+        samples,
+        loss,
+        options,
+        phases,
+        decayed(student, options.weight_decay),
+        checkpoint=Path(checkpoint),
+        run=training_name(params, options, *folders),
+        validate=score,
+        record=record,
+    )
     publish(
-        student, output, checkpoint, score, params, options, phases, len(source), folders[0], stage="distill",
-        license="other", title=f"A student of {options.teacher}", text=TEXT,
-    )  # fmt: skip
+        student,
+        output,
+        checkpoint,
+        score,
+        params,
+        options,
+        phases,
+        len(source),
+        folders[0],
+        stage="distill",
+        license="other",
+        title=f"A student of {options.teacher}",
+        text=TEXT,
+    )
 
 
 def check_labels(model: str, ours: int, data: str, theirs: int, mapped: bool) -> None:

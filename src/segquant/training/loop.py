@@ -22,15 +22,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from segquant.allocator import keep_freed_memory
-from segquant.config import Phase, Training
+from segquant.base.allocator import keep_freed_memory
+from segquant.base.config import Phase, Training
+from segquant.base.errors import ConfigError, SegquantError
+from segquant.base.files import replacing
+from segquant.base.hardware import BFLOAT16, instructions
+from segquant.base.progress import progress
+from segquant.base.ranks import join, mean, ranks
 from segquant.data.palette import palette
-from segquant.errors import ConfigError, SegquantError
 from segquant.evaluation.loop import Evaluation
-from segquant.files import replacing
-from segquant.hardware import BFLOAT16, instructions
-from segquant.progress import progress
-from segquant.ranks import join, mean, ranks
 
 log = logging.getLogger(__name__)
 LOG_EVERY = 10  # steps
@@ -176,10 +176,13 @@ def _batches(
             ]
             # A generator of its own: the loader else draws from torch's.
             loader = DataLoader(
-                _Told(samples(phase.crop, start, stop - start)), batch_sampler=mine,
+                _Told(samples(phase.crop, start, stop - start)),
+                batch_sampler=mine,
                 num_workers=min(options.workers, os.cpu_count() or 1),
-                collate_fn=_collate, pin_memory=device.type == "cuda", generator=torch.Generator(),
-            )  # fmt: skip
+                collate_fn=_collate,
+                pin_memory=device.type == "cuda",
+                generator=torch.Generator(),
+            )
             for batch in loader:
                 if isinstance(batch, SegquantError):
                     raise batch
@@ -213,8 +216,12 @@ def _save(
     path: Path, model: nn.Module, optimizer, average: nn.Module | None, step: int, run: str, seconds: float
 ) -> None:
     state = {
-        "step": step, "seconds": seconds, "run": run, "model": model.state_dict(), "optimizer": optimizer.state_dict()
-    }  # fmt: skip
+        "step": step,
+        "seconds": seconds,
+        "run": run,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
     if average:
         state["average"] = average.state_dict()
     with replacing(path) as part:

@@ -13,22 +13,22 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from segquant import models
-from segquant.config import Params, Phase, Qat, Recipe
+from segquant.base.config import Params, Phase, Qat, Recipe
+from segquant.base.errors import ConfigError, DataError
+from segquant.base.files import digest, sha256
+from segquant.base.hub import files, locate
+from segquant.base.ranks import ranks
 from segquant.data.calibration import calibration_images
 from segquant.data.images import IGNORE, decode_annotation
 from segquant.data.label_map import load_label_map
 from segquant.data.shards import read_manifest, read_rows
-from segquant.errors import ConfigError, DataError
-from segquant.evaluation.head import fuse_early, fused_live
 from segquant.evaluation.loop import Evaluation
-from segquant.files import digest, sha256
-from segquant.hub import files, locate
 from segquant.quant import fake
 from segquant.quant.artifacts import load_quantized
 from segquant.quant.build import build, take
-from segquant.quant.methods import Found, describe
+from segquant.quant.head import fuse_early, fused_live
+from segquant.quant.recipes import Found, describe
 from segquant.quant.tensors import as_float16
-from segquant.ranks import ranks
 from segquant.training.baseline import scorer
 from segquant.training.data import Crops, crop_size
 from segquant.training.distill import check_labels, shared_input
@@ -93,11 +93,15 @@ def from_shards(
     validate = scorer(params, validation, classes, normalization, label_map)
     checkpoint = Path("models/checkpoints") / f"{method}.pt"
     times = make(
-        baseline, recipe, folder, models.device(params.eval.device),
+        baseline,
+        recipe,
+        folder,
+        models.device(params.eval.device),
         calibration_images(shards, recipe.calibration_images, protocol, normalization),
         Material(list(read_rows(shards, "train")), classes, identity, protocol, validate, label_map is not None),
-        checkpoint, recording,
-    )  # fmt: skip
+        checkpoint,
+        recording,
+    )
     if not ranks()[0]:
         checkpoint.unlink(missing_ok=True)
     return times
@@ -139,9 +143,17 @@ def build_trained(
         phases = (Phase(options.steps, crop, options.batch_size),)
         with fused_live(model.eval()), recording() as record:
             earlier = train(
-                model, samples, loss, options, phases, groups, checkpoint=checkpoint, run=run,
-                validate=material.validate and score, record=record or silent,
-            )  # fmt: skip
+                model,
+                samples,
+                loss,
+                options,
+                phases,
+                groups,
+                checkpoint=checkpoint,
+                run=run,
+                validate=material.validate and score,
+                record=record or silent,
+            )
         before.append(earlier)
         return _detach(model, list(found), convs)
 

@@ -92,10 +92,15 @@ def progress(
         yield _Count(*count)
     elif sys.stderr.isatty():
         columns = (
-            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[count]}"),
-            TextColumn("{task.fields[rate]}", style="dim"), TimeElapsedColumn(), TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[count]}"),
+            TextColumn("{task.fields[rate]}", style="dim"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
             TextColumn("{task.fields[notes]}", style="dim"),
-        )  # fmt: skip
+        )
         with Progress(*columns, console=_console, refresh_per_second=4) as shown:
             yield _Bar(shown, desc, *count)
     else:

@@ -12,9 +12,18 @@ from typing import Any
 
 # What PyTorch's kernels choose by; processors of one name can differ here, and in speed many times over.
 _INSTRUCTIONS = (
-    "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
-    "asimd", "asimddp", "i8mm", "bf16", "sve",
-)  # fmt: skip
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "bf16",
+    "sve",
+)
 _ENGINES = ("onnxruntime", "openvino")
 
 

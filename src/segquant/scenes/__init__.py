@@ -14,9 +14,9 @@ import zlib
 import numpy as np
 from PIL import Image, ImageFilter
 
-from segquant.data.scenes.canvas import Canvas
-from segquant.data.scenes.indoor import room
-from segquant.data.scenes.outdoor import landscape, street
+from segquant.scenes.canvas import Canvas
+from segquant.scenes.indoor import room
+from segquant.scenes.outdoor import landscape, street
 
 SIZES = {"train": 20_000, "validation": 2_000}  # as many as Scene Parse 150 has, rounded
 KINDS = {"street": street, "landscape": landscape, "room": room}

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-from segquant.errors import SegquantError
+from segquant.base.errors import SegquantError
 
 log = logging.getLogger(__name__)
 

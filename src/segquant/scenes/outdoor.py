@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from segquant.data.scenes import objects
-from segquant.data.scenes.canvas import Canvas, Material, checks, stripes
+from segquant.scenes import objects
+from segquant.scenes.canvas import Canvas, Material, checks, stripes
 
 EARTH, GRASS, SAND, ROAD = (122, 98, 74), (96, 124, 64), (202, 180, 140), (98, 98, 102)
 
@@ -70,8 +70,10 @@ def street(c: Canvas) -> None:
         on_left = rng.random() < 0.5
         walk_x = rng.uniform(out_l, edge_l) if on_left else rng.uniform(edge_r, out_r)
         beyond = out_l - rng.uniform(4, 60) if on_left else out_r + rng.uniform(4, 60)
-        kind = rng.choice(["car", "bus", "person", "pole", "streetlight", "tree", "fence", "plant"],
-                          p=[0.25, 0.08, 0.2, 0.11, 0.12, 0.1, 0.08, 0.06])  # fmt: skip
+        kind = rng.choice(
+            ["car", "bus", "person", "pole", "streetlight", "tree", "fence", "plant"],
+            p=[0.25, 0.08, 0.2, 0.11, 0.12, 0.1, 0.08, 0.06],
+        )
         if kind == "car":
             objects.car(c, rng.uniform(edge_l, edge_r), y, scale * 0.62)
         elif kind == "bus":
@@ -108,10 +110,12 @@ def landscape(c: Canvas) -> None:
         objects.tree(c, x, horizon + h * 0.03, h * rng.uniform(0.08, 0.17))
 
     kinds = {
-        "grass": grass_material, "field": field_material, "water": water_material,
+        "grass": grass_material,
+        "field": field_material,
+        "water": water_material,
         "sand": lambda c: Material(c.color(SAND, 16, 7), 6, 7, streaks=rng.uniform(0, 6)),
         "earth": lambda c: Material(c.color(EARTH, 18, 8), 9, 13),
-    }  # fmt: skip
+    }
     bands = list(rng.permutation(list(kinds))[: rng.integers(2, 5)])
     edges = np.sort(rng.uniform(horizon + 6, h * 0.95, len(bands) - 1)) if len(bands) > 1 else []
     tops = [horizon, *edges]

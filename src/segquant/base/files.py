@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from segquant.errors import SegquantError
+from segquant.base.errors import SegquantError
 
 log = logging.getLogger(__name__)
 TEMPORARY = ".tmp-segquant-"  # .gitignore and .dvcignore name it

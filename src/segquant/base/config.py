@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from segquant.errors import ConfigError
-from segquant.fields import at_least, build, choice, within
-from segquant.keys import has_wandb_key
+from segquant.base.errors import ConfigError
+from segquant.base.fields import at_least, build, choice, within
+from segquant.base.keys import has_wandb_key
 
 WEIGHTS = ("float32", "bfloat16", "float8", "int8", "int4", "int3", "int2")
 QUANTIZED = WEIGHTS[2:]
@@ -26,9 +26,26 @@ LABEL_MAPS = "data/label_maps/"
 # Method names become file names, beside others in metrics/ and in the output of `segquant run`.
 _METHOD_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _RESERVED = {
-    "class_loss", "classes", "confusion", "data", "environment", "hardware", "layers", "manifest", "onnx", "partial",
-    "predictions", "quantize", "reference", "report", "results", "selected", "sensitivity", "shards", "speed",
-}  # fmt: skip
+    "class_loss",
+    "classes",
+    "confusion",
+    "data",
+    "environment",
+    "hardware",
+    "layers",
+    "manifest",
+    "onnx",
+    "partial",
+    "predictions",
+    "quantize",
+    "reference",
+    "report",
+    "results",
+    "selected",
+    "sensitivity",
+    "shards",
+    "speed",
+}
 
 
 def check_protocol(protocol: str) -> str:
@@ -388,7 +405,7 @@ def load(path: str | Path | None = None) -> Params:
     Raises ConfigError in one line that lists what is allowed.
     """
     if path is None:
-        own = Path(__file__).resolve().parents[2] / "params.yaml"
+        own = Path(__file__).resolve().parents[3] / "params.yaml"
         path = own if not Path("params.yaml").exists() and own.exists() else "params.yaml"
     try:
         tree = yaml.safe_load(Path(path).read_text())

@@ -8,10 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
-from segquant.config import FIXED_PROTOCOL, Graph
-from segquant.errors import UnavailableError
-from segquant.files import read_json
-from segquant.hardware import BFLOAT16, instructions
+from segquant.base.config import FIXED_PROTOCOL, Graph
+from segquant.base.errors import UnavailableError
+from segquant.base.files import read_json
+from segquant.base.hardware import BFLOAT16, instructions
 
 STEP = 32  # what the stages of a SegFormer divide height and width by
 _EXTRAS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino", "nncf")}  # as in pyproject.toml

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from segquant.data.scenes import objects
-from segquant.data.scenes.canvas import Canvas, Material, bricks, checks, planks, stripes
+from segquant.scenes import objects
+from segquant.scenes.canvas import Canvas, Material, bricks, checks, planks, stripes
 
 
 def room(c: Canvas) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from segquant.data.scenes.canvas import Canvas, Material, bricks, planks, stripes
+from segquant.scenes.canvas import Canvas, Material, bricks, planks, stripes
 
 GREEN, DARK, SKIN = (74, 104, 58), (42, 42, 46), (186, 142, 116)
 
@@ -94,8 +94,18 @@ def car(c: Canvas, x: float, y: float, s: float) -> None:
             c.ellipse("car", x + side * w - 0.19 * s, y - 0.36 * s, x + side * w + 0.19 * s, y + 0.02 * s, black)
         else:
             c.rectangle("car", x + side * w * 1.2 - 0.1 * s, y - 0.3 * s, x + side * w * 1.2 + 0.1 * s, y, black)
-    c.polygon("car", [(x - w, y - 0.12 * s), (x - w, y - 0.5 * s), (x - 0.7 * w, y - 0.6 * s), (x + 0.75 * w, y - 0.6 * s),
-                      (x + w, y - 0.46 * s), (x + w, y - 0.12 * s)], paint)  # fmt: skip
+    c.polygon(
+        "car",
+        [
+            (x - w, y - 0.12 * s),
+            (x - w, y - 0.5 * s),
+            (x - 0.7 * w, y - 0.6 * s),
+            (x + 0.75 * w, y - 0.6 * s),
+            (x + w, y - 0.46 * s),
+            (x + w, y - 0.12 * s),
+        ],
+        paint,
+    )
     c.polygon(
         "car",
         [(x - 0.72 * w, y - 0.58 * s), (x - 0.5 * w, y - s), (x + 0.42 * w, y - s), (x + 0.72 * w, y - 0.58 * s)],

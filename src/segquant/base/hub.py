@@ -12,8 +12,8 @@ import urllib.error
 from http.client import HTTPException
 from pathlib import Path
 
-from segquant.errors import ConfigError, DataError, ModelError
-from segquant.files import replacing
+from segquant.base.errors import ConfigError, DataError, ModelError
+from segquant.base.files import replacing
 
 log = logging.getLogger(__name__)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

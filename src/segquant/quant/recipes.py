@@ -11,15 +11,15 @@ import torchao.quantization as ao
 from torch import nn
 from torchao.quantization import IntxUnpackedToInt8Tensor
 
-from segquant.config import Override, Recipe
-from segquant.errors import ConfigError, UnavailableError
+from segquant.base.config import Override, Recipe
+from segquant.base.errors import ConfigError, UnavailableError
+from segquant.base.ranks import from_first
 from segquant.quant.calibrate import calibrate
 from segquant.quant.coverage import choose, dense_convs, match, rewrite
 from segquant.quant.fake import int8
 from segquant.quant.float8 import compute_in_bfloat16, to_bfloat16
 from segquant.quant.gptq import Codes
 from segquant.quant.tensors import CASTS, as_float16, is_quantized
-from segquant.ranks import from_first
 
 log = logging.getLogger(__name__)
 BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}
@@ -276,9 +276,14 @@ def _set(model: nn.Module, results: Found, layers: dict[str, tuple[int, int]], a
         bits, group_size = layers[name]
         linear = model.get_submodule(name)
         tensor = IntxUnpackedToInt8Tensor(
-            codes.codes, codes.scale, codes.zero, getattr(torch, f"int{bits}"), (1, group_size),
-            linear.weight.dtype, dynamic,
-        )  # fmt: skip
+            codes.codes,
+            codes.scale,
+            codes.zero,
+            getattr(torch, f"int{bits}"),
+            (1, group_size),
+            linear.weight.dtype,
+            dynamic,
+        )
         linear.weight = nn.Parameter(tensor, requires_grad=False)
         if bias is not None:
             linear.bias = nn.Parameter(bias, requires_grad=False)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from segquant.data.classes import ADE20K_IDS
+from segquant.base.classes import ADE20K_IDS
 
 Point = tuple[float, float]
 Pattern = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (y, x) in pixels -> shade in [-1, 1]

@@ -9,7 +9,7 @@ import typing
 from dataclasses import field
 from typing import Any
 
-from segquant.errors import ConfigError
+from segquant.base.errors import ConfigError
 
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?e[+-]?\d+", re.I)
 

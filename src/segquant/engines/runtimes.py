@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from segquant.base.errors import ModelError, UnavailableError
 from segquant.data.protocols import Normalization
-from segquant.deploy.extras import needs
 from segquant.deploy.graph import CLASSES, STEP
-from segquant.errors import ModelError, UnavailableError
+from segquant.engines.extras import needs
 from segquant.quant import artifacts
 from segquant.quant.artifacts import Artifact, describe_artifact, intact
 
@@ -154,17 +154,24 @@ def _openvino(path: Path, compute: str) -> tuple[Runtime, list[End], list[End]]:
     graph = core.read_model(path)
     inputs, outputs = (
         [
-            End(end.any_name, end.element_type.get_type_name(), [
-                size.get_length() if size.is_static else "any" for size in end.partial_shape
-            ])
+            End(
+                end.any_name,
+                end.element_type.get_type_name(),
+                [size.get_length() if size.is_static else "any" for size in end.partial_shape],
+            )
             for end in ends
         ]
         for ends in (graph.inputs, graph.outputs)
-    )  # fmt: skip
-    compiled = core.compile_model(graph, "CPU", {
-        "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[compute],
-    })  # fmt: skip
+    )
+    compiled = core.compile_model(
+        graph,
+        "CPU",
+        {
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[compute],
+        },
+    )
     version = openvino.__version__.split("-")[0]
     model = Runtime(lambda array: compiled([array])[0], "openvino", version, threads)
     model.normalization = _normalization(path, {one.key: one.value for one in stored})

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from segquant import models
-from segquant.config import Graph, Params
+from segquant.base.config import Graph, Params
+from segquant.base.ranks import ranks
 from segquant.data.calibration import calibration_images, spread
 from segquant.data.label_map import load_label_map
 from segquant.data.shards import read_manifest, read_rows
-from segquant.deploy.extras import refused_protocol, unavailable
+from segquant.engines.extras import refused_protocol, unavailable
 from segquant.quant.artifacts import save_unavailable
 from segquant.quant.build import build
-from segquant.ranks import ranks
 
 
 def quantize_lane(
@@ -46,7 +46,7 @@ def quantize_lane(
         route = None
         if graph:
             from segquant.deploy.finetune import build_finetuned, run_name
-            from segquant.deploy.runtimes import load
+            from segquant.engines.runtimes import load
 
             route = Route(run_name, build_finetuned, load)
         return from_shards(params, method, baseline, shards, folder, trained, recording, route)
