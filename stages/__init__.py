@@ -1,5 +1,14 @@
 """One thin script a stage."""
 
+import argparse
 import gc
 
 gc.disable()  # until base.entry.run: collecting while torch and transformers are imported takes 1.4 of 5 s
+
+
+def arguments(description: str | None, *names: str) -> argparse.Namespace:
+    """The stage's command line: `--NAME VALUE` for each of `names`, all required."""
+    parser = argparse.ArgumentParser(description=description)
+    for name in names:
+        parser.add_argument(f"--{name}", required=True)
+    return parser.parse_args()

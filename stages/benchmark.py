@@ -6,7 +6,7 @@ from segquant import models
 from segquant.base import config
 from segquant.base.entry import run
 from segquant.base.files import write_json
-from segquant.deploy.speed import measure
+from segquant.evaluation.speed import measure
 
 
 def main() -> None:
@@ -16,7 +16,7 @@ def main() -> None:
     a = parser.parse_args()
     params = config.load()
     device = models.device(params.eval.device)
-    write_json(a.output, measure(a.artifact, a.float32, a.exports, params.speed, device))
+    write_json(a.output, measure(a.artifact, a.float32, params.speed, device, a.exports))
 
 
 if __name__ == "__main__":

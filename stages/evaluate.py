@@ -1,6 +1,5 @@
 """Score one artifact on the validation shards and log the evaluation to W&B."""
 
-import argparse
 from pathlib import Path
 
 from segquant import tracking
@@ -8,19 +7,15 @@ from segquant.base import config
 from segquant.base.entry import run
 from segquant.base.ranks import ranks
 from segquant.data.shards import open_shards, read_manifest
-from segquant.engines.runtimes import load
 from segquant.evaluation.score import class_rows, score, write_scores
 from segquant.evaluation.shardwise import kept
+from stages import arguments
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--method", required=True)
-    for name in ("artifact", "shards", "reference", "partial", "metrics", "classes", "pictures"):
-        parser.add_argument(f"--{name}", required=True)
-    a = parser.parse_args()
+    a = arguments(__doc__, "method", "artifact", "shards", "reference", "partial", "metrics", "classes", "pictures")
     params = config.load()
-    (recipe,) = params.quant.choose([a.method]).values()
+    recipe = params.quant.choose([a.method])[a.method]
     tracking.login(params.wandb)
     names = read_manifest(a.shards)["classes"]
     with kept(a.partial):
@@ -33,12 +28,10 @@ def main() -> None:
             label_map=params.data.label_map,
             settings=params.eval,
             partial=Path(a.partial),
-            name=a.method,
-            load=load,
         )
         if ranks()[0]:
             return
-        write_scores(metrics, result, names, a.metrics, a.classes, a.pictures)
+        write_scores(metrics, result, names, metrics_path=a.metrics, classes_path=a.classes, pictures_folder=a.pictures)
     if result:
         tracking.log_evaluation(params.wandb, a.method, recipe, metrics, class_rows(result, names))
 

@@ -1,27 +1,35 @@
-"""Train a method of params.yaml beforehand, for its quantize stage to take; a training that is killed goes on."""
+"""Train a method of params.yaml beforehand, for its quantize stage to take; a killed training continues."""
 
-import argparse
 from functools import partial
+from pathlib import Path
 
-from segquant import tracking
+from segquant import lanes, tracking
 from segquant.base import config
 from segquant.base.entry import run
+from segquant.base.errors import ConfigError
 from segquant.base.files import write_json
 from segquant.base.ranks import ranks
-from segquant.lanes import quantize_lane
+from segquant.training.split import split_of_shards
+from stages import arguments
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("method", "baseline", "shards", "output"):
-        parser.add_argument(f"--{name}", required=True)
-    a = parser.parse_args()
+    a = arguments(__doc__, "method", "baseline", "shards", "output")
     params = config.load()
     tracking.login(params.wandb)
-    (recipe,) = params.quant.choose([a.method]).values()
-    record = partial(tracking.training, params.wandb, a.method, recipe.train)
-    folder = f"{a.output}/{a.method}"
-    times = quantize_lane(params, a.method, a.baseline, a.shards, "", folder, recording=record)
+    recipe = params.quant.choose([a.method])[a.method]
+    if not recipe.train:
+        raise ConfigError(f"quant.methods.{a.method} has no train section: there is nothing to train")
+    times = lanes.quantize(
+        params,
+        a.method,
+        a.baseline,
+        f"{a.output}/{a.method}",
+        lambda: split_of_shards(params, a.baseline, a.shards),
+        exports="",
+        checkpoint=Path("models/checkpoints") / f"{a.method}.pt",
+        recording=partial(tracking.training, params.wandb, a.method, recipe.train),
+    )
     if not ranks()[0]:
         write_json(f"{a.output}/{a.method}.json", times)
 

@@ -1,28 +1,33 @@
-"""Quantize the baseline by one method of params.yaml into an artifact folder; a training that is killed goes on."""
+"""Quantize the baseline by one method of params.yaml into an artifact folder; a killed training continues."""
 
-import argparse
 from functools import partial
 from pathlib import Path
 
-from segquant import tracking
+from segquant import lanes, tracking
 from segquant.base import config
 from segquant.base.entry import run
 from segquant.base.files import write_json
 from segquant.base.ranks import ranks
-from segquant.lanes import quantize_lane
+from segquant.training.split import split_of_shards
+from stages import arguments
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("method", "baseline", "shards", "exports", "trained", "output", "times"):
-        parser.add_argument(f"--{name}", required=True)
-    a = parser.parse_args()
+    a = arguments(__doc__, "method", "baseline", "shards", "exports", "trained", "output", "times")
     params = config.load()
     tracking.login(params.wandb)
-    (recipe,) = params.quant.choose([a.method]).values()
-    record = partial(tracking.training, params.wandb, a.method, recipe.train)
-    trained = Path(a.trained) / a.method
-    times = quantize_lane(params, a.method, a.baseline, a.shards, a.exports, a.output, trained, record)
+    recipe = params.quant.choose([a.method])[a.method]
+    times = lanes.quantize(
+        params,
+        a.method,
+        a.baseline,
+        a.output,
+        lambda: split_of_shards(params, a.baseline, a.shards),
+        exports=a.exports,
+        checkpoint=Path("models/checkpoints") / f"{a.method}.pt",
+        trained=Path(a.trained) / a.method,
+        recording=partial(tracking.training, params.wandb, a.method, recipe.train),
+    )
     if not ranks()[0]:
         write_json(a.times, times)
         if "unavailable" in times:

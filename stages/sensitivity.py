@@ -3,13 +3,11 @@
 import argparse
 from dataclasses import asdict
 
-from segquant import models
 from segquant.base import config
 from segquant.base.entry import run
 from segquant.base.files import write_json, write_text
-from segquant.data.label_map import load_label_map
 from segquant.data.shards import read_manifest, read_rows
-from segquant.evaluation.sensitivity import sensitivity, to_csv
+from segquant.evaluation.sensitivity import layers, to_csv
 from segquant.lineage import origin
 from segquant.report.figure import standalone
 from segquant.report.layers import chart
@@ -22,20 +20,13 @@ def main() -> None:
     a = parser.parse_args()
     params, manifest = config.load(), read_manifest(a.shards)
     classes = manifest["classes"]
-    asked, model = params.sensitivity, models.load(a.baseline).to(models.device(params.eval.device))
-    found = sensitivity(
-        model,
-        list(read_rows(a.shards, "validation", asked.images)),
-        asked,
-        num_classes=len(classes),
-        protocol=params.protocol,
-        normalization=models.normalization(a.baseline),
-        label_map=load_label_map(params.data.label_map, model.config.num_labels, classes),
-    )
-    write_text(a.csv, to_csv(found))
-    told = {**origin(a.baseline, manifest, params.protocol, params.data.label_map), **asdict(asked)}
-    write_json(a.json, {**told, "layers": found})
-    write_text(a.plot, standalone(chart(found)))
+    options, label_map = params.sensitivity, params.data.label_map
+    rows = list(read_rows(a.shards, "validation", options.images))
+    losses = layers(params, options, a.baseline, rows, classes, label_map)
+    write_text(a.csv, to_csv(losses))
+    made_from = origin(a.baseline, manifest, params.protocol, label_map)
+    write_json(a.json, {**made_from, **asdict(options), "layers": losses})
+    write_text(a.plot, standalone(chart(losses)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Which files of src/segquant a stage script runs: the closure of its imports, read from the source.
+"""Which rooms of src/segquant a stage script runs: the closure of its imports, read from the source.
 
-`python tests/closure.py` writes them into the deps of every dvc.yaml.
+A room is a folder or a single module beside them. `python tests/closure.py` writes the rooms into the deps of every
+dvc.yaml.
 """
 
 from __future__ import annotations
@@ -26,6 +27,12 @@ def closure(script: Path) -> set[str]:
                 pending.append(path)
     named = {path for module in seen for path in _beside(module)}
     return {str(path.relative_to(ROOT)) for path in seen | named}
+
+
+def rooms(script: Path) -> set[str]:
+    """The rooms that `script` reaches, as deps; the package's own __init__.py, in which nothing computes, is none."""
+    parts = [Path(path).parts for path in closure(script)]
+    return {"/".join(part[:3]) for part in parts} - {"src/segquant/__init__.py"}
 
 
 @cache
@@ -66,11 +73,11 @@ def _files(name: str) -> set[Path]:
 
 
 def write_deps(pipeline: Path) -> None:
-    """Put each script's closure after it in the deps of a dvc.yaml, in place of the code that stands there."""
+    """Put each script's rooms after it in the deps of a dvc.yaml, in place of the code that stands there."""
 
-    def block(found: re.Match) -> str:
-        indent, script = found.groups()
-        return "".join(f"{indent}- {path}\n" for path in (script, *sorted(closure(ROOT / script))))
+    def block(match: re.Match) -> str:
+        indent, script = match.groups()
+        return "".join(f"{indent}- {path}\n" for path in (script, *sorted(rooms(ROOT / script))))
 
     text = pipeline.read_text()
     pipeline.write_text(re.sub(r"^( *)- (stages/\w+\.py)\n(?:\1- src/.*\n)*", block, text, flags=re.M))

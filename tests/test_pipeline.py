@@ -60,7 +60,7 @@ def clone(tmp_path_factory):
 
 
 def test_the_files_others_rely_on(clone):
-    float32 = json.loads((clone / "metrics/float32.json").read_text())
+    float32 = json.loads((clone / "metrics/accuracy/float32.json").read_text())
     assert set(float32) == {
         "algorithm",
         "mean_iou",
@@ -76,7 +76,7 @@ def test_the_files_others_rely_on(clone):
     }
     assert float32["n_images"] == 4 and float32["agreement"] == 1.0
     assert float32["compression"] == pytest.approx(1, abs=1e-3)
-    int4, int2 = (json.loads((clone / f"metrics/{m}.json").read_text()) for m in ("int4", "int2"))
+    int4, int2 = (json.loads((clone / f"metrics/accuracy/{m}.json").read_text()) for m in ("int4", "int2"))
     assert int2["size_bytes"] < int4["size_bytes"] < float32["size_bytes"]
     assert int2["agreement"] < int4["agreement"] < 1
     assert int4["size_bytes"] == (clone / "models/quantized/int4/model.safetensors").stat().st_size
@@ -101,14 +101,14 @@ def test_the_files_others_rely_on(clone):
     assert int4["algorithm"] == "gptq" and f"{times['seconds']:.1f}" in (clone / "metrics/results.csv").read_text()
     manifest = json.loads((clone / "models/quantized/int4/quantization.json").read_text())
     assert manifest["quantized_fraction"] > 0.985
-    static = json.loads((clone / "metrics/int8_static.json").read_text())
+    static = json.loads((clone / "metrics/accuracy/int8_static.json").read_text())
     assert (static["engine"], static["algorithm"]) == ("onnxruntime", "pt2e") and 0.9 < static["agreement"] < 1
     assert static["size_bytes"] == (clone / "models/quantized/int8_static/model.onnx").stat().st_size < 4_400_000
     timed = json.loads((clone / "metrics/speed/int8_static.json").read_text())
     assert timed["engine"] == "onnxruntime" and {"engine_version", "relative_to_eager"} <= timed.keys()
     html = (clone / "metrics/report/index.html").read_text()
     assert all(m in html for m in METHODS)
-    trained = json.loads((clone / "metrics/int2_qat.json").read_text())
+    trained = json.loads((clone / "metrics/accuracy/int2_qat.json").read_text())
     assert trained["algorithm"] == "qat" and trained["size_bytes"] == int2["size_bytes"]
     assert trained["agreement"] != int2["agreement"] and "What training did: int2_qat" in html
     assert not list((clone / "models/checkpoints").iterdir())
@@ -134,7 +134,7 @@ def test_a_method_this_machine_cannot_run_is_reported_with_the_reason(clone):
 
     if torch.cuda.is_available():
         pytest.skip("this machine may run float8_dynamic")
-    metrics = json.loads((clone / "metrics/float8_dynamic.json").read_text())
+    metrics = json.loads((clone / "metrics/accuracy/float8_dynamic.json").read_text())
     assert "8.9" in metrics["unavailable"] and len(metrics) == 1
     assert "float8_dynamic is unavailable" in sh(clone, "segquant report")
 
@@ -143,7 +143,7 @@ def test_wandb_sync_brings_later_what_the_metrics_say(clone):
     runs = {(one.run["jobType"], one.run["displayName"]): one for one in synced(clone)}
     done = done_methods()
     assert set(runs) == {("evaluate", name) for name in done} | {("train", "int2_qat"), ("report", "report")}
-    metrics = {name: json.loads((clone / f"metrics/{name}.json").read_text()) for name in done}
+    metrics = {name: json.loads((clone / f"metrics/accuracy/{name}.json").read_text()) for name in done}
     report = runs["report", "report"]
     for name in done:
         assert metrics[name].items() <= runs["evaluate", name].summary.items()
@@ -263,7 +263,10 @@ def test_a_recipe_changed_and_one_added_rebuild_their_own_lanes_only_and_a_revie
     assert "int2_g8" in (clone / "metrics/results.csv").read_text()
     old, new = (
         json.loads(text)
-        for text in (sh(clone, "git show main:metrics/int4.json"), (clone / "metrics/int4.json").read_text())
+        for text in (
+            sh(clone, "git show main:metrics/accuracy/int4.json"),
+            (clone / "metrics/accuracy/int4.json").read_text(),
+        )
     )
     told = (clone / "review.md").read_text()
     change = 100 * (new["mean_iou"] - old["mean_iou"])
@@ -272,12 +275,12 @@ def test_a_recipe_changed_and_one_added_rebuild_their_own_lanes_only_and_a_revie
     )
     assert "- int2_g8 is new.\n" in told
     assert re.search(r"\| params.yaml \| quant.methods.int4.group_size +\| 32 +\| 16 +\|", told)
-    assert "| metrics/int4.json" in told and "| metrics/int2.json" not in told
+    assert "| metrics/accuracy/int4.json" in told and "| metrics/accuracy/int2.json" not in told
     assert told.count("```mermaid") == 2 and all(told.count(f'"{name}": [') == 2 for name in done_methods())
     sh(clone, "git checkout -q -b better && git checkout -q main -- metrics")
-    (clone / "metrics/int4.json").write_text(json.dumps({**new, "mean_iou": new["mean_iou"] + 0.02}))
+    (clone / "metrics/accuracy/int4.json").write_text(json.dumps({**new, "mean_iou": new["mean_iou"] + 0.02}))
     sh(clone, "git commit -qam better && dvc checkout -q")
-    (clone / "metrics/int4.json").write_text(json.dumps(new))
+    (clone / "metrics/accuracy/int4.json").write_text(json.dumps(new))
     output = sh(clone, "segquant review --base better --output review.md", code=3)
     assert "A method lost more than 0.5 points of mean IoU against `better`" in output
     assert "- int4: mean IoU -2.00 points" in (clone / "review.md").read_text()

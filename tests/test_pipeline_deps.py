@@ -1,10 +1,10 @@
-"""Each stage's deps name the code that it runs, and no other."""
+"""Each stage's deps name the rooms that it runs, and no other."""
 
 import re
 
 import pytest
 import yaml
-from closure import ROOT, closure
+from closure import ROOT, rooms
 
 STAGES = {
     **yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"],
@@ -19,12 +19,12 @@ def _code_deps(stage):
 
 def _problems(name, deps):
     script = ROOT / "stages" / f"{name}.py"
-    wanted = {f"stages/{name}.py"} | closure(script)
-    return sorted(wanted - set(deps)), sorted(set(deps) - wanted)
+    expected = {f"stages/{name}.py"} | rooms(script)
+    return sorted(expected - set(deps)), sorted(set(deps) - expected)
 
 
 @pytest.mark.parametrize("name", list(STAGES))
-def test_deps_are_the_import_closure(name):
+def test_deps_are_the_rooms_of_the_import_closure(name):
     missing, extra = _problems(name, _code_deps(STAGES[name]))
     assert not missing, f"stage {name} runs these but does not name them; run tests/closure.py: {missing}"
     assert not extra, f"stage {name} names these but does not run them: {extra}"
@@ -42,7 +42,7 @@ def test_the_check_notices_every_single_removal_and_addition(name):
 def test_the_command_runs_the_stages_own_thin_script(name):
     cmd = STAGES[name].get("do", STAGES[name])["cmd"]
     cmd = re.sub(r"\$\{\w+\.launcher\}", "python", cmd)
-    assert cmd.startswith(f"python -m stages.{name} ")
+    assert cmd.startswith(f"python -m stages.{name} --")
     assert len((ROOT / "stages" / f"{name}.py").read_text().splitlines()) <= 40
 
 
@@ -50,29 +50,44 @@ def test_every_script_is_a_stage():
     assert {p.stem for p in (ROOT / "stages").glob("*.py")} == {"__init__", *STAGES}
 
 
-BELOW = {  # DESIGN: a lower room never imports a higher one
-    "config": set(),
-    "data": {"config"},
-    "models": {"config", "data"},
-    "quant": {"config", "data", "models"},
-    "evaluation": {"config", "data", "models", "quant"},
-    "training": {"config", "data", "models", "quant", "evaluation"},
-    "deploy": {"config", "data", "models", "quant", "evaluation", "training"},
-    "tracking": {"config"},
-    "lineage": {"config"},
-    "report": {"config", "data", "evaluation"},
-}
-SHARED = {"__init__", "allocator", "errors", "fields", "files", "hub", "keys", "progress", "ranks", "entry", "hardware"}
+# From the lowest to the highest: a room imports none that stands after it.
+ROOMS = [
+    "base",
+    "scenes",
+    "data",
+    "models",
+    "quant",
+    "engines",
+    "evaluation",
+    "training",
+    "deploy",
+    "methods",
+    "lanes",
+    "workspace",
+    "report",
+    "runs",
+    "predictions",
+    "commands",
+    "cli",
+]
+APART = {"tracking": {"base"}, "lineage": {"base"}, "report": {"base", "data", "evaluation"}}  # rooms that reach fewer
 
 
-@pytest.mark.parametrize("room", list(BELOW))
+def test_every_room_has_its_place():
+    source = ROOT / "src" / "segquant"
+    found = {path.stem for path in source.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert found - {"__init__", "__main__"} == {*ROOMS, *APART}
+
+
+@pytest.mark.parametrize("room", [*ROOMS, *APART])
 def test_no_room_imports_a_higher_one(room):
-    base = ROOT / "src" / "segquant"
-    files = [base / f"{room}.py"] if (base / f"{room}.py").is_file() else sorted((base / room).rglob("*.py"))
-    for file in files:
-        for path in closure(file):
-            other = path.removeprefix("src/segquant/").split("/")[0].removesuffix(".py")
-            assert other in BELOW[room] | SHARED | {room}, f"{file.relative_to(base)} reaches {path}"
+    source = ROOT / "src" / "segquant"
+    below = APART.get(room) or {*ROOMS[: ROOMS.index(room)], *({"lineage", "tracking"} if room == "commands" else ())}
+    single = source / f"{room}.py"
+    for file in [single] if single.is_file() else sorted((source / room).rglob("*.py")):
+        for path in rooms(file):
+            other = path.removeprefix("src/segquant/").removesuffix(".py")
+            assert other in below | {room}, f"{file.relative_to(source)} reaches {path}"
 
 
 def test_only_tracking_imports_wandb():

@@ -21,7 +21,7 @@ from segquant.data.sources import open_images, open_source, rows
 from segquant.deploy.build import build_graph
 from segquant.deploy.finetune import build_finetuned
 from segquant.deploy.onnx_export import export_onnx
-from segquant.engines.runtimes import load
+from segquant.engines.load import load
 from segquant.evaluation.loop import evaluate
 from segquant.quant.artifacts import load_quantized
 from segquant.quant.build import build

@@ -16,7 +16,7 @@ for _name in ("torchao", "torch.utils._pytree"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 # Loaded on first use, by name: importing segquant costs nothing, and no stage depends on what it does not run.
-_LAZY = {"load_quantized": "segquant.engines.runtimes"}
+_LAZY = {"load_quantized": "segquant.engines.load"}
 
 
 def __getattr__(name: str) -> Any:

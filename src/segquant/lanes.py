@@ -1,76 +1,122 @@
-"""A quantize stage of the pipeline: any method of params.yaml, on the pipeline's shards."""
+"""One method's lane. The pipeline's stages and `segquant run` call the same functions.
+
+Evaluation is `evaluation.score`: it stands apart, so that its stage depends neither on training nor on exporters.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from segquant import models
-from segquant.base.config import Graph, Params
+from torch import nn
+
+from segquant import methods, models
+from segquant.base.config import Method, Params
+from segquant.base.errors import DataError, SegquantError
+from segquant.base.files import read_json
 from segquant.base.ranks import ranks
-from segquant.data.calibration import calibration_images, spread
-from segquant.data.label_map import load_label_map
-from segquant.data.shards import read_manifest, read_rows
-from segquant.engines.extras import refused_protocol, unavailable
+from segquant.methods import Job, kind
 from segquant.quant.artifacts import save_unavailable
-from segquant.quant.build import build
+from segquant.training.split import TrainSplit
+
+if TYPE_CHECKING:
+    from segquant.training.material import Recording
 
 
-def quantize_lane(
+def check(params: Params, model: nn.Module, recipes: Mapping[str, Method], split: TrainSplit | None) -> None:
+    """Hold every recipe against the model and open what it calibrates and trains with, so that an error stops a run
+    before any work. `split` is None where no recipe needs one. Raises DataError, ConfigError and ModelError.
+    """
+    for name, recipe in recipes.items():
+        methods.check(name, model, recipe, params)
+    for name, recipe in recipes.items():
+        count = recipe.calibration_images
+        if count:
+            split.images(count)
+        if kind(recipe).searches(recipe):
+            try:
+                split.points(count)
+            except DataError as error:
+                raise DataError(f"{name}: {error}") from error
+        if recipe.train:
+            material = split.material(recipe.train.validation_images)
+            kind(recipe).check_training(recipe, split.baseline, material)
+
+
+def quantize(
     params: Params,
     method: str,
     baseline: str | Path,
-    shards: str | Path,
-    exports: str | Path,
     folder: str | Path,
+    split: Callable[[], TrainSplit],
+    *,
+    exports: str | Path,
+    checkpoint: Path,
     trained: str | Path | None = None,
-    recording: Callable[[], AbstractContextManager] = nullcontext,
+    recording: Recording = nullcontext,
 ) -> dict[str, Any]:
     """Make the artifact `folder` of a method; gives its times, nothing on other ranks than the first.
 
-    `exports` is the folder of stage export_onnx, `trained` an artifact that is taken where it came out of the very
-    same training, `recording` gives a training its record. Raises as the builders do.
+    `exports` is the folder of `export_onnx`; `trained` is an artifact that is taken where the very same training made
+    it; a killed training continues from `checkpoint`; `recording` gives a training its record. Raises as the builders
+    do.
     """
-    (recipe,) = params.quant.choose([method]).values()
-    graph = isinstance(recipe, Graph)
-    reason = (unavailable(recipe) or refused_protocol(params.protocol)) if graph else None
+    recipe, split = params.quant.choose([method])[method], cache(split)
+    device = models.device(params.eval.device)
+    reason = kind(recipe).unavailable(recipe, device) or kind(recipe).refused(params.protocol, None)
     if reason:
-        save_unavailable(recipe, reason, folder)
+        if not ranks()[0]:
+            save_unavailable(recipe, reason, folder)
         return {"unavailable": reason}
-    # Imported where they are used, as a lane starts a process and most need neither: 1.5 s.
-    if recipe.train:
-        from segquant.training.qat import Route, from_shards
-
-        route = None
-        if graph:
-            from segquant.deploy.finetune import build_finetuned, run_name
-            from segquant.engines.runtimes import load
-
-            route = Route(run_name, build_finetuned, load)
-        return from_shards(params, method, baseline, shards, folder, trained, recording, route)
-    if ranks()[0]:
+    if not recipe.train and ranks()[0]:
         return {}
-    images, count = None, recipe.calibration_images
-    if count:
-        images = calibration_images(shards, count, params.protocol, models.normalization(baseline))
-    if graph:
-        from segquant.deploy.build import build_graph
+    job = Job(Path(baseline), recipe, Path(folder), device, exports=Path(exports), recording=recording)
+    if recipe.train:
+        if trained and (times := _take(trained, folder, recipe, baseline, split())):
+            return times
+        material = split().material(recipe.train.validation_images)
+        job = replace(job, material=material, checkpoint=checkpoint)
+    if count := recipe.calibration_images:
+        job = replace(job, images=split().images(count))
+        if kind(recipe).searches(recipe):
+            job = replace(job, points=split().points(count))
+    times = kind(recipe).build(job)
+    if not ranks()[0]:
+        checkpoint.unlink(missing_ok=True)
+    return times
 
-        return build_graph(baseline, recipe, folder, exports, images, _points(params, recipe, baseline, shards))
-    return build(baseline, recipe, folder, models.device(params.eval.device), images)
+
+def _take(
+    trained: str | Path, folder: str | Path, recipe: Method, baseline: str | Path, split: TrainSplit
+) -> dict[str, Any] | None:
+    from segquant.engines.load import load
+    from segquant.quant.build import take
+
+    name = kind(recipe).training_name(recipe, Path(baseline), split.identity, split.params.protocol)
+    return take(trained, folder, name, load)
 
 
-def _points(params: Params, recipe: Graph, baseline: str | Path, shards: str | Path) -> Callable | None:
-    """What tells how much mIoU is lost on the calibration images, where the recipe wants to know."""
-    if recipe.max_drop is None:
-        return None
-    from segquant.deploy.finetune import points
-
-    manifest = read_manifest(shards)
-    chosen = set(spread(manifest["splits"]["train"]["images"], recipe.calibration_images))
-    rows: Sequence[dict] = [row for i, row in enumerate(read_rows(shards, "train")) if i in chosen]
-    classes = manifest["classes"]
-    label_map = load_label_map(params.data.label_map, models.load(baseline).config.num_labels, classes)
-    return points(params, rows, classes, baseline, label_map)
+def benchmark(artifact: Path, float32: Path, exports: Path, target: Path, params: Params) -> dict[str, Any]:
+    """Measure an artifact's speed in a process of its own, so that memory is the artifact's alone; write `target`."""
+    options = {
+        "artifact": artifact,
+        "float32": float32,
+        "exports": exports,
+        "speed": json.dumps(asdict(params.speed)),
+        "device": params.eval.device,
+        "output": target,
+    }
+    arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "segquant.evaluation.speed", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["it said nothing; was it out of memory?"]
+        raise SegquantError(f"timing {artifact.name} ended with code {done.returncode}: {lines[-1]}")
+    return read_json(target)

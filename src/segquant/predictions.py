@@ -20,7 +20,7 @@ from segquant.base.progress import progress
 from segquant.data.images import decode_image, image_size
 from segquant.data.layouts import IMAGES
 from segquant.data.palette import palette
-from segquant.engines.runtimes import load
+from segquant.engines.load import load
 from segquant.evaluation.predict import predict, prepared
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from segquant.data.sources import open_source, rows
 from segquant.deploy import finetune
 from segquant.deploy.finetune import build_finetuned, crop_of
 from segquant.deploy.pt2e import Trainable, converted, prepared
-from segquant.engines.runtimes import load
+from segquant.engines.load import load
 from segquant.training import losses
 from segquant.training.losses import distillation
 from segquant.training.qat import Material

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from graphs import RECIPES, float_model, images
 from onnx import TensorProto, helper
+from segquant.deploy.speed import measure
 from torch import nn
 
 from segquant import models
@@ -23,10 +24,10 @@ from segquant.deploy.graph import Pixels
 from segquant.deploy.onnx_export import export_onnx, write_exports
 from segquant.deploy.openvino_int8 import quantize_nncf
 from segquant.deploy.qdq import quantize_qdq
-from segquant.deploy.speed import measure
-from segquant.engines import extras, runtimes
+from segquant.engines import extras
+from segquant.engines import load as engines
 from segquant.engines.extras import refused_protocol, refused_size, unavailable
-from segquant.engines.runtimes import load, load_graph
+from segquant.engines.load import load, load_graph
 from segquant.quant.build import build
 
 MEAN, STD = [0.5, 0.25, 0.375], [0.5, 0.125, 0.75]  # of no other model
@@ -426,7 +427,7 @@ def test_segquant_loads_artifacts_of_every_engine(artifact, work):
 
     inputs = images(1)
     assert segquant.load_quantized(artifact("qdq"))(inputs).logits.shape == (1, 11, 16, 24)
-    assert runtimes.load_quantized is segquant.load_quantized
+    assert engines.load_quantized is segquant.load_quantized
     with pytest.raises(ModelError, match="is a graph for onnxruntime: segquant.load_quantized runs it"):
         from segquant.quant.artifacts import load_artifact
 

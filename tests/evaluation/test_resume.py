@@ -192,11 +192,11 @@ def test_the_key_of_what_is_kept_holds_all_that_it_depends_on(made, tmp_path):
         {"settings": Eval(pictures=1, dtype="bfloat16")},
         {"settings": Eval(pictures=1, on_error="skip")},
     ):
-        score(shards=shards, reference=place / "reference", partial=tmp_path / "kept", name="x", **(options | change))
+        score(shards=shards, reference=place / "reference", partial=tmp_path / "kept", **(options | change))
         now = {path.name for path in (tmp_path / "kept").iterdir()}
         assert len(now - seen) == 2, change
         seen = now
-    score(shards=shards, reference=place / "reference", partial=tmp_path / "kept", name="x", **options)
+    score(shards=shards, reference=place / "reference", partial=tmp_path / "kept", **options)
     assert {path.name for path in (tmp_path / "kept").iterdir()} == seen
 
 

@@ -129,7 +129,7 @@ def test_the_fresh_process_counts_the_artifacts_memory_only(artifacts, tmp_path)
     command = [
         sys.executable,
         "-m",
-        "segquant.deploy.speed",
+        "segquant.evaluation.speed",
         "--artifact",
         artifacts / "int8",
         "--float32",

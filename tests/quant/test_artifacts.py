@@ -15,7 +15,7 @@ from segquant import models
 from segquant.base import config
 from segquant.base.config import Override, Recipe
 from segquant.base.errors import ConfigError, ModelError, SegquantError, UnavailableError
-from segquant.engines import runtimes
+from segquant.engines import load as engines
 from segquant.quant import gptq
 from segquant.quant.artifacts import describe_artifact, load_artifact, load_quantized
 from segquant.quant.build import build
@@ -273,4 +273,4 @@ def test_importing_segquant_costs_nothing_heavy():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
-    assert segquant.load_quantized is runtimes.load_quantized
+    assert segquant.load_quantized is engines.load_quantized

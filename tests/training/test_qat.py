@@ -11,22 +11,21 @@ from conftest import ROOT, ade20k_folder, small_segformer
 from torch import nn
 from torch.nn.utils import parametrize
 
-from segquant import models
+from segquant import lanes, models
 from segquant.base.classes import ADE20K, CAMVID
 from segquant.base.config import Calibration, Data, Override, Qat, Recipe, load
 from segquant.base.errors import ConfigError, DataError, ModelError, SegquantError
 from segquant.data.shards import write_shards
 from segquant.data.sources import open_source, rows
-from segquant.deploy import finetune
-from segquant.lanes import quantize_lane
 from segquant.quant import recipes as methods
 from segquant.quant.artifacts import describe_artifact, load_quantized
 from segquant.quant.build import build
 from segquant.quant.recipes import quantize
-from segquant.training import losses, qat
+from segquant.training import losses, material, qat
 from segquant.training.baseline import scorer
 from segquant.training.data import Crops
 from segquant.training.losses import distillation
+from segquant.training.split import split_of_shards
 
 CPU = torch.device("cpu")
 TRAIN = Qat(
@@ -103,13 +102,13 @@ def test_trained_logits_are_those_of_the_stored_artifact_bit_for_bit(bits, basel
 
 def test_every_dense_layer_takes_part_and_training_brings_it_nearer(baseline, tmp_path, monkeypatch):
     parametrized = []
-    train = qat.train
+    train = material.train
 
     def spy(model, *arguments, **keywords):
         parametrized.extend(m for m in model.modules() if parametrize.is_parametrized(m))
         return train(model, *arguments, **keywords)
 
-    monkeypatch.setattr(qat, "train", spy)
+    monkeypatch.setattr(material, "train", spy)
     longer = replace(RECIPE, train=replace(TRAIN, steps=120, lr=0.02))
     float32 = small_segformer()
     float32.decode_head.classifier.weight.data *= 300  # sure of what it sees, as a model that has learned something
@@ -254,7 +253,7 @@ def test_the_checkpoint_of_another_recipe_is_refused(baseline, tmp_path, monkeyp
 
 @pytest.fixture
 def pipeline(baseline, tmp_path, monkeypatch):
-    """What `from_shards` finds, and a function that calls it for the method `mine` with this recipe."""
+    """The pipeline's shards, and a function that calls it for the method `mine` with this recipe."""
     monkeypatch.chdir(tmp_path)
     sources = {split: open_source("scenes", split, 4) for split in ("train", "validation")}
     write_shards(sources, tmp_path / "shards")
@@ -263,7 +262,16 @@ def pipeline(baseline, tmp_path, monkeypatch):
         params = load(ROOT / "params.yaml")
         quant = replace(params.quant, methods={**params.quant.methods, "mine": recipe})
         params = replace(params, protocol=PROTOCOL, quant=quant, **other)
-        return qat.from_shards(params, "mine", baseline, tmp_path / "shards", folder, tmp_path / "trained" / "mine")
+        return lanes.quantize(
+            params,
+            "mine",
+            baseline,
+            folder,
+            lambda: split_of_shards(params, baseline, tmp_path / "shards"),
+            exports=tmp_path,
+            checkpoint=tmp_path / "mine.pt",
+            trained=tmp_path / "trained" / "mine",
+        )
 
     return call
 
@@ -276,7 +284,7 @@ def test_what_the_very_same_training_made_is_taken_and_nothing_else_is(pipeline,
     def refuse(*_, **__):
         raise AssertionError("it trains")
 
-    monkeypatch.setattr(qat, "train", refuse)
+    monkeypatch.setattr(material, "train", refuse)
     for same in (RECIPE, replace(RECIPE, train=replace(TRAIN, workers=2, validate_every=1, checkpoint_every=1))):
         taken = pipeline(tmp_path / "out", same)
         assert taken == {**times, "taken_from": str(ready)} and state(tmp_path / "out") == state(ready)
@@ -292,23 +300,31 @@ def test_what_the_very_same_training_made_is_taken_and_nothing_else_is(pipeline,
 
 def test_the_repositorys_own_artifacts_are_those_of_its_parameters(tmp_path, monkeypatch):
     """Or `make repro` would train them anew."""
-    for module in (qat, finetune):
-        monkeypatch.setattr(module, "train", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(material, "train", lambda *_, **__: 1 / 0)
     params, float32 = load(ROOT / "params.yaml"), ROOT / "models" / "scenes-b0"
     write_shards({s: open_source(params.data, s, params.data.limit) for s in ("train", "validation")}, tmp_path / "s")
     methods = [name for name, recipe in params.quant.methods.items() if recipe.train]
     assert set(methods) == {"int4_qat", "int2_qat", "int8_static_qat"}
     for method in methods:
         trained = ROOT / "models" / "trained" / method
-        found = quantize_lane(params, method, float32, tmp_path / "s", tmp_path, tmp_path / method, trained)
-        assert found["taken_from"] == str(trained)
+        times = lanes.quantize(
+            params,
+            method,
+            float32,
+            tmp_path / method,
+            lambda: split_of_shards(params, float32, tmp_path / "s"),
+            exports=tmp_path,
+            checkpoint=tmp_path / f"{method}.pt",
+            trained=trained,
+        )
+        assert times["taken_from"] == str(trained)
 
 
 def test_another_float_model_is_another_training_and_a_damaged_artifact_is_one_line(pipeline, tmp_path, monkeypatch):
     ready = tmp_path / "trained" / "mine"
     ready.parent.mkdir()
     ready.with_name("mine.json").write_text(json.dumps(pipeline(ready)))
-    monkeypatch.setattr(qat, "train", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(material, "train", lambda *_, **__: 1 / 0)
     kept = (tmp_path / "baseline" / "model.safetensors").read_bytes()
     models.save(small_segformer().half().float(), tmp_path / "baseline")
     with pytest.raises(ZeroDivisionError):

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from PIL import Image
 
 from segquant.data.images import decode_image
 from segquant.data.protocols import IMAGENET, Normalization, normalize, resize
-from segquant.data.shards import read_manifest, read_rows
 
 
 def spread(total: int, count: int) -> list[int]:
@@ -29,12 +27,3 @@ def calibration_batch(rows: Iterable[dict], protocol: str, normalization: Normal
     ((size, _),) = Counter(image.size for image in images).most_common(1)
     fitted = [image if image.size == size else image.resize(size, Image.Resampling.BILINEAR) for image in images]
     return torch.stack([normalize(image, normalization) for image in fitted])
-
-
-def calibration_images(
-    folder: str | Path, count: int, protocol: str, normalization: Normalization = IMAGENET
-) -> torch.Tensor:
-    """`calibration_batch` of `count` images, evenly spread, of the train shards in `folder`."""
-    chosen = set(spread(read_manifest(folder)["splits"]["train"]["images"], count))
-    rows = (row for i, row in enumerate(read_rows(folder, "train")) if i in chosen)
-    return calibration_batch(rows, protocol, normalization)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from functools import cache
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,24 @@ def shard_rows(shard: Shard) -> Iterator[dict]:
 def read_rows(folder: str | Path, split: str, limit: int | None = None) -> Iterator[dict]:
     """The first `limit` rows of a split (None: all) in order."""
     return islice(chain.from_iterable(map(shard_rows, open_shards(folder, split))), limit)
+
+
+class ShardRows(Sequence):
+    """The rows of a split by index. A shard is read when one of its rows is asked for, and kept."""
+
+    def __init__(self, folder: str | Path, split: str) -> None:
+        self._shards = open_shards(folder, split)
+        self._ends = list(accumulate(shard.rows for shard in self._shards))
+        self._read = cache(lambda number: list(shard_rows(self._shards[number])))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = bisect_right(self._ends, index)
+        return self._read(number)[index - self._ends[number]]  # counted from the shard's end
 
 
 def _write_split(source: Any, split: str, folder: Path, shard_bytes: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from segquant.deploy.openvino_int8 import quantize_nncf
 from segquant.deploy.pt2e import calibrated
 from segquant.deploy.qdq import Score, quantize_qdq
 from segquant.engines.extras import exports_lack, needs, unavailable
-from segquant.engines.runtimes import load
+from segquant.engines.load import load
 from segquant.quant.artifacts import save_unavailable, seal
 
 Fit = Callable[[nn.Module, torch.Tensor], nn.Module]  # (float model, calibration images) -> a quantized graph

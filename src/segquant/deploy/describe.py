@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+
 from segquant.base.config import Graph
 
 _ROUTES = {"pt2e": "PyTorch 2 export", "qdq": "ONNX Runtime's quantizer", "nncf": "NNCF"}
-_ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
 def describe(recipe: Graph) -> str:
     """The recipe in words."""
-    engine = _ENGINES[recipe.engine]
+    engine = importlib.import_module(f"segquant.engines.{recipe.engine}").NAME
     part = "computed" if recipe.algorithm == "cast" else "the rest"
     compute = f", {part} in {recipe.compute}" if recipe.compute != "float32" else ""
     if recipe.algorithm == "cast":

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from segquant import models
-from segquant.base.config import Graph, Params, Phase
-from segquant.base.errors import ConfigError, DataError, ModelError
-from segquant.base.files import digest, sha256
-from segquant.base.hub import files
+from segquant.base.config import Graph
+from segquant.base.errors import ConfigError, ModelError
 from segquant.base.ranks import ranks
 from segquant.deploy.build import build_graph
 from segquant.deploy.describe import describe
-from segquant.deploy.graph import STEP
 from segquant.deploy.pt2e import Trainable, converted, prepared
-from segquant.deploy.qdq import Score
+from segquant.engines.extras import STEP
 from segquant.quant.head import fuse_early
-from segquant.training.baseline import scorer
-from segquant.training.data import Crops, crop_size
-from segquant.training.loop import announce, silent, train
+from segquant.training.data import crop_size
 from segquant.training.losses import towards
-from segquant.training.qat import SCALE, Material, Recording
+from segquant.training.material import SCALE, Material, Recording, Trainer, name_training
 
 log = logging.getLogger(__name__)
 LEAST_AGREEMENT = 0.999  # of the converted graph's classes with those of the trained one, on calibration images
@@ -50,50 +42,24 @@ def build_finetuned(
     Raises DataError without images, ConfigError for a crop that is no multiple of 32, ModelError where the converted
     graph does not give the trained one's classes.
     """
-    options, normalization = recipe.train, models.normalization(baseline)
-    if not len(material.rows):
-        raise DataError("there are no images to train on")
+    options = recipe.train
     crop = crop_of(recipe, material.protocol)
     steps = options.epochs * -(-len(material.rows) // options.batch_size)
     run = run_name(recipe, baseline, material.identity, material.protocol)
-    announce(checkpoint, run, "the graph is calibrated again")
-    before: list[float] = []  # seconds that this training took before it was killed
-
-    def samples(crop: int, first: int, length: int) -> Crops:
-        return Crops(material.rows, crop, SCALE, options.seed, first, length, material.protocol, normalization)
+    trainer = Trainer(recipe, material, models.normalization(baseline), checkpoint, run, crop, steps, recording)
+    trainer.announce("the graph is calibrated again")
 
     def fit(model: nn.Module, images: torch.Tensor) -> nn.Module:
-        # A step is so many forward passes: the ones that torch.chunk, which need not give what is asked, makes of it.
+        # torch.chunk makes the forward passes of a step, which may be fewer than were asked for.
         share = torch.empty(max(1, options.batch_size // ranks()[1]))
-        forward = steps * len(share.chunk(options.accumulate))
-        graph = Trainable(prepared(model, images, trained=True), int(options.observe * forward))
+        passes = steps * len(share.chunk(options.accumulate))
+        graph = Trainable(prepared(model, images, trained=True), int(options.observe * passes)).to(device)
         weights = [p for p in graph.parameters() if p.requires_grad]
-        with recording() as record:
-            earlier = train(
-                graph.to(device),
-                samples,
-                towards(fuse_early(model.to(device))),
-                options,
-                (Phase(steps, crop, options.batch_size),),
-                [{"params": weights, "weight_decay": 0.0}],
-                checkpoint=checkpoint,
-                run=run,
-                validate=material.validate,
-                record=record or silent,
-            )
-        before.append(earlier)
+        groups = [{"params": weights, "weight_decay": 0.0}]
+        trainer.train(graph, towards(fuse_early(model.to(device))), groups, material.validate)
         return _as_trained(graph.cpu(), images[:4])
 
-    times = build_graph(baseline, recipe, folder, Path(), images, fit=fit, run=run)
-    return {**times, "seconds": round(times["seconds"] + sum(before), 3)} if "seconds" in times else times
-
-
-def points(
-    params: Params, rows: Sequence[dict], classes: Sequence[str], baseline: str | Path, label_map: np.ndarray | None
-) -> Score:
-    """What scores a model on labelled rows, in points of mIoU."""
-    score = scorer(params, rows, classes, models.normalization(baseline), label_map)
-    return lambda model: 100 * score(model).scores.mean_iou
+    return trainer.total(build_graph(baseline, recipe, folder, Path(), images, fit=fit, run=run))
 
 
 def crop_of(recipe: Graph, protocol: str) -> int:
@@ -105,10 +71,8 @@ def crop_of(recipe: Graph, protocol: str) -> int:
 
 
 def run_name(recipe: Graph, baseline: str | Path, identity: Any, protocol: str) -> str:
-    """What a training is, in words, and a digest of all that its result depends on."""
-    weights = [sha256(path) for path in files(Path(baseline))]
-    depends = [asdict(replace(recipe, train=None)), recipe.train.result(), weights, identity, protocol]
-    return f"{describe(recipe)} [{digest(depends)[:16]}]"
+    """The training's name: the recipe in words, and a digest of all that its result depends on."""
+    return name_training(describe(recipe), recipe, [Path(baseline)], identity, protocol)
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import onnx
 
 OPSET = 20  # the first with Gelu; with 23 attention is one node too, which ONNX Runtime 1.31 runs at half the speed
-INPUT, LOGITS, CLASSES = "pixel_values", "logits", "classes"
+INPUT, LOGITS = "pixel_values", "logits"
 _EXAMPLE = (2, 3, 128, 192)  # a batch of 1 would be taken for a constant
 
 

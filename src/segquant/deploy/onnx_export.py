@@ -13,9 +13,9 @@ from torch import nn
 from segquant import models
 from segquant.base.errors import ModelError, UnavailableError
 from segquant.base.files import replacing, write_bytes, write_json
-from segquant.deploy.graph import CLASSES, INPUT, LOGITS, OPSET, Pixels, exported, to_onnx
+from segquant.deploy.graph import INPUT, LOGITS, OPSET, Pixels, exported, to_onnx
 from segquant.engines.extras import needs
-from segquant.engines.runtimes import said
+from segquant.engines.runtime import CLASSES, said
 
 log = logging.getLogger(__name__)
 PRECISIONS = ("float32", "float16")

@@ -17,7 +17,7 @@ from segquant.base.files import write_bytes
 from segquant.base.progress import progress
 from segquant.deploy.graph import INPUT, strip
 from segquant.engines.extras import needs
-from segquant.engines.runtimes import load_graph
+from segquant.engines.load import load_graph
 
 log = logging.getLogger(__name__)
 PROBED = 4  # images that each node's sensitivity is measured on

@@ -1,4 +1,4 @@
-"""Packages that only graphs need, imported where they are used; which one to install where it is missing."""
+"""What graphs need and refuse: packages that are imported where they are used, and sizes in multiples of 32."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def _refused(name: str, sizes: Iterable[int]) -> str | None:
 
 def unavailable(recipe: Graph) -> str | None:
     """Why `recipe` cannot run here, or None when it can."""
-    wanted = [*_EXTRAS["onnx"], *(["openvino"] if recipe.engine == "openvino" else [])]
+    packages = importlib.import_module(f"segquant.engines.{recipe.engine}").PACKAGES
     try:
-        needs(*wanted, *(["nncf"] if recipe.algorithm == "nncf" else []))
+        needs(*packages, *(["nncf"] if recipe.algorithm == "nncf" else []))
     except UnavailableError as error:
         return str(error)
     if recipe.compute == "bfloat16" and BFLOAT16.isdisjoint(instructions()):

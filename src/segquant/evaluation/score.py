@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from segquant import models
@@ -21,12 +20,12 @@ from segquant.base.ranks import ranks
 from segquant.data.label_map import load_label_map
 from segquant.data.palette import palette
 from segquant.data.shards import Shard, shard_rows
+from segquant.engines.load import load
 from segquant.evaluation.counts import write_counts
 from segquant.evaluation.loop import Evaluation, Tally, summary, tally
 from segquant.evaluation.predict import prepared
 from segquant.evaluation.reference import read_reference
 from segquant.evaluation.shardwise import over_shards
-from segquant.quant.artifacts import Artifact, load_artifact
 from segquant.quant.tensors import CASTS
 
 
@@ -40,15 +39,12 @@ def score(
     label_map: str | None,
     settings: Eval,
     partial: Path,
-    name: str,
-    load: Callable[[str | Path, torch.device], Artifact] = load_artifact,
 ) -> tuple[dict[str, Any], Evaluation | None]:
-    """Evaluate an artifact on labelled shards: the content of metrics/METHOD.json, and all of it.
+    """Evaluate an artifact of any engine on labelled shards: metrics/accuracy/METHOD.json's content, and all of it.
 
-    Finished shards are kept in `partial`, which the caller removes (`shardwise.kept`). `load` is deploy.runtimes.load
-    where graphs are to be scored too; what settings say of PyTorch's dtype and compilation is not for them. A method
-    that could not be quantized gives `{"unavailable": reason}` and None. Under torchrun the figures are rank 0's; the
-    others get ({}, None).
+    `partial` keeps finished shards until the caller removes it (`shardwise.kept`). Graphs know neither autocast nor
+    torch.compile: they ignore these two settings. A method that could not be quantized gives
+    `{"unavailable": reason}` and None. Under torchrun rank 0 gets the figures, the others get ({}, None).
     """
     try:
         loaded = load(artifact, models.device(settings.device))
@@ -90,7 +86,10 @@ def score(
         settings.on_error,
         settings.pictures,
     ]
-    parts = [Tally.from_bytes(data) for data in over_shards(work, shards, partial, identity, f"evaluate {name}")]
+    parts = [
+        Tally.from_bytes(data)
+        for data in over_shards(work, shards, partial, identity, f"evaluate {Path(artifact).name}")
+    ]
     if ranks()[0]:
         return {}, None
     result = summary(parts)
@@ -121,27 +120,32 @@ def write_scores(
     metrics: dict[str, Any],
     result: Evaluation | None,
     classes: Sequence[str],
+    *,
     metrics_path: str | Path,
     classes_path: str | Path,
-    pictures_folder: str | Path,
+    pictures_folder: str | Path | None = None,
+    counts_path: str | Path | None = None,
 ) -> None:
-    """Write metrics JSON, the per-class CSV, and the pictures as PNGs in the ADE20K palette.
+    """Write metrics JSON, the per-class CSV, and where they are asked for each image's confusion and the pictures.
 
-    The pictures' folder gets each image's confusion (`counts.write_counts`) and a copy of the metrics and of the CSV,
-    so that the report can depend on one folder for whatever methods there are.
+    The pictures' folder gets PNGs in the ADE20K palette, each image's confusion (`counts.write_counts`) and a copy of
+    the metrics and of the CSV, so that the report can depend on one folder for whatever methods there are.
     """
     table = classes_csv(result, classes)
+    if pictures_folder:
+        with replacing(pictures_folder) as part:
+            part.mkdir()
+            for name, prediction in (result.pictures if result else {}).items():
+                image = Image.fromarray(prediction)
+                image.putpalette(palette().tobytes())
+                image.save(part / f"{name}.png", "PNG")
+            write_json(part / "metrics.json", metrics)
+            write_text(part / "classes.csv", table)
+            if result:
+                write_counts(part / "confusion.parquet", result.images, classes, metrics["protocol"])
+    if counts_path and result:
+        write_counts(counts_path, result.images, classes, metrics["protocol"])
     write_text(classes_path, table)
-    with replacing(pictures_folder) as part:
-        part.mkdir()
-        for name, prediction in (result.pictures if result else {}).items():
-            image = Image.fromarray(prediction)
-            image.putpalette(palette().tobytes())
-            image.save(part / f"{name}.png", "PNG")
-        write_json(part / "metrics.json", metrics)
-        write_text(part / "classes.csv", table)
-        if result:
-            write_counts(part / "confusion.parquet", result.images, classes, metrics["protocol"])
     write_json(metrics_path, metrics)
 
 

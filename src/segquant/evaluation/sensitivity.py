@@ -7,16 +7,19 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from segquant.base.config import Recipe, Sensitivity
+from segquant import models
+from segquant.base.config import Params, Recipe, Sensitivity
 from segquant.base.errors import DataError
 from segquant.base.progress import progress
 from segquant.data.images import IGNORE, decode_annotation, decode_image
+from segquant.data.label_map import load_label_map
 from segquant.data.protocols import Normalization, normalize, resize
 from segquant.evaluation import metric
 from segquant.evaluation.predict import forward
@@ -88,6 +91,27 @@ def _quantized(layer: nn.Module, recipe: Recipe) -> torch.Tensor:
     holder = nn.ModuleDict({"layer": copy.deepcopy(layer)})
     (name,) = quantize(holder, recipe, layer.weight.device)
     return holder.get_submodule(name).weight.dequantize().view_as(layer.weight)
+
+
+def layers(
+    params: Params,
+    options: Sensitivity,
+    baseline: str | Path,
+    rows: Sequence[dict],
+    classes: Sequence[str],
+    label_map: str | None,
+) -> list[dict[str, Any]]:
+    """`sensitivity` of the float model in the folder `baseline`, on labelled rows of a data set of `classes`."""
+    model = models.load(baseline).to(models.device(params.eval.device))
+    return sensitivity(
+        model,
+        rows,
+        options,
+        num_classes=len(classes),
+        protocol=params.protocol,
+        normalization=models.normalization(baseline),
+        label_map=load_label_map(label_map, model.config.num_labels, classes),
+    )
 
 
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:

@@ -1,7 +1,12 @@
-"""Latency, memory and load time of one artifact, beside float32 in the same process, which is to be a fresh one."""
+"""Latency, memory and load time of one artifact of any engine, in turn with float32 in the same process.
+
+Run as `python -m segquant.evaluation.speed` so that the process is fresh: its memory is this artifact's alone.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 import logging
 import statistics
 import time
@@ -14,10 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from segquant import models
 from segquant.base.config import Speed
+from segquant.base.entry import run
 from segquant.base.errors import UnavailableError
+from segquant.base.fields import build
+from segquant.base.files import write_json
+from segquant.engines.extras import exports_lack, refused_size
+from segquant.engines.load import load, load_graph
 from segquant.evaluation.predict import forward
-from segquant.quant.artifacts import Artifact, describe_artifact, load_artifact
+from segquant.quant.artifacts import describe_artifact, load_artifact
 
 log = logging.getLogger(__name__)
 TORCH = ("eager", "compile")  # engines whose threads are PyTorch's
@@ -25,25 +36,23 @@ LEAST_AGREEMENT = 0.98  # of the timed model's classes with the evaluated one's;
 
 
 def measure(
-    artifact: str | Path,
-    float32: str | Path,
-    speed: Speed,
-    device: torch.device,
-    load: Callable[[str | Path, torch.device], Artifact] = load_artifact,
-    graph: Callable[[str], nn.Module] | None = None,
+    artifact: str | Path, float32: str | Path, speed: Speed, device: torch.device, exports: str | Path | None = None
 ) -> dict[str, Any]:
     """Measure `artifact` and, in turn with it (A B A B), the float32 artifact, on each engine and batch size.
 
     Gives the content of metrics/speed/METHOD.json: `lanes` has a dict for each engine and batch size, and the
     first one's keys stand beside it too. Times are of the forward pass, input in memory to logits;
     `relative_to_float32` is the same engine's float32 time over the method's, pair by pair (above 1: faster).
-    `peak_memory_bytes` is what loading and one eager run add to the process (on CUDA: what is allocated).
+    `peak_memory_bytes` is what loading and one eager run add to the process (on CUDA: to what is allocated).
 
-    An artifact with an engine of its own, which `load` has to know, is measured on that alone: in turn with what
-    `graph` (engine) gives, float32 on that engine, and with PyTorch's eager float32, for `relative_to_eager`.
+    A graph runs on its own engine alone, in turn with float32.onnx of the folder `exports` on that engine and with
+    PyTorch's eager float32, for `relative_to_eager`. Without such a graph, or at a size that graphs refuse, it is
+    unavailable.
     """
-    own = describe_artifact(artifact)["recipe"].get("engine")
-    device = torch.device("cpu") if own else device  # where such engines run, and what they are told against
+    graph_engine = describe_artifact(artifact)["recipe"].get("engine")
+    if graph_engine and (reason := refused_size(speed.input_size) or exports_lack(exports)):
+        return {"unavailable": reason}
+    device = torch.device("cpu") if graph_engine else device  # where graphs run, and eager float32 beside them
     inputs = {size: _inputs(size, *speed.input_size).to(device) for size in speed.batch_sizes}
     before = _start_memory(device)
     try:
@@ -54,18 +63,16 @@ def measure(
     peak = _peak_memory(device) - before
 
     eager = load_artifact(float32, device).model
-    beside = {"float32": graph(own), "eager": eager} if own else {"float32": eager}
-    version = loaded.model.version if own else torch.__version__
+    beside = {"float32": eager}
+    if graph_engine:
+        beside = {"float32": load_graph(Path(exports) / "float32.onnx", graph_engine), "eager": eager}
     lanes = []
-    for engine in (own,) if own else speed.engines:
+    for engine in (graph_engine,) if graph_engine else speed.engines:
         slow = 0.0
         for size in speed.batch_sizes:
             if slow > speed.seconds:
-                lane = {
-                    "engine": engine,
-                    "batch_size": size,
-                    "unavailable": f"not timed, a smaller batch takes {slow:.0f} s",
-                }
+                reason = f"not timed, a smaller batch takes {slow:.0f} s"
+                lane = {"engine": engine, "batch_size": size, "unavailable": reason}
             else:
                 lane = _lane(loaded.model, beside, engine, inputs[size], speed)
                 slow = lane.get("latency_ms", {"p50": 0})["p50"] / 1e3
@@ -80,7 +87,7 @@ def measure(
         "input_size": list(speed.input_size),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
-        "engine_version": version,
+        "engine_version": loaded.model.version if graph_engine else torch.__version__,
         "lanes": lanes,
     }
 
@@ -97,39 +104,40 @@ def _lane(
     """The speed of a model, and of those `beside` it, on one engine and one batch of inputs."""
     lane: dict[str, Any] = {"engine": engine, "batch_size": len(inputs), "agreement": 1.0}
     if engine == "compile":
-        wanted = forward(model, inputs).argmax(1)
+        expected = forward(model, inputs).argmax(1)
         model = torch.compile(model, dynamic=False)
-        beside = {name: torch.compile(one, dynamic=False) for name, one in beside.items()}
+        beside = {name: torch.compile(other, dynamic=False) for name, other in beside.items()}
         try:
             lane["compile_seconds"] = _timed(model, inputs)
-            for one in beside.values():
-                _timed(one, inputs)
+            for other in beside.values():
+                _timed(other, inputs)
         except Exception as error:  # inductor and the compilers behind it raise many types
             reason = " ".join(str(error).split())[:200]
             log.warning("compile: %s", reason)
             return {**lane, "unavailable": f"torch.compile failed: {reason}"}
-        agreement = lane["agreement"] = (forward(model, inputs).argmax(1) == wanted).double().mean().item()
+        agreement = lane["agreement"] = (forward(model, inputs).argmax(1) == expected).double().mean().item()
         if agreement < LEAST_AGREEMENT:
             return {**lane, "unavailable": f"its classes agree with the evaluated model's on {agreement:.1%} only"}
-    # The threads of one engine's last run wait for work on the cores that the next model is timed on, but for engines
-    # that share their threads, as PyTorch's do: so each model runs twice in its turn, and the second run counts.
+    # An engine's threads keep waiting for work after a run, on the cores that the next model is timed on. Engines that
+    # share PyTorch's threads do not: with others each model runs twice in its turn, and the second run counts.
     settled = engine not in TORCH
 
     def turn() -> tuple[float, ...]:
         times = []
-        for one in (model, *beside.values()):
+        for each in (model, *beside.values()):
             if settled:
-                forward(one, inputs)
-            times.append(_timed(one, inputs))
+                forward(each, inputs)
+            times.append(_timed(each, inputs))
         return tuple(times)
 
-    for one in (model, *beside.values()):
-        _within(speed.seconds, speed.warmup, lambda one=one: _timed(one, inputs))
+    for each in (model, *beside.values()):
+        _within(speed.seconds, speed.warmup, lambda each=each: _timed(each, inputs))
     turns = _within(speed.seconds, speed.runs, turn)
-    times = sorted(own for own, *_ in turns)
+    times = sorted(first for first, *_ in turns)
     median = statistics.median(times)
     ratios = {
-        f"relative_to_{name}": _spread([others[at] / own for own, *others in turns]) for at, name in enumerate(beside)
+        f"relative_to_{name}": _spread([others[at] / first for first, *others in turns])
+        for at, name in enumerate(beside)
     }
     return {
         **lane,
@@ -186,3 +194,18 @@ def _peak_memory(device: torch.device) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=measure.__doc__)
+    for name in ("artifact", "float32", "exports", "output"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--speed", required=True, help="the speed section of params.yaml as JSON")
+    parser.add_argument("--device", default="auto")
+    a = parser.parse_args()
+    options = build(Speed, json.loads(a.speed), "speed")
+    write_json(a.output, measure(a.artifact, a.float32, options, models.device(a.device), a.exports))
+
+
+if __name__ == "__main__":
+    run(main)

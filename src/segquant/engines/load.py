@@ -1,0 +1,86 @@
+"""Every engine behind one interface: `load` an artifact, or `load_graph` an ONNX file, and `model(pixels).logits`.
+
+An engine other than PyTorch is a module of this package, found by its name in `config.ENGINES`, that has NAME (for
+people), PACKAGES (which it needs) and `start(path, compute)`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from segquant.base.errors import ModelError, UnavailableError
+from segquant.engines.extras import needs
+from segquant.engines.runtime import CLASSES, Runtime, said
+from segquant.quant import artifacts
+from segquant.quant.artifacts import Artifact, describe_artifact, intact
+
+log = logging.getLogger(__name__)
+GRAPHS = ("model.onnx", "model.xml")  # of an artifact, whichever is there
+
+
+def load(source: str | Path, device: torch.device | str = "cpu") -> Artifact:
+    """Load an artifact of any engine; PyTorch's go to `device`, graphs run on the CPU.
+
+    Raises as `quant.artifacts.load_artifact`, and UnavailableError where the engine is not installed.
+    """
+    info = describe_artifact(source)
+    recipe = info["recipe"]
+    if "engine" not in recipe:
+        return artifacts.load_artifact(source, device)
+    if "unavailable" in info:
+        raise UnavailableError(info["unavailable"])
+    intact(source, info)
+    needs(recipe["engine"])  # its import is no part of the load time: PyTorch is imported too
+    start = time.perf_counter()
+    paths = [Path(source) / name for name in info["files"] if name.startswith("model.")]
+    model = load_graph(next(path for path in paths if path.name in GRAPHS), recipe["engine"], recipe["compute"])
+    seconds, size = time.perf_counter() - start, sum(path.stat().st_size for path in paths)
+    log.info("loaded %s: %.2f MB on disk, %.2f s, %s %s", source, size / 1e6, seconds, model.engine, model.version)
+    return Artifact(model, info, size, seconds)
+
+
+def load_quantized(source: str | Path, device: torch.device | str = "cpu", **pinned: str | None) -> nn.Module:
+    """`quant.artifacts.load_quantized`, for artifacts of every engine."""
+    if Path(source).is_dir():
+        return load(source, device).model
+    return artifacts.load_quantized(source, device, **pinned)
+
+
+def load_graph(path: str | Path, engine: str = "onnxruntime", compute: str = "float32") -> Runtime:
+    """The graph in a file on `engine`, with as many threads as PyTorch has.
+
+    `compute` is OpenVINO's type for floats: float32, or bfloat16 on processors that have it. Raises ModelError for a
+    file that is no SegFormer's or that the engine cannot read, UnavailableError where the engine is not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "is not there"
+        raise ModelError(f"{path} {what}: give an ONNX file")
+    try:
+        model, inputs, outputs = importlib.import_module(f"segquant.engines.{engine}").start(path, compute)
+    except (UnavailableError, ModelError):
+        raise
+    except Exception as error:  # engines raise many types
+        raise ModelError(f"{engine} cannot load {path}: {said(error)}") from error
+    fits = len(inputs) == len(outputs) == 1 and [len(end.shape) for end in (*inputs, *outputs)] == [4, 4]
+    if not fits or (isinstance(inputs[0].shape[1], int) and inputs[0].shape[1] != 3):
+        if [name for name, _, _ in outputs] == [CLASSES]:
+            raise ModelError(f"{path} gives class maps: export it without --classes, as scores are of logits")
+        ends = "; ".join(f"{name} {kind} {shape}" for name, kind, shape in (*inputs, *outputs))
+        raise ModelError(
+            f"{path} is not a SegFormer's graph: it must take pixels (B, 3, H, W) and give logits (B, C, h, w), not "
+            f"{ends[:200]}"
+        )
+    sizes, classes = inputs[0].shape, outputs[0].shape[1]
+    model.batch = sizes[0] if isinstance(sizes[0], int) else None
+    if not isinstance(classes, int):
+        known = [size if isinstance(size, int) else usual for size, usual in zip(sizes, (1, 3, 64, 64))]
+        classes = model.logits(torch.zeros(known)).shape[1]
+    model.config.num_labels = classes
+    return model

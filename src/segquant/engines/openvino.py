@@ -1,0 +1,40 @@
+"""OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from segquant.engines.extras import needs
+from segquant.engines.runtime import End, Runtime, stored_normalization
+
+NAME = "OpenVINO"
+PACKAGES = ("onnx", "onnxscript", "onnxruntime", "openvino")
+_PRECISION = {"float32": "f32", "bfloat16": "bf16"}
+
+
+def start(path: Path, compute: str) -> tuple[Runtime, list[End], list[End]]:
+    """The graph in an ONNX file or in OpenVINO's own format, ready to run, with its inputs and outputs."""
+    openvino, threads = needs("openvino"), torch.get_num_threads()
+    stored = {}
+    if path.suffix != ".xml":  # onnx reads it first: OpenVINO tries a file that is no ONNX as every other format, aloud
+        stored = {entry.key: entry.value for entry in needs("onnx").load(path).metadata_props}
+    core = openvino.Core()
+    graph = core.read_model(path)
+    inputs, outputs = ([_end(end) for end in ends] for ends in (graph.inputs, graph.outputs))
+    options = {
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": _PRECISION[compute],
+    }
+    compiled = core.compile_model(graph, "CPU", options)
+    version = openvino.__version__.split("-")[0]
+    model = Runtime(lambda pixels: compiled([pixels])[0], "openvino", version, threads)
+    model.normalization = stored_normalization(path, stored)
+    return model, inputs, outputs
+
+
+def _end(end) -> End:
+    shape = [size.get_length() if size.is_static else "any" for size in end.partial_shape]
+    return End(end.any_name, end.element_type.get_type_name(), shape)

@@ -1,0 +1,62 @@
+"""The accuracy of an ONNX file, whoever made it: `segquant evaluate`."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from segquant.base.config import Params, check_protocol
+from segquant.base.errors import ConfigError
+from segquant.data.label_map import load_label_map
+from segquant.data.protocols import IMAGENET
+from segquant.data.sources import open_source, rows
+from segquant.engines.load import load_graph
+from segquant.evaluation.loop import evaluate
+
+log = logging.getLogger(__name__)
+
+
+def score_graph(
+    params: Params,
+    *,
+    onnx: str | Path,
+    data: str,
+    split: str,
+    engine: str = "onnxruntime",
+    label_map: str | None = None,
+    protocol: str | None = None,
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """Score an ONNX file of any SegFormer on a data set: the accuracy keys, protocol, n_images, engine and version.
+
+    The file's metadata `preprocessing`, as `segquant export onnx` writes it, say how pixels are normalized; without it
+    ImageNet's mean and standard deviation do. Raises ModelError for a file that is no SegFormer's.
+    """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"--limit must be at least 1, not {limit}")
+    protocol = check_protocol(protocol or params.protocol)
+    model = load_graph(onnx, engine)
+    if model.normalization is None:
+        log.warning("%s has no metadata `preprocessing`: pixels are normalized by ImageNet's mean and std", onnx)
+    source = open_source(replace(params.data, source=data), split, limit)
+    result = evaluate(
+        model,
+        rows(source),
+        len(source),
+        num_classes=len(source.classes),
+        protocol=protocol,
+        normalization=model.normalization or IMAGENET,
+        settings=replace(params.eval.on(engine), batch_size=model.batch or params.eval.batch_size),
+        label_map=load_label_map(label_map, model.config.num_labels, source.classes),
+    )
+    return {
+        "mean_iou": result.scores.mean_iou,
+        "mean_accuracy": result.scores.mean_accuracy,
+        "overall_accuracy": result.scores.overall_accuracy,
+        "n_images": result.n_images,
+        "protocol": protocol,
+        "engine": f"{model.engine} {model.version}",
+        **({"skipped": result.skipped} if result.skipped else {}),
+    }

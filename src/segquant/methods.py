@@ -1,0 +1,175 @@
+"""Every kind of method in one table: how it is described, when it cannot run, what it refuses, how it is built.
+
+A new kind is a class of recipe in `config`, the functions that build it, and a line of KINDS. Builders are imported
+where they are used, as a lane starts a process for one method and most need neither training nor graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+
+from segquant.base.config import Graph, Method, Params, Recipe
+from segquant.base.errors import ConfigError
+from segquant.deploy import describe as graphs
+from segquant.engines import extras
+from segquant.quant import recipes
+
+if TYPE_CHECKING:
+    from segquant.training.material import Material, Recording
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a method is built from, and the folder for its artifact.
+
+    `images` float32 (N, 3, H, W) are the calibration inputs, `exports` the folder of `export_onnx`, `points` scores a
+    model on the calibration images in points of mIoU, `material` is what it trains on, `checkpoint` what a killed
+    training goes on from.
+    """
+
+    baseline: Path
+    recipe: Method
+    folder: Path
+    device: torch.device
+    images: torch.Tensor | None = None
+    exports: Path | None = None
+    points: Callable[[nn.Module], float] | None = None
+    material: Material | None = None
+    checkpoint: Path | None = None
+    recording: Recording = nullcontext
+
+
+class Kind(NamedTuple):
+    """What there is to know about one class of recipe.
+
+    `unavailable(recipe, device)` and `refused(protocol, input_size)` give a reason or None; `check(model, recipe)`
+    raises ConfigError for a recipe that does not fit the model; `check_training(recipe, baseline, material)` raises
+    as the teachers' loading does; `training_name(recipe, baseline, identity, protocol)` names all that a training
+    depends on; `build(job)` gives {"seconds", "calibration_images"} or {"unavailable": reason}. `searches(recipe)` says
+    whether the build scores models on the calibration images, with labels; `exports` whether it and its timing need
+    what `export_onnx` writes.
+    """
+
+    describe: Callable[[Any], str]
+    unavailable: Callable[[Any, torch.device], str | None]
+    refused: Callable[[str, Sequence[int] | None], str | None]
+    check: Callable[[nn.Module, Any], None]
+    check_training: Callable[[Any, Path, Material], None]
+    training_name: Callable[[Any, Path, Any, str], str]
+    build: Callable[[Job], dict[str, Any]]
+    searches: Callable[[Any], bool]
+    exports: bool
+
+
+def kind(recipe: Method) -> Kind:
+    """The line of the table that a recipe belongs to."""
+    return KINDS[type(recipe)]
+
+
+def check(name: str, model: nn.Module, recipe: Method, params: Params) -> None:
+    """Raise ConfigError for a method that cannot be built of `model`, or not be timed, as `params` say."""
+    if reason := kind(recipe).refused(params.protocol, params.speed.input_size):
+        raise ConfigError(f"{name}: {reason}")
+    kind(recipe).check(model, recipe)
+
+
+def _check_qat(recipe: Recipe, baseline: Path, material: Material) -> None:
+    from segquant.training.data import crop_size
+    from segquant.training.material import SCALE
+    from segquant.training.qat import load_teacher
+
+    crop_size(recipe.train.crop, material.protocol, SCALE)
+    load_teacher(recipe.train, baseline, material)
+
+
+def _qat_name(recipe: Recipe, baseline: Path, identity: Any, protocol: str) -> str:
+    from segquant.training.qat import run_name
+
+    return run_name(recipe, baseline, identity, protocol)
+
+
+def _build_recipe(job: Job) -> dict[str, Any]:
+    if job.recipe.train:
+        from segquant.training.qat import build_trained
+
+        return build_trained(
+            job.baseline,
+            job.recipe,
+            job.folder,
+            job.device,
+            job.images,
+            job.material,
+            job.checkpoint,
+            job.recording,
+        )
+    from segquant.quant.build import build
+
+    return build(job.baseline, job.recipe, job.folder, job.device, job.images)
+
+
+def _refused_by_graphs(protocol: str, input_size: Sequence[int] | None) -> str | None:
+    return extras.refused_protocol(protocol) or (extras.refused_size(input_size) if input_size else None)
+
+
+def _check_finetuning(recipe: Graph, _baseline: Path, material: Material) -> None:
+    from segquant.deploy.finetune import crop_of
+
+    crop_of(recipe, material.protocol)
+
+
+def _finetuning_name(recipe: Graph, baseline: Path, identity: Any, protocol: str) -> str:
+    from segquant.deploy.finetune import run_name
+
+    return run_name(recipe, baseline, identity, protocol)
+
+
+def _build_graph(job: Job) -> dict[str, Any]:
+    if job.recipe.train:
+        from segquant.deploy.finetune import build_finetuned
+
+        return build_finetuned(
+            job.baseline,
+            job.recipe,
+            job.folder,
+            job.device,
+            job.images,
+            job.material,
+            job.checkpoint,
+            job.recording,
+        )
+    from segquant.deploy.build import build_graph
+
+    return build_graph(job.baseline, job.recipe, job.folder, job.exports, job.images, job.points)
+
+
+KINDS: dict[type, Kind] = {
+    Recipe: Kind(
+        describe=recipes.describe,
+        unavailable=recipes.unavailable,
+        refused=lambda protocol, input_size: None,
+        check=lambda model, recipe: recipes.plan(model, recipe) and None,
+        check_training=_check_qat,
+        training_name=_qat_name,
+        build=_build_recipe,
+        searches=lambda recipe: False,
+        exports=False,
+    ),
+    Graph: Kind(
+        describe=graphs.describe,
+        unavailable=lambda recipe, device: extras.unavailable(recipe),
+        refused=_refused_by_graphs,
+        check=lambda model, recipe: None,
+        check_training=_check_finetuning,
+        training_name=_finetuning_name,
+        build=_build_graph,
+        searches=lambda recipe: recipe.max_drop is not None,
+        exports=True,
+    ),
+}

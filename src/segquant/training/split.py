@@ -1,0 +1,111 @@
+"""The images of the train split: what methods calibrate and train on, in the pipeline and in `segquant run`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from segquant import models
+from segquant.base.config import Data, Params
+from segquant.base.errors import DataError
+from segquant.data.calibration import calibration_batch, spread
+from segquant.data.fingerprint import fingerprint
+from segquant.data.label_map import load_label_map
+from segquant.data.shards import ShardRows, read_manifest
+from segquant.data.sources import open_images
+
+if TYPE_CHECKING:  # imported where it is used: most methods only calibrate
+    from segquant.training.material import Material
+
+
+@dataclass(frozen=True)
+class TrainSplit:
+    """The images that methods calibrate and train on, and the validation rows that show how training goes.
+
+    `rows` are as in shards; labels may be missing, `classes` are theirs. `identity` is JSON that says which rows they
+    are. `validation` rows are labelled with `validation_classes`, which the file `label_map` takes the model's classes
+    to.
+    """
+
+    params: Params
+    baseline: Path
+    rows: Sequence[dict]
+    classes: Sequence[str]
+    identity: Any
+    validation: Sequence[dict]
+    validation_classes: Sequence[str]
+    label_map: str | None = None
+
+    @cached_property
+    def _to_data(self) -> np.ndarray | None:
+        labels = models.load(self.baseline).config.num_labels
+        return load_label_map(self.label_map, labels, self.validation_classes)
+
+    @cached_property
+    def _images(self) -> dict[int, torch.Tensor]:
+        return {}
+
+    def images(self, count: int) -> torch.Tensor | None:
+        """Calibration inputs float32 (N, 3, H, W): `count` images, evenly spread; None for no images."""
+        if count and count not in self._images:
+            rows = (self.rows[i] for i in spread(len(self.rows), count))
+            normalization = models.normalization(self.baseline)
+            self._images[count] = calibration_batch(rows, self.params.protocol, normalization)
+        return self._images.get(count)
+
+    def points(self, count: int) -> Callable[[nn.Module], float]:
+        """Scores a model on `count` calibration images, in points of mIoU.
+
+        Raises DataError where the labels' classes are not those that the label map is for.
+        """
+        if list(self.classes) != list(self.validation_classes):
+            raise DataError(
+                f"max_drop needs labels of the classes that are scored, and {self.params.data.source} has others: give "
+                "--train-data with the classes of --data"
+            )
+        score = self._scorer([self.rows[i] for i in spread(len(self.rows), count)])
+        return lambda model: 100 * score(model).scores.mean_iou
+
+    def material(self, validation_images: int) -> Material:
+        """What training works on; it is validated on the first `validation_images` of the validation rows."""
+        from segquant.training.material import Material
+
+        first = [self.validation[i] for i in range(min(len(self.validation), validation_images))]
+        mapped = self._to_data is not None and list(self.classes) == list(self.validation_classes)
+        return Material(self.rows, self.classes, self.identity, self.params.protocol, self._scorer(first), mapped)
+
+    def _scorer(self, rows: Sequence[dict]) -> Callable[[nn.Module], Any]:
+        from segquant.training.baseline import scorer
+
+        normalization = models.normalization(self.baseline)
+        return scorer(self.params, rows, self.validation_classes, normalization, self._to_data)
+
+
+def split_of_shards(params: Params, baseline: str | Path, shards: str | Path) -> TrainSplit:
+    """The train split of the pipeline's shards."""
+    manifest = read_manifest(shards)
+    split, classes = manifest["splits"]["train"], manifest["classes"]
+    # Scenes are drawn on the spot and may differ in a last bit between processors; their labels do not.
+    content = split["class_pixels"] if params.data.source == "scenes" else split["content"]
+    identity = [params.data.source, split["images"], content]
+    train, validation = (ShardRows(shards, name) for name in ("train", "validation"))
+    return TrainSplit(params, Path(baseline), train, classes, identity, validation, classes, params.data.label_map)
+
+
+def split_of_source(
+    params: Params, baseline: str | Path, data: Data, split: str, scored: Any, label_map: str | None
+) -> TrainSplit:
+    """`split` of another source than shards, with or without labels; `scored` is the source that methods are scored on.
+
+    Raises DataError where there is no such split.
+    """
+    source, params = open_images(data, split), replace(params, data=data)
+    identity = [fingerprint(data), repr(data), split]
+    return TrainSplit(params, Path(baseline), source, source.classes, identity, scored, scored.classes, label_map)

@@ -1,0 +1,99 @@
+"""The output folder of `segquant run`: which file of a method lies where, and the data sets that are scored."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from segquant.base.config import Data
+from segquant.base.errors import ConfigError, DataError
+from segquant.base.files import write_json
+from segquant.data.label_map import load_label_map
+from segquant.data.shards import Shard, open_shards, write_shards
+from segquant.data.sources import open_source
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """`artifacts/METHOD/` and `speed/METHOD.json`; each data set has a folder for the rest, one set the root itself."""
+
+    root: Path
+
+    @property
+    def exports(self) -> Path:
+        return self.root / "onnx"
+
+    @property
+    def partial(self) -> Path:
+        return self.root / "partial"
+
+    def artifact(self, method: str) -> Path:
+        return self.root / "artifacts" / method
+
+    def speed(self, method: str) -> Path:
+        return self.root / "speed" / f"{method}.json"
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Labelled images that a run scores on, and the folder for what is made of them."""
+
+    data: str
+    source: Any
+    split: str
+    label_map: str | None
+    folder: Path
+
+    @property
+    def shards(self) -> list[Shard]:
+        return open_shards(self.folder / "shards", self.split)
+
+    @property
+    def reference(self) -> Path:
+        return self.folder / "reference"
+
+    def check(self, num_labels: int) -> None:
+        """Raise DataError for a label map that does not fit a model of `num_labels` classes and this data set."""
+        try:
+            load_label_map(self.label_map, num_labels, self.source.classes)
+        except DataError as error:
+            raise DataError(f"{self.data}: {error}") from error
+
+    def prepare(self, shard_bytes: int) -> None:
+        """Write shards and manifest.json. Raises DataError for a split without a labelled pixel."""
+        manifest = write_shards({self.split: self.source}, self.folder / "shards", shard_bytes)
+        if not manifest["splits"][self.split]["class_pixels"]:
+            shutil.rmtree(self.folder / "shards")
+            raise DataError(f"{self.data} has no labelled pixel in split '{self.split}': every one is to be ignored")
+        write_json(self.folder / "manifest.json", manifest)
+
+    def outputs(self, method: str) -> dict[str, Path]:
+        """Where `evaluation.score.write_scores` writes."""
+        return {
+            "metrics_path": self.folder / "accuracy" / f"{method}.json",
+            "classes_path": self.folder / "classes" / f"{method}.csv",
+            "counts_path": self.folder / "confusion" / f"{method}.parquet",
+        }
+
+
+def open_sets(
+    params: Data, data: Sequence[str], label_maps: Sequence[str | None], split: str, limit: int | None, output: Path
+) -> dict[str, DataSet]:
+    """The data sets by name, the last part of each one's path; a single one is kept in `output` itself."""
+    if len(label_maps) not in (1, len(data)):
+        raise ConfigError(
+            f"there are {len(label_maps)} label maps for {len(data)} data sets: give one, or one for each"
+        )
+    names = [Path(place).resolve().name if Path(place).exists() else place.replace("/", "-") for place in data]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise ConfigError(f"two data sets are called '{twice}': rename a folder, as results go by its name")
+    maps = list(label_maps) * (len(data) if len(label_maps) == 1 else 1)
+    folders = [output if len(data) == 1 else output / "data" / name for name in names]
+    return {
+        name: DataSet(place, open_source(replace(params, source=place), split, limit), split, label_map, folder)
+        for name, place, label_map, folder in zip(names, data, maps, folders)
+    }
