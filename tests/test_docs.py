@@ -1,14 +1,19 @@
 """README and docs: every command is run here or marked as needing the hub or a GPU, every figure is the repository's."""
 
 import csv
+import json
 import re
 import shlex
 import subprocess
+from itertools import takewhile
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from clones import copied, sh
 from conftest import ROOT
+from transformers import EvalPrediction
 
 from segquant.cli import parser
 from segquant.data.sources import open_source
@@ -20,19 +25,37 @@ METHODS = ("float32", "int8", "int4", "int3", "int2")
 
 def blocks(page):
     """(kind, text) of each fenced block."""
-    found = re.findall(r"^( *)```([^\n]*)\n(.*?)^ *```$", page.read_text(), re.M | re.S)
-    return [(kind, re.sub(rf"^{indent}", "", text, flags=re.M)) for indent, kind, text in found]
+    fenced = re.findall(r"^( *)```([^\n]*)\n(.*?)^ *```$", page.read_text(), re.M | re.S)
+    return [(kind, re.sub(rf"^{indent}", "", text, flags=re.M)) for indent, kind, text in fenced]
 
 
 def commands(text):
-    """Each command of a block, lines that go on joined, comments left out."""
+    """Each command of a block: continued lines joined, comments removed."""
     lines = re.sub(r"\\\n *", "", text).splitlines()
     return [line for line in (re.sub(r"(^|\s)# .*", "", line).strip() for line in lines) if line]
 
 
 def all_of(*kinds):
-    found = [(page, kind, one) for page in PAGES for kind, text in blocks(page) for one in commands(text)]
-    return [pytest.param(page, one, id=f"{page.name}: {one[:60]}") for page, kind, one in found if kind in kinds]
+    shown = [(page, kind, line) for page in PAGES for kind, text in blocks(page) for line in commands(text)]
+    return [pytest.param(page, line, id=f"{page.name}: {line[:60]}") for page, kind, line in shown if kind in kinds]
+
+
+def table(page):
+    """(headings, {method: its other cells}) of the page's table whose first column is `method`."""
+    lines = iter(page.read_text().splitlines())
+    heading = next(line for line in lines if line.startswith("| method |"))
+    rows = [heading, *takewhile(lambda line: line.startswith("|"), lines)]
+    headings, _, *cells = [row.strip("| ").split(" | ") for row in rows]
+    return headings[1:], {method: values for method, *values in cells}
+
+
+@pytest.fixture(scope="module")
+def results():
+    """The rows of the committed results.csv, by method."""
+    shown = subprocess.run(["git", "show", "HEAD:metrics/results.csv"], cwd=ROOT, capture_output=True, text=True)
+    if shown.returncode:
+        pytest.skip("needs the repository's history, to know what was committed")
+    return {row["method"]: row for row in csv.DictReader(shown.stdout.splitlines())}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -61,36 +84,99 @@ def test_every_link_leads_somewhere(page):
         assert file.exists(), f"{page.name}: {target}"
         if anchor:
             headings = re.findall(r"^#+ (.*)$", file.read_text(), re.M)
-            assert anchor in {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}, anchor
+            assert anchor in {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in headings}, anchor
 
 
-def test_the_table_in_readme_is_the_committed_results():
-    shown = subprocess.run(["git", "show", "HEAD:metrics/results.csv"], cwd=ROOT, capture_output=True, text=True)
-    if shown.returncode:
-        pytest.skip("needs the repository's history, to know what was committed")
-    rows = {row["method"]: row for row in csv.DictReader(shown.stdout.splitlines())}
-    lines = re.findall(r"^\| (\w+) \| (.*) \|$", (ROOT / "README.md").read_text(), re.M)
-    table = {name: cells.split(" | ") for name, cells in lines if name in rows}
-    assert list(table) == list(rows)
-    for name, row in rows.items():
-        loss = f"{row['loss_points']} ({row['loss_low']} to {row['loss_high']})"
-        speed = f"{row['speedup']} ({row['speedup_min']} to {row['speedup_max']})"
-        assert table[name] == [
-            row["algorithm"],
-            row["engine"],
-            row["mean_iou"],
-            loss,
-            row["overall_accuracy"],
-            row["agreement"],
-            row["size_mb"],
-            row["compression"],
-            row["quantized_percent"],
-            row["quantize_seconds"],
-            row["latency_ms"],
-            speed,
-            row["speedup_eager"],
-            row["memory_mb"],
-        ]
+SHOWN = {  # heading in README and docs/reading-results.md -> columns of results.csv
+    "algorithm": "{algorithm}",
+    "engine": "{engine}",
+    "mIoU %": "{mean_iou}",
+    "loss (95 % interval)": "{loss_points} ({loss_low} to {loss_high})",
+    "pixel acc %": "{overall_accuracy}",
+    "agree %": "{agreement}",
+    "MB": "{size_mb}",
+    "x smaller": "{compression}",
+    "quantized %": "{quantized_percent}",
+    "quantize s": "{quantize_seconds}",
+    "p50 ms": "{latency_ms}",
+    "x float32 (min to max)": "{speedup} ({speedup_min} to {speedup_max})",
+    "x eager": "{speedup_eager}",
+    "memory MB": "{memory_mb}",
+}
+SHORT = ["mIoU %", "loss (95 % interval)", "MB", "x smaller", "x eager", "agree %"]
+
+
+@pytest.mark.parametrize(
+    ("page", "headings"), [("README.md", SHORT), ("docs/reading-results.md", list(SHOWN))], ids=["README", "long"]
+)
+def test_a_table_is_the_committed_results(results, page, headings):
+    shown, rows = table(ROOT / page)
+    assert shown == headings
+    assert list(rows) == list(results)
+    for method, row in results.items():
+        assert rows[method] == [SHOWN[heading].format(**row) for heading in headings]
+
+
+def test_readme_recommends_by_the_committed_results(results):
+    advice = re.findall(r"^- \*\*(\w+)\*\* is the ([^:]*): (.*)", (ROOT / "README.md").read_text(), re.M)
+    within = {name: row for name, row in results.items() if name != "float32" and float(row["loss_points"]) <= 1}
+    assert [title for _, title, _ in advice] == ["fastest", "smallest", "fastest in PyTorch"]
+    for method, title, words in advice:
+        row = results[method]
+        rivals = [r for r in within.values() if "PyTorch" not in title or r["engine"] == "pytorch"]
+        if title == "smallest":
+            assert float(row["size_mb"]) == min(float(rival["size_mb"]) for rival in rivals)
+        else:  # of methods about as fast, the most accurate
+            assert float(row["speedup_eager"]) >= max(float(rival["speedup_eager"]) for rival in rivals) / 1.2
+        figures = set(re.findall(r"\d+\.\d+", words))
+        assert figures and figures <= {row["speedup_eager"], row["compression"], row["loss_points"]}
+        assert ("no loss" in words) == (float(row["loss_points"]) <= 0)
+
+
+def test_the_table_of_a_gpu_is_its_measured_results(results):
+    (file,) = (ROOT / "metrics/hardware_results").glob("*.json")
+    measured = json.loads(file.read_text())
+    small, large = measured["default_run"]["methods"], measured["large_run"]["methods"]
+    _, rows = table(ROOT / "docs/distributed.md")
+    assert rows.keys() == small.keys()
+    for method, cells in rows.items():
+        there, here = large.get(method, {}), results.get(method, {})
+        figures = [small[method]["mean_iou"], there.get("mean_iou"), there.get("agreement")]
+        gpu, big, agreement = (f"{100 * figure:.2f}" if figure else "not run" for figure in figures)
+        assert cells == [gpu, here.get("mean_iou", "unavailable"), big, agreement]
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 1000
+
+
+def test_the_metric_in_docs_gives_a_trainer_the_mean_iou():
+    (text,) = (text for _, text in blocks(ROOT / "docs/models.md") if "compute_metrics" in text)
+    names = {}
+    exec(text, names)
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(3, 5, 4, 6)).astype(np.float32)
+    labels = rng.choice([*range(5), 255], size=(3, 16, 24))
+    scores = names["compute_metrics"](EvalPrediction(predictions=logits, label_ids=labels))
+    upsampled = torch.nn.functional.interpolate(torch.from_numpy(logits), (16, 24), mode="bilinear")
+    classes, counted = upsampled.argmax(1).numpy(), labels != 255
+    both = [np.sum((classes == c) & (labels == c)) for c in range(5)]
+    either = [np.sum(((classes == c) | (labels == c)) & counted) for c in range(5)]
+    assert scores["mean_iou"] == pytest.approx(np.mean(np.divide(both, either)))
+    assert scores["overall_accuracy"] == pytest.approx(np.sum(both) / np.sum(counted))
+
+
+FOLDERS = {path.name for path in (ROOT / "src" / "segquant").iterdir() if path.is_dir()}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_of_the_package_that_is_named_exists(page):
+    """`quant/gptq.py`, `tests/data/` or `methods.py`, but no pattern such as `commands/NAME.py`."""
+    for name in re.findall(
+        r"`((?:[\w./]+/)?[a-z_0-9]+\.py|(?:src|tests|stages|benchmarks)/[a-z_0-9/]*)(?=[`:])", page.read_text()
+    ):
+        bases = ROOT, ROOT / "src" / "segquant", *(ROOT / "src" / "segquant" / folder for folder in FOLDERS)
+        assert any((base / name).exists() for base in bases), name
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +195,8 @@ def clone(tmp_path_factory):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(source[i][data])
     (folder / "fields/names.txt").write_text("\n".join(source.classes))
-    (own,) = (yaml.safe_load(text) for kind, text in blocks(ROOT / "docs/data.md") if kind == "yaml")
-    params["data"] |= own["data"]
+    (shown,) = (yaml.safe_load(text) for kind, text in blocks(ROOT / "docs/data.md") if kind == "yaml")
+    params["data"] |= shown["data"]
     (folder / "fields.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     return folder
 
