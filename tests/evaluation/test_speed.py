@@ -46,8 +46,8 @@ def test_the_ratio_is_taken_pair_by_pair_and_above_one_is_faster(artifacts, monk
     """A machine that gets slower half-way changes both of a pair, and so no ratio."""
     clock = iter([9, 9, 9, *(t for slow in (1, 1, 10, 10, 10) for t in (2 * slow, 3 * slow))])
     monkeypatch.setattr(speed, "_timed", lambda model, inputs: next(clock))
-    one = replace(SPEED, batch_sizes=(2,))
-    result = measure(artifacts / "int8", artifacts / "float32", one, CPU)
+    single = replace(SPEED, batch_sizes=(2,))
+    result = measure(artifacts / "int8", artifacts / "float32", single, CPU)
     assert result["relative_to_float32"] == {"median": 1.5, "min": 1.5, "max": 1.5}
     assert result["latency_ms"] == {"p50": 20_000, "p90": 20_000, "n": 5}
 
@@ -58,8 +58,8 @@ def test_a_slow_method_gets_fewer_runs_and_says_so(artifacts, monkeypatch, each,
     now = iter(range(100_000))
     monkeypatch.setattr(speed.time, "perf_counter", lambda: each * next(now))
     monkeypatch.setattr(speed, "_timed", lambda model, inputs: each)
-    asked = replace(SPEED, runs=50, warmup=1, seconds=30)
-    result = measure(artifacts / "int8", artifacts / "float32", asked, CPU)
+    options = replace(SPEED, runs=50, warmup=1, seconds=30)
+    result = measure(artifacts / "int8", artifacts / "float32", options, CPU)
     assert result["latency_ms"]["n"] == pairs
     assert [("latency_ms" in lane) for lane in result["lanes"]] == [True, timed == 2]
     if timed == 1:
@@ -93,9 +93,9 @@ def test_each_engine_is_timed_against_its_own_float32(artifacts, monkeypatch):
 def test_a_model_that_computes_something_else_is_not_timed(artifacts, monkeypatch):
     class Wrong(Compiled):
         def forward(self, inputs):
-            found = self.model(inputs)
-            found.logits = found.logits.flip(1)
-            return found
+            outputs = self.model(inputs)
+            outputs.logits = outputs.logits.flip(1)
+            return outputs
 
     monkeypatch.setattr(torch, "compile", Wrong)
     result = measure(artifacts / "int8", artifacts / "float32", BOTH, CPU)

@@ -54,9 +54,9 @@ def build_graph(
     model, float32 = models.load(source), Path(exports) / "float32.onnx"
     parameters = sum(p.numel() for p in model.parameters())
     size = len(save({k: v.contiguous() for k, v in model.state_dict().items()}))
-    start, found = time.perf_counter(), {}
+    start, details = time.perf_counter(), {}
     graph = fit(model, images) if recipe.algorithm == "pt2e" else None
-    if ranks()[0]:  # of processes that trained together the first one writes
+    if ranks()[0]:  # the first of the processes that trained together writes
         return {}
     with replacing(folder) as part:
         part.mkdir()
@@ -65,9 +65,9 @@ def build_graph(
             written = to_onnx(exported(graph), model.config, models.normalization(source))
             write_bytes(target, written.SerializeToString(deterministic=True))
         elif recipe.algorithm == "qdq":
-            found = quantize_qdq(float32, target, images, recipe.max_drop, score)
+            details = quantize_qdq(float32, target, images, recipe.max_drop, score)
         elif recipe.algorithm == "nncf":
-            found = quantize_nncf(float32, part, images, recipe)
+            details = quantize_nncf(float32, part, images, recipe)
         else:
             shutil.copyfile(Path(exports) / f"{recipe.weights}.onnx", target)
         seconds = time.perf_counter() - start
@@ -78,7 +78,7 @@ def build_graph(
             "parameters": parameters,
             "float32_bytes": size,
             "quantized_fraction": _quantized_fraction(part),
-            **found,
+            **details,
         }
         seal(part, recipe, info)
         _probe(part, (1, 3, 64, 96) if images is None else images[:1].shape)
@@ -95,21 +95,21 @@ def _probe(folder: Path, shape: Sequence[int]) -> None:
 
 
 def _quantized_fraction(folder: Path) -> float:
-    """The share of int8 among the numbers that the graph in `folder` holds, ranges left out where they can be told."""
+    """The share of int8 among the numbers that the graph in `folder` holds. An ONNX graph's ranges do not count."""
     if (folder / "model.onnx").is_file():
         onnx = needs("onnx")
         graph = onnx.load(folder / "model.onnx").graph
         ends = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
         ranges = {name for node in ends for name in node.input[1:]}
-        found = [
-            (one.data_type == onnx.TensorProto.INT8, math.prod(one.dims))
-            for one in graph.initializer
-            if one.name not in ranges and one.data_type != onnx.TensorProto.INT64
+        sizes = [
+            (tensor.data_type == onnx.TensorProto.INT8, math.prod(tensor.dims))
+            for tensor in graph.initializer
+            if tensor.name not in ranges and tensor.data_type != onnx.TensorProto.INT64
         ]
     else:
         ops = needs("openvino").Core().read_model(folder / "model.xml").get_ops()
         weights = [op for op in ops if op.get_type_name() == "Constant" and len(op.get_output_shape(0)) > 1]
-        found = [
+        sizes = [
             (op.get_element_type().get_type_name() in ("i8", "u8"), math.prod(op.get_output_shape(0))) for op in weights
         ]
-    return sum(count for int8, count in found if int8) / sum(count for _, count in found)
+    return sum(count for int8, count in sizes if int8) / sum(count for _, count in sizes)

@@ -78,9 +78,9 @@ def run_name(recipe: Graph, baseline: str | Path, identity: Any, protocol: str) 
 @torch.no_grad()
 def _as_trained(graph: Trainable, images: torch.Tensor) -> nn.Module:
     """The trained graph, converted. Raises ModelError unless its classes on `images` are those of training."""
-    wanted = graph(images).logits.argmax(1)
+    expected = graph(images).logits.argmax(1)
     result = converted(graph.graph)
-    agreement = (result(images).argmax(1) == wanted).double().mean().item()
+    agreement = (result(images).argmax(1) == expected).double().mean().item()
     log.info("the converted graph gives %.3f %% of the trained one's classes", 100 * agreement)
     if agreement < LEAST_AGREEMENT:
         raise ModelError(f"only {agreement:.2%} of the converted graph's classes are those that were trained")

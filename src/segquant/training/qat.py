@@ -53,8 +53,8 @@ def build_trained(
     trainer = Trainer(recipe, material, normalization, checkpoint, run, crop, options.steps, recording)
     trainer.announce("the layers are calibrated again")
 
-    def refine(model: nn.Module, found: Found, bits: Mapping[str, int], convs: Sequence[str]) -> Found:
-        groups = _attach(model, found, bits, convs, options)
+    def refine(model: nn.Module, start: Found, bits: Mapping[str, int], convs: Sequence[str]) -> Found:
+        groups = _attach(model, start, bits, convs, options)
 
         def validate(model: nn.Module) -> Evaluation:
             with parametrize.cached():
@@ -63,7 +63,7 @@ def build_trained(
         with fused_live(model.eval()):
             loss = towards(teacher and fuse_early(teacher.to(device)))
             trainer.train(model, loss, groups, material.validate and validate)
-        return _detach(model, list(found), convs)
+        return _detach(model, list(start), convs)
 
     return trainer.total(build(baseline, recipe, folder, device, images, refine, run))
 
@@ -106,16 +106,16 @@ def _teacher(options: Qat, baseline: str | Path) -> Path | None:
     return Path(baseline) if options.teacher == "float32" else locate(options.teacher)
 
 
-def _attach(model: nn.Module, found: Found, bits: Mapping[str, int], convs: Sequence[str], options: Qat) -> list[dict]:
+def _attach(model: nn.Module, start: Found, bits: Mapping[str, int], convs: Sequence[str], options: Qat) -> list[dict]:
     """Fake-quantize `model` in place; the parameter groups of what is trained."""
     with torch.no_grad():
         _round(model.buffers())  # statistics of normalization
     codes, ranges = [], []
-    for name, (start, bias) in found.items():
+    for name, (layer_codes, bias) in start.items():
         linear = model.get_submodule(name)
         if bias is not None:
             linear.bias = nn.Parameter(bias)
-        ranges += fake.attach(linear, start, bits[name]).parameters()
+        ranges += fake.attach(linear, layer_codes, bits[name]).parameters()
         codes.append(linear.parametrizations.weight.original)
     for name in convs:
         parametrize.register_parametrization(model.get_submodule(name), "weight", fake.FakeInt8())
@@ -136,9 +136,9 @@ def _detach(model: nn.Module, names: Sequence[str], convs: Sequence[str]) -> Fou
     for name in convs:
         parametrize.remove_parametrizations(model.get_submodule(name), "weight", leave_parametrized=False)
     linears = {name: model.get_submodule(name) for name in names}
-    found = {name: (fake.detach(linear), linear.bias) for name, linear in linears.items()}
+    trained = {name: (fake.detach(linear), linear.bias) for name, linear in linears.items()}
     model.requires_grad_(False)
-    return found
+    return trained
 
 
 @torch.no_grad()
