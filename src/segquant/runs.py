@@ -40,7 +40,7 @@ from segquant.evaluation.sensitivity import sensitivity, to_csv
 from segquant.evaluation.shardwise import kept
 from segquant.quant.build import build
 from segquant.quant.recipes import plan
-from segquant.report.advice import add_intervals
+from segquant.report.results import from_json, to_json, with_intervals
 from segquant.training.baseline import scorer
 from segquant.training.data import crop_size
 from segquant.training.qat import SCALE, Material, build_trained, load_teacher
@@ -144,7 +144,7 @@ def run(
                     write_counts(counts, evaluation.images, one.source.classes, protocol)
                 results[name][method] = result if "unavailable" in built else {**result, "quantize": built}
     for name, one in sets.items():
-        add_intervals(results[name], one.folder)
+        results[name] = to_json(with_intervals(from_json(results[name]), one.folder))
     found = results if len(sets) > 1 else next(iter(results.values()))
     write_json(output / "results.json", found)  # kept should timing fail
     for method in recipes:
