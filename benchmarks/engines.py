@@ -15,6 +15,7 @@ from segquant.base.entry import run as entry
 from segquant.base.fields import build
 from segquant.base.hardware import probe
 from segquant.report import terminal
+from segquant.report.results import from_json
 from segquant.runs import run
 
 FEW, MANY = {"images": 32}, {"images": 100}
@@ -67,7 +68,7 @@ def main() -> None:
         protocol=a.protocol,
         train_split=a.train_split,
     )
-    terminal.show(results, probe())
+    terminal.show(from_json(results), probe())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from segquant.base import config
 from segquant.base.entry import run
 from segquant.base.files import read_json, write_text
 from segquant.data.shards import read_manifest, read_rows
-from segquant.report import advice, classes, page, pictures, tables
+from segquant.report import classes, page, pictures, tables
+from segquant.report.results import collect, measured, with_intervals
 
 
 def main() -> None:
@@ -18,24 +19,21 @@ def main() -> None:
     a = parser.parse_args()
     params, predictions = config.load(), Path(a.metrics) / "predictions"
     tracking.login(params.wandb)
-    results = tables.collect(a.metrics, params.quant.methods, "predictions/{}/metrics.json")
-    advice.add_intervals(results, a.metrics)
+    results = with_intervals(collect(a.metrics, params.quant.methods, "predictions/{}/metrics.json"), a.metrics)
     hardware, layers = (read_json(Path(a.metrics) / f"{name}.json") for name in ("hardware", "layers"))
     manifest, rows = read_manifest(a.shards), list(read_rows(a.shards, "validation", params.eval.pictures))
-    names, done = manifest["classes"], tables.measured(results)
+    names, done = manifest["classes"], measured(results)
     write_text(a.csv, tables.to_csv(results))
-    write_text(a.classes, classes.to_csv(classes.read_classes(predictions, done), done))
+    write_text(a.classes, classes.to_csv(classes.read_classes(predictions, done), list(done)))
     page.write_page(a.page, results, rows, predictions, names, hardware, params.quant.methods, layers)
-    tracking.log_report(
-        params.wandb,
-        lambda: tracking.Report(
-            lineage.lineage(params, a.baseline, manifest),
-            tables.values(results),
-            pictures.overlays(rows, done, predictions),
-            names,
-            lineage.artifacts(a.artifacts, results),
-        ),
-    )
+
+    def report() -> tracking.Report:
+        origin = lineage.lineage(params, a.baseline, manifest)
+        artifacts = lineage.artifacts(a.artifacts, {method: result.accuracy for method, result in done.items()})
+        overlays = pictures.overlays(rows, done, predictions)
+        return tracking.Report(origin, tables.values(results), overlays, names, artifacts)
+
+    tracking.log_report(params.wandb, report)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ def pt2e(arguments: argparse.Namespace) -> None:
 def _benchmark(arguments: argparse.Namespace, params: config.Params, methods: list[str] | None) -> None:
     from segquant.base.hardware import probe
     from segquant.report import terminal
+    from segquant.report.results import from_json
     from segquant.runs import run
 
     results = run(
@@ -76,10 +77,10 @@ def _benchmark(arguments: argparse.Namespace, params: config.Params, methods: li
         print(json.dumps(results, indent=2))
     else:
         if len(arguments.data) > 1:
-            terminal.show_several(results, probe())
+            terminal.show_several({name: from_json(content) for name, content in results.items()}, probe())
         else:
-            terminal.show(results, probe())
-            tell(results)
+            terminal.show(from_json(results), probe())
+            tell(from_json(results))
         print(f"Results: {arguments.output / 'results.json'}")
 
 
@@ -239,7 +240,7 @@ def review(arguments: argparse.Namespace) -> None:
         sys.exit(3)
 
 
-def tell(results: dict[str, dict[str, Any]]) -> None:
+def tell(results: dict[str, Any]) -> None:
     """Print what to ship and what to leave."""
     from segquant.report import advice
 
@@ -248,14 +249,15 @@ def tell(results: dict[str, dict[str, Any]]) -> None:
 
 
 def report(arguments: argparse.Namespace) -> None:
-    from segquant.report import advice, tables, terminal
+    from segquant.report import terminal
+    from segquant.report.results import collect, to_json, with_intervals
 
-    results = tables.collect(arguments.metrics, config.load(arguments.params).quant.methods)
+    results = collect(arguments.metrics, config.load(arguments.params).quant.methods)
     if not results:
         raise ConfigError(f"{arguments.metrics} holds no results: run `dvc repro` first")
-    advice.add_intervals(results, arguments.metrics)
+    results = with_intervals(results, arguments.metrics)
     if arguments.json:
-        print(json.dumps(results, indent=2))
+        print(json.dumps(to_json(results), indent=2))
         return
     terminal.show(results, read_json(arguments.metrics / "hardware.json"))
     tell(results)

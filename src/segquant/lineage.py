@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +38,23 @@ def lineage(params: Params, baseline: str | Path, manifest: dict[str, Any], lock
     }
 
 
-def artifacts(folder: str | Path, results: dict[str, dict[str, Any]]) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """Of each method with an artifact in `folder`/METHOD: where it is, and its accuracy and each file's bytes and
-    SHA-256."""
-    found = {}
-    for method, result in results.items():
-        own = Path(folder) / method
+def artifacts(folder: str | Path, accuracy: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """{method: (its folder, metadata)} for each method of `accuracy` that has an artifact in `folder`/METHOD.
+
+    The metadata are the method's numbers and texts in `accuracy`, and each file's bytes and SHA-256.
+    """
+    artifacts = {}
+    for method, metrics in accuracy.items():
+        artifact = Path(folder) / method
         files = {
             path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
-            for path in sorted(own.glob("*"))
+            for path in sorted(artifact.glob("*"))
             if path.is_file()
         }
-        if files and "unavailable" not in result:
-            numbers = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
-            found[method] = own, {"method": method, **numbers, "files": files}
-    return found
+        if files:
+            numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float | str)}
+            artifacts[method] = artifact, {"method": method, **numbers, "files": files}
+    return artifacts
 
 
 def _git(*arguments: str) -> str | None:

@@ -18,7 +18,7 @@ from segquant.evaluation.score import score, write_scores
 from segquant.evaluation.shardwise import kept
 from segquant.methods import kind
 from segquant.quant.build import build
-from segquant.report.advice import add_intervals
+from segquant.report.results import from_json, to_json, with_intervals
 from segquant.training.split import split_of_source
 from segquant.workspace import DataSet, Workspace, open_sets
 
@@ -87,7 +87,7 @@ def run(
                 metrics = _evaluate(params, method, place, name, data_set)
                 results[name][method] = metrics if "unavailable" in times else {**metrics, "quantize": times}
     for name, data_set in sets.items():
-        add_intervals(results[name], data_set.folder)
+        results[name] = to_json(with_intervals(from_json(results[name]), data_set.folder))
     whole = results if len(sets) > 1 else results[next(iter(sets))]
     write_json(output / "results.json", whole)  # kept should timing fail
     for method in recipes:

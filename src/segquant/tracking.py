@@ -52,9 +52,9 @@ def log_evaluation(
 class Report(NamedTuple):
     """What a report's run holds.
 
-    `lineage` is the run's config; `table` has a row for each method, whose numbers are the summary too, as METHOD/KEY;
-    `pictures` are (id, RGB uint8 (H, W, 3), {name: class ids uint8 (H, W)}), shown as the photograph under masks that
-    can be turned on and off; `artifacts` are {method: (folder, metadata)}: named by reference, and not copied.
+    `lineage` is the run's config. `table` has a row for each method; its numbers are the summary too, as METHOD/KEY.
+    `pictures` are (id, RGB uint8 (H, W, 3), {name: class ids uint8 (H, W)}): W&B shows the photograph under masks that
+    a viewer turns on and off. `artifacts` are {method: (folder, metadata)}, logged by reference and not copied.
     """
 
     lineage: dict[str, Any]
@@ -65,9 +65,9 @@ class Report(NamedTuple):
 
 
 def log_report(wandb: Wandb, make: Callable[[], Report]) -> None:
-    """Log what all methods came to, which `make` gives: it is called where W&B is on.
+    """Log the report that `make` gives; `make` is not called where W&B is disabled.
 
-    A failure of W&B, or of what is for W&B alone, is logged and goes no further.
+    A failure of W&B or of `make` is logged as a warning and does not stop the caller.
     """
     if wandb.resolve() == "disabled":
         return
@@ -77,16 +77,21 @@ def log_report(wandb: Wandb, make: Callable[[], Report]) -> None:
             if not run:
                 return
             columns = list(table[0])
-            told = client.Table(columns=columns, data=[[row[name] for name in columns] for row in table])
+            comparison = client.Table(columns=columns, data=[[row[name] for name in columns] for row in table])
             run.log(
                 {
-                    "comparison": told,
-                    "mean_iou_against_size": client.plot.scatter(told, "size_mb", "mean_iou", "mean IoU, % over MB"),
-                    "mean_iou_against_latency": client.plot.scatter(
-                        told, "relative_latency", "mean_iou", "mean IoU, % over latency in float32's"
+                    "comparison": comparison,
+                    "mean_iou_against_size": client.plot.scatter(
+                        comparison, "size_mb", "mean_iou", "mean IoU, % over MB"
                     ),
-                    "loss": client.plot.bar(told, "method", "loss_points", "points of mean IoU lost"),
-                    **{f"pictures/{one[0]}": _overlay(client, *one, classes) for one in pictures},
+                    "mean_iou_against_latency": client.plot.scatter(
+                        comparison, "relative_latency", "mean_iou", "mean IoU, % over latency relative to float32"
+                    ),
+                    "loss": client.plot.bar(comparison, "method", "loss_points", "points of mean IoU lost"),
+                    **{
+                        f"pictures/{name}": _overlay(client, name, photo, maps, classes)
+                        for name, photo, maps in pictures
+                    },
                 }
             )
             for row in table:

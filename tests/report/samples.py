@@ -13,6 +13,7 @@ from segquant.data.images import decode_annotation
 from segquant.data.sources import open_source, rows
 from segquant.evaluation import metric
 from segquant.evaluation.counts import write_counts
+from segquant.report.results import ACCURACY
 
 SPEED = {
     "latency_ms": {"p50": 210.0, "p90": 230.0, "n": 10},
@@ -68,14 +69,14 @@ METHODS = ["float32", "int8", "float8_dynamic", "int2"]
 
 
 def write_metrics(folder: Path) -> Path:
-    """float32, int2 and a method that is unavailable: metrics, speed and what quantizing took."""
+    """Write metrics, speed and quantize times of float32, int2 and a method that is unavailable."""
     content = {
         "float32": metrics(0.70, 10_000_000),
         "int2": metrics(0.55, 2_000_000),
         "float8_dynamic": {"unavailable": "no CUDA"},
     }
     for name, value in content.items():
-        write_json(folder / f"{name}.json", value)
+        write_json(folder / ACCURACY.format(name), value)
         if "unavailable" not in value:
             write_json(folder / "speed" / f"{name}.json", SPEED)
     write_json(folder / "quantize" / "int2.json", {"seconds": 12.34, "calibration_images": 32})
@@ -86,22 +87,22 @@ CLASSES_CSV = "id,name,pixels,iou,accuracy\n4,tree,300,{},0.5\n3,floor,100,0.25,
 
 
 def write_predictions(folder: Path, methods: dict[str, float], images: int = 2) -> list[dict]:
-    """Of each method with such an IoU of trees: the scenes' truth with as many rows wrong, classes.csv and counts.
+    """Write the predictions of each method, {method: its IoU of trees}: PNGs, classes.csv and counts by image.
 
-    Gives the scenes' rows.
+    A prediction is the scene's truth with as many rows wrong. Gives the scenes' rows.
     """
     pictures = list(rows(open_source("scenes", "validation", images)))
     for method, iou in methods.items():
-        own = folder / "predictions" / method
-        own.mkdir(parents=True, exist_ok=True)
-        (own / "classes.csv").write_text(CLASSES_CSV.format(iou))
+        target = folder / "predictions" / method
+        target.mkdir(parents=True, exist_ok=True)
+        (target / "classes.csv").write_text(CLASSES_CSV.format(iou))
         counted, whole = [], metric.new_confusion(150)
         for row in pictures:
             label = decode_annotation(row["annotation"])
             wrong = label.copy()
             wrong[: round((1 - iou) * len(label))] = 4
-            Image.fromarray(np.where(wrong == 255, 0, wrong).astype(np.uint8)).save(own / f"{row['id']}.png")
-            own_cells = metric.cells(metric.update(whole, *map(torch.from_numpy, (wrong, label))))
-            counted += [(f"{row['id']}-{n}", own_cells) for n in range(20)]  # as many as an interval wants
-        write_counts(own / "confusion.parquet", counted, ADE20K, "fixed-64x64-v1")
+            Image.fromarray(np.where(wrong == 255, 0, wrong).astype(np.uint8)).save(target / f"{row['id']}.png")
+            cells = metric.cells(metric.update(whole, *map(torch.from_numpy, (wrong, label))))
+            counted += [(f"{row['id']}-{n}", cells) for n in range(20)]  # enough images for an interval
+        write_counts(target / "confusion.parquet", counted, ADE20K, "fixed-64x64-v1")
     return pictures

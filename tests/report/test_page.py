@@ -9,17 +9,17 @@ from browser import colours, needs_browser, probed, shot
 from samples import HARDWARE, METHODS, RECIPES, write_metrics, write_predictions
 
 from segquant.base.classes import ADE20K
-from segquant.report import advice, page, plots, tables
+from segquant.report import page, plots
+from segquant.report.results import collect, with_intervals
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """The page of float32, int2 and one that is unavailable, and what it was made from."""
+    """The page of float32, int2 and a method that is unavailable, and the arguments that it was made from."""
     folder = tmp_path_factory.mktemp("page")
     write_metrics(folder)
     pictures = write_predictions(folder, {"float32": 0.9, "int2": 0.6})
-    results = tables.collect(folder, METHODS)
-    advice.add_intervals(results, folder)
+    results = with_intervals(collect(folder, METHODS), folder)
     arguments = results, pictures, folder / "predictions", list(ADE20K), HARDWARE, RECIPES
     page.write_page(folder / "index.html", *arguments)
     return folder / "index.html", arguments
@@ -40,13 +40,13 @@ def test_the_page_is_self_contained_and_shows_every_method(made):
     assert path.read_bytes() == before
 
 
-def test_the_page_says_what_was_measured_and_nothing_else(made):
+def test_the_page_has_the_figures_that_were_measured(made):
     path, (results, *_) = made
     html = path.read_text()
     row = re.search(r'<th scope="row">int2</th>(<td>55\.00.*?)</tr>', html).group(1)
     cells = re.findall(r"<td>([^<]*?)(?: <small>(.*?)</small>)?</td>", row)
-    values = dict(zip(page.ORDER, cells))
-    low, high = results["int2"]["loss_interval"]
+    values = dict(zip((column.key for column in page.COLUMNS), cells))
+    low, high = results["int2"].loss_interval
     assert values["loss_points"] == ("15.00", f"{low:.2f} to {high:.2f}")
     assert values["size_mb"][0] == "2.00" and values["speedup"] == ("1.05", "0.90 to 1.20")
     assert values["speedup_eager"][0] == "1.05"  # eager is its own engine
@@ -54,14 +54,14 @@ def test_the_page_says_what_was_measured_and_nothing_else(made):
     assert '<td class="share" style="--share: 100.0%">75.00</td>' in html
 
 
-def test_what_layers_cost_is_shown_where_it_was_measured(made, tmp_path):
+def test_the_loss_of_each_layer_is_shown_where_it_was_measured(made, tmp_path):
     path, arguments = made
     rows = [
         {"module": "classifier", "parameters": 9, "bits": 2, "mean_iou_loss": 1.5, "snr_db": None},
         {"module": "fuse", "parameters": 9, "bits": 2, "mean_iou_loss": 0.1, "snr_db": 20.0},
     ]
-    told = {"protocol": "fixed-64x64-v1", "images": 16, "algorithm": "hqq", "group_size": 32, "layers": rows}
-    page.write_page(tmp_path / "index.html", *arguments, told)
+    layers = {"protocol": "fixed-64x64-v1", "images": 16, "algorithm": "hqq", "group_size": 32, "layers": rows}
+    page.write_page(tmp_path / "index.html", *arguments, layers)
     html = (tmp_path / "index.html").read_text()
     assert "fixed-64x64-v1, the first 16 images; hqq, groups of 32" in html and html.count("<svg") == 3
     assert "classifier" in html and "#layers" in html
@@ -78,11 +78,11 @@ def test_class_names_and_ids_from_outside_are_text(made, tmp_path):
     assert (tmp_path / "index.html").read_text().count("<script>") == 1
 
 
-def test_a_loss_that_is_shown_as_nothing_has_no_colour():
+def test_a_loss_that_is_shown_as_zero_has_no_colour():
     assert page.heat(0.04) == page.heat(-0.04) == page.heat(None) == "" and "gain" in page.heat(-0.06)
 
 
-def test_a_column_that_holds_nothing_is_left_out():
+def test_an_empty_column_is_left_out():
     assert page._filled([("method", "x", "y"), ("a", "", "1"), ("b", "", "")]) == [
         ["method", "y"],
         ["a", "1"],
@@ -91,7 +91,7 @@ def test_a_column_that_holds_nothing_is_left_out():
     assert page._filled([("method", "x")]) == [[]]
 
 
-def test_the_front_is_what_nothing_betters():
+def test_the_pareto_front_is_what_no_point_dominates():
     assert plots.pareto([(1, 5), (2, 5), (2, 7), (3, 6), (4, 8)]) == {0, 2, 4}
     assert plots.pareto([(1, 1), (1, 1)]) == {0, 1}
 
@@ -113,11 +113,11 @@ def test_dark_is_dark_and_light_is_light(made, tmp_path):
 
 @needs_browser
 def test_nothing_is_wider_than_a_phone_and_every_method_can_be_chosen(made, tmp_path):
-    found = probed(made[0], tmp_path, 500)
-    assert int(found["width"]) <= int(found["window"])
-    assert found["rows"].split() == ["float32", "int2", "float8_dynamic"]
-    assert found["sorted"].split() == ["int2", "float32", "float8_dynamic"]
-    assert found["choices"].split() == ["photo", "truth", "float32", "int2"]
-    assert found["stage"].split() == ["2", "truth", "int2"]
-    assert found["masked"] == "1"
-    assert found["plots"].split() == ["float32", "int2", "float32", "int2"]
+    shown = probed(made[0], tmp_path, 500)
+    assert int(shown["width"]) <= int(shown["window"])
+    assert shown["rows"].split() == ["float32", "int2", "float8_dynamic"]
+    assert shown["sorted"].split() == ["int2", "float32", "float8_dynamic"]
+    assert shown["choices"].split() == ["photo", "truth", "float32", "int2"]
+    assert shown["stage"].split() == ["2", "truth", "int2"]
+    assert shown["masked"] == "1"
+    assert shown["plots"].split() == ["float32", "int2", "float32", "int2"]

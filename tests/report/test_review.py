@@ -1,59 +1,60 @@
 import re
+from dataclasses import replace
 
 import pytest
 from samples import SPEED, metrics
 
 from segquant.report import review
+from segquant.report.results import from_json
 
 
-def _measured(miou, size=2_000_000, **more):
-    return {**metrics(miou, size), "speed": SPEED, **more}
+def _results(labels=None, **methods):
+    """Results of {method: its mIoU, or the keys that differ from the samples', or the reason why it is unavailable}."""
+    content = {}
+    for method, keys in methods.items():
+        if isinstance(keys, str):
+            content[method] = {"unavailable": keys}
+        else:
+            keys = keys if isinstance(keys, dict) else {"mean_iou": keys}
+            content[method] = {**metrics(0.7, 2_000_000), "speed": SPEED, **keys}
+    return {method: replace(result, labels=labels) for method, result in from_json(content).items()}
 
 
-def test_a_drop_of_more_than_is_allowed_is_told_first_and_no_other_is():
-    before = {"float32": _measured(0.70), "int4": _measured(0.69), "int2": _measured(0.60)}
-    now = {"float32": _measured(0.70), "int4": _measured(0.686), "int2": _measured(0.59)}
-    found = review.verdicts(before, now, 0.5)
-    assert [kind for kind, _ in found] == ["drop", "change"]
-    assert found[0][1].startswith("int2: mean IoU -1.00 points") and found[1][1] == "int4: mean IoU -0.40 points"
-    assert review.verdicts(before, now, 1.0)[0][0] == "change"  # a drop of just so much is allowed
+def test_a_drop_of_more_than_is_allowed_is_listed_first():
+    before = _results(float32=0.70, int4=0.69, int2=0.60)
+    now = _results(float32=0.70, int4=0.686, int2=0.59)
+    changes = review.verdicts(before, now, 0.5)
+    assert [kind for kind, _ in changes] == ["drop", "change"]
+    assert changes[0][1].startswith("int2: mean IoU -1.00 points") and changes[1][1] == "int4: mean IoU -0.40 points"
+    assert review.verdicts(before, now, 1.0)[0][0] == "change"  # a drop of exactly max_drop is allowed
     assert review.verdicts(before, before, 0) == []
 
 
-def test_what_came_went_or_cannot_be_compared_is_told_and_no_drop():
-    before = {
-        "int8": _measured(0.7),
-        "int4": _measured(0.7),
-        "float8": {"unavailable": "no CUDA"},
-        "int3": _measured(0.7),
-    }
-    now = {
-        "int8": _measured(0.5, protocol="fixed-32x32-v1"),
-        "float8": _measured(0.7),
-        "new": _measured(0.1),
-        "int3": {"unavailable": "why"},
-    }
-    found = dict(review.verdicts(before, now, 0))
-    assert set(found) == {"other", "new", "gone", "drop"}
-    words = [told for _, told in review.verdicts(before, now, 0)]
+def test_methods_that_are_new_gone_or_not_comparable_are_listed_and_no_drop():
+    before = _results(int8=0.7, int4=0.7, float8="no CUDA", int3=0.7)
+    now = _results(int8={"mean_iou": 0.5, "protocol": "fixed-32x32-v1"}, float8=0.7, new=0.1, int3="why")
+    changes = dict(review.verdicts(before, now, 0))
+    assert set(changes) == {"other", "new", "gone", "drop"}
+    words = [sentence for _, sentence in review.verdicts(before, now, 0)]
     assert "int8 cannot be compared: it was fixed-64x64-v1, 2 images, and is fixed-32x32-v1, 2 images." in words
     assert {"int4 is no longer there.", "new is new.", "float8 is measured for the first time."} <= set(words)
-    assert found["drop"] == words[0] == "int3 is no longer measured: why. ❌"
+    assert changes["drop"] == words[0] == "int3 is no longer measured: why. ❌"
 
 
 def test_as_many_images_with_other_labels_are_not_compared():
-    before = {"int8": _measured(0.7, labels={"wall": "100"}), "int4": _measured(0.7, labels={"wall": "100"})}
-    now = {"int8": _measured(0.5, labels={"wall": "99"}), "int4": _measured(0.69, labels={"wall": "100"})}
+    before = _results({"wall": "100"}, int8=0.7, int4=0.7)
+    now = _results({"wall": "99"}, int8=0.5) | _results({"wall": "100"}, int4=0.69)
     assert review.verdicts(before, now, 0) == [
         ("drop", "int4: mean IoU -1.00 points ❌"),
-        ("other", "int8 cannot be compared: its images or their labels are others."),
+        ("other", "int8 cannot be compared: its images or their labels differ."),
     ]
     assert "-20.00" not in review.table(before, now)
 
 
 def test_the_table_has_what_changed():
-    before = {"float32": _measured(0.70, 10_000_000), "int4": _measured(0.69)}
-    now = {"float32": _measured(0.70, 10_000_000), "int4": _measured(0.68, 1_500_000), "new": _measured(0.6)}
+    before = _results(float32={"size_bytes": 10_000_000}, int4=0.69)
+    int4 = {"mean_iou": 0.68, "size_bytes": 1_500_000}
+    now = _results(float32={"size_bytes": 10_000_000}, int4=int4, new=0.6)
     lines = review.table(before, now).splitlines()
     rows = {
         line.split(" | ")[0].removeprefix("| "): [c.strip() for c in line.strip("| ").split("|")] for line in lines[2:5]
@@ -64,12 +65,13 @@ def test_the_table_has_what_changed():
 
 
 def test_a_chart_places_every_method_inside():
-    results = {"float32": _measured(0.70, 15_000_000), "int2": _measured(0.5, 1_500_000), "x": {"unavailable": "why"}}
-    chart = review._chart("t", results, lambda one: one["size_bytes"] / 1e6, ("smaller", "larger", "MB"))
+    int2 = {"mean_iou": 0.5, "size_bytes": 1_500_000}
+    results = _results(float32={"size_bytes": 15_000_000}, int2=int2, x="why")
+    chart = review._chart("t", results, lambda result: result.size_mb, ("smaller", "larger", "MB"))
     points = {name: (float(x), float(y)) for name, x, y in re.findall(r'"(\w+)": \[([\d.]+), ([\d.]+)\]', chart)}
     assert points == {"float32": (0.9, 0.9), "int2": (0.1, 0.1)}
     assert 'x-axis "smaller (1.50 MB)" --> "larger (15.00)"' in chart
-    assert review._chart("t", {"float32": _measured(0.7)}, lambda one: 1, ("a", "b", "c")) == ""
+    assert review._chart("t", _results(float32=0.7), lambda result: 1, ("a", "b", "c")) == ""
 
 
 def test_a_long_diff_is_cut_at_a_line():

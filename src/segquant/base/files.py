@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,13 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Indented JSON with a final newline; NaN is refused, as no JSON reader has to know it."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def csv_text(rows: Iterable[Sequence[Any]], header: Sequence[str]) -> str:
+    """A header and rows as CSV, with Unix line ends; None is an empty cell."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()
 
 
 def read_json(path: str | Path) -> Any:

@@ -7,7 +7,7 @@ import io
 import matplotlib
 
 matplotlib.use("svg")
-INK, ACCENT = "#012345", "#543210"  # stand for the colours of the text around and of what counts
+INK, ACCENT = "#012345", "#543210"  # placeholders for the colours of the surrounding text and of highlights
 matplotlib.rcParams.update(
     {
         "svg.hashsalt": "segquant",
@@ -24,7 +24,7 @@ import matplotlib.pyplot as plt  # noqa: E402, F401
 
 
 def svg(figure: plt.Figure) -> str:
-    """The figure, closed, as SVG text to be put into a page."""
+    """The figure as SVG text for a page; closes the figure."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     plt.close(figure)
@@ -33,5 +33,5 @@ def svg(figure: plt.Figure) -> str:
 
 
 def standalone(text: str) -> str:
-    """Such a text as a file of its own, black on white."""
+    """SVG text of `svg` as a file of its own, black on white."""
     return text.replace("<svg", '<svg style="color: #000; background: #fff"', 1)

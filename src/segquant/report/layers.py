@@ -10,7 +10,10 @@ from segquant.report.figure import plt, svg
 
 
 def chart(rows: Sequence[dict[str, Any]]) -> str:
-    """Each layer's loss in points of mIoU and its logits' signal-to-noise in dB, a colour for each width."""
+    """SVG text: each layer's loss in points of mIoU and its logits' signal-to-noise ratio in dB, a colour a bit width.
+
+    `rows` are as `evaluation.sensitivity.sensitivity` gives them.
+    """
     names = list(dict.fromkeys(row["module"] for row in rows))
     figure, panels = plt.subplots(1, 2, figsize=(11, 1.2 + 0.19 * len(names)), sharey=True, layout="constrained")
     for i, bits in enumerate(sorted({row["bits"] for row in rows})):

@@ -1,7 +1,7 @@
 "use strict";
 document.documentElement.classList.add("script");
 
-// Tables: a click on a heading sorts by it, numbers as numbers, what is empty last.
+// Tables: a click on a heading sorts by that column: numbers by value, empty cells last.
 const value = (row, column) => row.cells[column]?.textContent.trim() ?? "";
 for (const table of document.querySelectorAll("table.sortable")) {
   [...table.tHead.rows[0].cells].forEach((head, column) => {
@@ -26,7 +26,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   });
 }
 
-// Pictures: two of a photograph's panels on one stage, parted by a slider.
+// Pictures: two panels of a photograph on one stage, divided by a slider.
 const section = document.querySelector("#pictures");
 const examples = [...section.querySelectorAll(".example")];
 if (examples.length) {
@@ -47,17 +47,17 @@ if (examples.length) {
     box.addEventListener("change", show);
     return [make("label", {}, box, " " + label), box];
   };
-  const own = names.filter((name) => !["photo", "truth"].includes(name));
+  const methods = names.filter((name) => !["photo", "truth"].includes(name));
   const panels = names.map((name) => [name, name]);
   const [whichLabel, which] = choose("photograph", examples.map((e, i) => [e.querySelector("h3").textContent, i]), 0);
   const [leftLabel, left] = choose("left", panels, "truth");
-  const [rightLabel, right] = choose("right", panels, own.at(-1) ?? "photo");
+  const [rightLabel, right] = choose("right", panels, methods.at(-1) ?? "photo");
   const [overLabel, over] = tick("over the photograph", false);
   const [differsLabel, differs] = tick("only where it differs from float32", false);
   const step = (by) => () => { which.value = (+which.value + by + examples.length) % examples.length; show(); };
-  const back = make("button", { textContent: "‹", title: "the one before", ariaLabel: "the photograph before", onclick: step(-1) });
-  const next = make("button", { textContent: "›", title: "the next one", ariaLabel: "the next photograph", onclick: step(1) });
-  const slider = make("input", { type: "range", min: 0, max: 100, value: 50, step: 0.5, ariaLabel: "where left ends and right begins" });
+  const back = make("button", { textContent: "‹", title: "previous", ariaLabel: "previous photograph", onclick: step(-1) });
+  const next = make("button", { textContent: "›", title: "next", ariaLabel: "next photograph", onclick: step(1) });
+  const slider = make("input", { type: "range", min: 0, max: 100, value: 50, step: 0.5, ariaLabel: "border between left and right" });
   const stage = make("div", { className: "stage" });
   const legend = make("div");
   const all = make("button", { textContent: "all panels", ariaPressed: "false" });
@@ -80,7 +80,7 @@ if (examples.length) {
   section.querySelector("h2").after(browser);
 
   function half(example, name, side) {
-    const panel = [...example.querySelectorAll("figure")].find((one) => one.dataset.name === name);
+    const panel = [...example.querySelectorAll("figure")].find((figure) => figure.dataset.name === name);
     const layer = make("div", { className: "half " + side });
     if (!panel) return layer;
     const image = (source, className = "") => make("img", { src: source.src, className, alt: name, draggable: false });

@@ -12,51 +12,32 @@ from markupsafe import Markup
 
 from segquant.base.config import Method
 from segquant.base.files import write_text
-from segquant.report import advice, classes, pictures, plots, tables, training
+from segquant.report import advice, classes, notes, pictures, plots, tables, training
+from segquant.report.columns import LANES, RANKED, number
 from segquant.report.layers import chart
+from segquant.report.results import BASELINE, Result, measured
 
-# Columns of the table, what counts most first, as a phone shows it: those of tables.COLUMNS, and which ones stand
-# behind another as its range.
-ORDER = (
-    "mean_iou",
-    "loss_points",
-    "size_mb",
-    "compression",
-    "latency_ms",
-    "speedup_eager",
-    "speedup",
-    "agreement",
-    "memory_mb",
-    "mean_accuracy",
-    "overall_accuracy",
-    "engine",
-    "algorithm",
-    "quantized_percent",
-    "quantize_seconds",
-    "load_seconds",
-)
-RANGES = {"loss_points": ("loss_low", "loss_high"), "speedup": ("speedup_min", "speedup_max")}
-FULL = 10.0  # points of loss that a cell of the heat map has its full colour at
+COLUMNS = RANKED[1:]  # of the table of methods, after the method's name; a phone shows the first ones
+FULL = 10.0  # points of loss at which a cell of the heat map has its full colour
 
 
 def write_page(
     path: str | Path,
-    results: dict[str, dict[str, Any]],
+    results: Mapping[str, Result],
     rows: Iterable[dict],
     predictions: str | Path,
     names: list[str],
-    hardware: dict[str, Any],
+    hardware: Mapping[str, Any],
     recipes: Mapping[str, Method],
     layers: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the page.
 
     `rows` are the shard rows whose predictions lie as PNGs in `predictions`/METHOD/, beside classes.csv; `names` are
-    the classes'; `layers` is what the stage `sensitivity` found for this model and protocol, if it was run.
+    the classes'; `layers` is the JSON of the stage `sensitivity` for this model and protocol, if it was run.
     """
-    done = tables.measured(results)
-    others = [name for name in done if name != tables.BASELINE]
-    found = classes.read_classes(predictions, done)
+    done = measured(results)
+    class_results = classes.read_classes(predictions, done)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("segquant", "report"),
         autoescape=True,
@@ -64,27 +45,27 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"heat": heat, "points": lambda points: f"{round(points, 1) + 0.0:.1f}"}  # + 0.0: no -0.0
+    environment.filters |= {"heat": heat, "number": number}
     html = environment.get_template("page.html").render(
         style=_inline("page.css"),
         script=_inline("page.js"),
         advice=advice.sentences(results),
-        headings=[(_HEADINGS[name], tables.MEANING[name]) for name in ORDER],
-        table=[(name, _cells(results, name)) for name in done],
-        unavailable={name: one["unavailable"] for name, one in results.items() if "unavailable" in one},
-        speed=_filled([tables.SPEED_HEADINGS, *tables.speed_rows(results)]),
-        notes=tables.footnotes(done, hardware),  # the table has a row for what is unavailable
-        protocol=_protocol(done),
-        machine=_machine(hardware),
-        timing=_timing(done, hardware),
+        columns=COLUMNS,
+        results=results.values(),
+        lanes=_filled([[column.heading for column in LANES], *tables.cells(tables.lanes(results), LANES)]),
+        notes=notes.footnotes(done, hardware),  # the table has a row for what is unavailable
+        protocol=notes.protocol(results),
+        machine=notes.machine(results, hardware),
+        timing=notes.timing(results, hardware),
         versions=[(key, value) for key, value in hardware.items() if key not in _MACHINE],
         size_plot=Markup(plots.size(done)),
         latency_plot=Markup(plots.latency(done)),
-        methods=others,
-        heatmap=classes.losses(found, others),
-        most=max((one["share"] for one in found), default=1),
+        methods=[method for method in done if method != BASELINE],
+        classes=class_results,
+        most=max((result.share for result in class_results), default=1),
         trained={
-            name: training.class_table(found, compared) for name, compared in training.trained(recipes, done).items()
+            method: training.class_table(class_results, compared)
+            for method, compared in training.trained(recipes, done).items()
         },
         layers=layers,
         sensitivity=Markup(chart(layers["layers"])) if layers else None,
@@ -93,52 +74,17 @@ def write_page(
     write_text(path, html)
 
 
-_HEADINGS = {name: heading for name, heading, _, _ in tables.COLUMNS} | {"speedup_eager": "x eager float32"}
+_MACHINE = ("processor", "instructions", "cores", "memory_gb", "gpu")  # of hardware.json; the rest are versions
 
 
 def _filled(rows: list[Sequence[str]]) -> list[list[str]]:
-    """Rows, the first of which are headings, without the columns that have nothing else."""
+    """A heading and rows without the columns that are empty in every row."""
     kept = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
     return [[row[i] for i in kept] for row in rows]
 
 
 def _inline(name: str) -> Markup:
     return Markup((Path(__file__).parent / name).read_text())
-
-
-def _protocol(done: dict[str, dict[str, Any]]) -> str:
-    one = next(iter(done.values()), None)
-    return f"{one['protocol']}, {one['n_images']} images" if one else "nothing measured"
-
-
-_MACHINE = ("processor", "instructions", "cores", "memory_gb", "gpu")
-
-
-def _machine(hardware: dict[str, Any]) -> str:
-    parts = [f"{hardware['processor']} ({', '.join(hardware['instructions'])})", f"{hardware['cores']} cores"]
-    if hardware.get("memory_gb"):
-        parts.append(f"{hardware['memory_gb']} GB")
-    return ", ".join([*parts, *([hardware["gpu"]] if hardware.get("gpu") else [])])
-
-
-def _timing(done: dict[str, dict[str, Any]], hardware: dict[str, Any]) -> str:
-    """What speed was measured on."""
-    speed = next(filter(None, map(tables.timed, done.values())), None)
-    if not speed:
-        return "not timed"
-    height, width = speed["input_size"]
-    where = _machine(hardware) if speed["device"] == "cpu" else speed["device"]
-    return f"images of {height}x{width} on {where}, {speed['threads']} threads"
-
-
-def _cells(results: dict[str, dict[str, Any]], method: str) -> list[tuple[str, str]]:
-    """(value, range) of each column of ORDER."""
-    texts = dict(zip((name for name, *_ in tables.COLUMNS), tables.cells(results, method)))
-    cells = []
-    for name in ORDER:
-        ends = [texts[end] for end in RANGES.get(name, ())]
-        cells.append((texts[name], " to ".join(ends) if all(ends) else ""))
-    return cells
 
 
 def heat(points: float | None) -> str:

@@ -13,17 +13,18 @@ from PIL import Image
 
 from segquant.data.images import decode_annotation, decode_image
 from segquant.data.palette import palette
-from segquant.report.tables import BASELINE
+from segquant.report.results import BASELINE
 
-SIDE = 400  # of a picture on the page, pixels at most
+SIDE = 400  # pixels: the longest side of a picture on the page
 
 
 def example(row: dict, methods: Iterable[str], predictions: str | Path, classes: list[str]) -> dict[str, Any]:
     """One photograph: {id, width, height, panels, legend}.
 
-    `panels` are {name, uri, agreement, differs} of the photograph, the truth and each method whose class map lies as
-    a PNG in `predictions`/METHOD/: as colours, the percentage of pixels with float32's class, and a mask that is dark
-    where it is the same (both None where there is nothing to compare). `legend` has (class, colour) of what is seen.
+    `panels` has {name, uri, agreement, differs} for the photograph, the truth and each method whose class map lies as
+    a PNG in `predictions`/METHOD/. `uri` is the picture, `agreement` the percentage of pixels with float32's class and
+    `differs` a mask that is dark where the classes agree; both are None without a float32 to compare with. `legend` has
+    (class, colour) of each class in a picture.
     """
     maps = class_maps(row, methods, predictions)
     photo = _fit(decode_image(row["image"], row["id"]), Image.Resampling.LANCZOS)
@@ -41,7 +42,7 @@ def example(row: dict, methods: Iterable[str], predictions: str | Path, classes:
 
 
 def class_maps(row: dict, methods: Iterable[str], predictions: str | Path) -> dict[str, np.ndarray]:
-    """Class ids uint8 (H, W) of the truth and of each method whose prediction was kept."""
+    """{name: class ids uint8 (H, W)} of the truth and of each method whose prediction was kept."""
     maps = {"truth": decode_annotation(row["annotation"], row["id"])}
     for method in methods:
         file = Path(predictions) / method / f"{row['id']}.png"
@@ -53,7 +54,7 @@ def class_maps(row: dict, methods: Iterable[str], predictions: str | Path) -> di
 def overlays(
     rows: Iterable[dict], methods: Iterable[str], predictions: str | Path
 ) -> list[tuple[str, np.ndarray, dict[str, np.ndarray]]]:
-    """(id, RGB uint8 (H, W, 3), `class_maps`) of each photograph, as `tracking.log_report` takes them."""
+    """(id, RGB uint8 (H, W, 3), `class_maps`) of each photograph, as `tracking.Report` holds them."""
     methods = list(methods)
     return [
         (row["id"], np.asarray(decode_image(row["image"], row["id"])), class_maps(row, methods, predictions))
@@ -61,9 +62,9 @@ def overlays(
     ]
 
 
-def _fit(image: Image.Image, how: Image.Resampling) -> Image.Image:
+def _fit(image: Image.Image, resampling: Image.Resampling) -> Image.Image:
     scale = min(1.0, SIDE / max(image.size))
-    return image.resize((round(image.width * scale), round(image.height * scale)), how)
+    return image.resize((round(image.width * scale), round(image.height * scale)), resampling)
 
 
 def _colored(ids: np.ndarray) -> Image.Image:
@@ -73,7 +74,7 @@ def _colored(ids: np.ndarray) -> Image.Image:
 
 
 def _mask(same: np.ndarray) -> str:
-    """Black where it is the same, transparent elsewhere: what differs stays in its own colours."""
+    """Black where the classes agree and transparent elsewhere, so that differences keep their colours."""
     image = _fit(Image.fromarray(same.astype(np.uint8)), Image.Resampling.NEAREST)
     image.putpalette(bytes(6))
     return _uri(image, "PNG", optimize=True, transparency=bytes((0, 255)), bits=1)

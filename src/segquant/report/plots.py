@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from adjustText import adjust_text
 
 from segquant.report.figure import ACCENT, INK, plt, svg
-from segquant.report.tables import BASELINE, speedup, timed
+from segquant.report.results import BASELINE, Result
 
 
 @dataclass(frozen=True)
@@ -24,27 +23,25 @@ class Point:
 
 
 def tradeoff(points: Sequence[Point], x_label: str, log: bool = False) -> str:
-    """mIoU in percent over a cost, one named point a method with the intervals of both, and their Pareto front."""
+    """mIoU in percent over a cost: a named point a method, with the intervals of both, and their Pareto front."""
     figure, axes = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
-    front = pareto([(one.x, one.miou) for one in points])
-    best = sorted((points[i] for i in front), key=lambda one: one.x)
-    axes.plot(
-        [one.x for one in best], [one.miou for one in best], "--", drawstyle="steps-post", color=INK, lw=1, alpha=0.6
-    )
-    for i, one in enumerate(points):
-        color = ACCENT if i in front else INK
+    front = pareto([(point.x, point.miou) for point in points])
+    steps = sorted((points[i] for i in front), key=lambda point: point.x)
+    xs, ys = [point.x for point in steps], [point.miou for point in steps]
+    axes.plot(xs, ys, "--", drawstyle="steps-post", color=INK, lw=1, alpha=0.6)
+    for i, point in enumerate(points):
         axes.errorbar(
-            one.x,
-            one.miou,
-            xerr=_whiskers(one.x, one.x_range),
-            yerr=_whiskers(one.miou, one.miou_range),
+            point.x,
+            point.miou,
+            xerr=_whiskers(point.x, point.x_range),
+            yerr=_whiskers(point.miou, point.miou_range),
             fmt="o",
             ms=6,
-            color=color,
+            color=ACCENT if i in front else INK,
             elinewidth=0.8,
             alpha=1 if i in front else 0.55,
             zorder=3,
-            gid=f"point-{one.name}",
+            gid=f"point-{point.name}",
         )
     if log:
         axes.set_xscale("log", base=2)
@@ -52,45 +49,41 @@ def tradeoff(points: Sequence[Point], x_label: str, log: bool = False) -> str:
     axes.set(xlabel=x_label, ylabel="mean IoU, %")
     axes.margins(0.12)
     axes.grid(alpha=0.2, color=INK)
-    names = [axes.text(one.x, one.miou, one.name, fontsize=9) for one in points]
-    adjust_text(
-        names,
-        ax=axes,
-        expand=(1.15, 1.5),
-        iter_lim=300,
-        arrowprops={"arrowstyle": "-", "lw": 0.5, "color": INK},
-    )
+    names = [axes.text(point.x, point.miou, point.name, fontsize=9) for point in points]
+    line = {"arrowstyle": "-", "lw": 0.5, "color": INK}
+    adjust_text(names, ax=axes, expand=(1.15, 1.5), iter_lim=300, arrowprops=line)
     return svg(figure)
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> set[int]:
-    """Which of (cost, value) no other one equals or betters in both."""
+    """Indices of the (cost, value) pairs that no other pair dominates: at most the cost, at least the value, and not
+    both equal."""
     return {i for i, (x, y) in enumerate(points) if not any(a <= x and b >= y and (a < x or b > y) for a, b in points)}
 
 
-def size(results: dict[str, dict[str, Any]]) -> str:
-    """Accuracy against the size of the file."""
-    points = [Point(name, one["size_bytes"] / 1e6, *_miou(results, name)) for name, one in results.items()]
+def size(results: Mapping[str, Result]) -> str:
+    """Accuracy against the size of the file, for measured results."""
+    points = [Point(method, result.size_mb, *_miou(result)) for method, result in results.items()]
     return tradeoff(points, "size of the weights' file, MB (log)", log=True)
 
 
-def latency(results: dict[str, dict[str, Any]]) -> str:
-    """Accuracy against latency, told in eager float32's, which each method was timed beside."""
+def latency(results: Mapping[str, Result]) -> str:
+    """Accuracy against latency as a multiple of eager float32's, for measured results."""
     points = []
-    for name, one in results.items():
-        if ratio := speedup(one):
+    for method, result in results.items():
+        if ratio := result.speedup_eager:
             spread = 1 / ratio["max"], 1 / ratio["min"]
-            points.append(Point(name, 1 / ratio["median"], *_miou(results, name), spread))
-    base = timed(results.get(BASELINE, {}))
-    told = f" ({base['latency_ms']['p50']:.0f} ms)" if base else ""
-    return tradeoff(points, f"latency, in that of float32 in PyTorch{told}")
+            points.append(Point(method, result.relative_latency, *_miou(result), spread))
+    base = results[BASELINE].timing if BASELINE in results else None
+    milliseconds = f" ({base['latency_ms']['p50']:.0f} ms)" if base else ""
+    return tradeoff(points, f"latency, as a multiple of float32 in PyTorch{milliseconds}")
 
 
-def _miou(results: dict[str, dict[str, Any]], name: str) -> tuple[float, tuple[float, float]]:
+def _miou(result: Result) -> tuple[float, tuple[float, float]]:
     """mIoU in percent, and where the interval of its loss puts it."""
-    miou = 100 * results[name]["mean_iou"]
-    low, high = results[name].get("loss_interval", [0, 0])
-    base = 100 * results[BASELINE]["mean_iou"] if BASELINE in results else miou
+    miou = 100 * result.mean_iou
+    low, high = result.loss_interval or (0, 0)
+    base = miou if result.float32_iou is None else 100 * result.float32_iou
     return miou, (base - high, base - low) if low or high else (miou, miou)
 
 

@@ -7,13 +7,17 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from segquant.base.errors import ConfigError, SegquantError
-from segquant.report.tables import BASELINE, collect, loss, measured, relative_latency, speedup
+from segquant.report.columns import COLUMN, Column
+from segquant.report.notes import protocol
+from segquant.report.results import ACCURACY, Result, collect, from_json, measured
+from segquant.report.tables import markdown
 
-MARKER = "<!-- segquant review -->"  # by which the comment is found that is to be updated
+MARKER = "<!-- segquant review -->"  # the workflow finds the comment to update by it
 _LONGEST = 20_000  # characters of either diff: GitHub takes 65,536 in a comment
 
 
@@ -21,7 +25,7 @@ def review(base: str, metrics: str | Path, methods: list[str], max_drop: float) 
     """Compare the results in `metrics` with those committed at `base`, a Git revision.
 
     Gives the Markdown, and whether no method lost more than `max_drop` points of mIoU. Results by another protocol or
-    on images with other labels are told and not compared. Raises ConfigError when there is no such revision.
+    on images with other labels are listed but not compared. Raises ConfigError when there is no such revision.
     """
     if _output(["git", "rev-parse", "--verify", "--quiet", f"{base}^{{commit}}"]) is None:
         raise ConfigError(f"'{base}' is no revision of this repository: fetch it, or name another with --base")
@@ -30,102 +34,91 @@ def review(base: str, metrics: str | Path, methods: list[str], max_drop: float) 
     now = collect(metrics, methods)
     if not measured(now):
         raise ConfigError(f"{metrics} holds no results: run `dvc repro` first")
-    for name, one in measured(now).items():
-        one["labels"] = _labels((Path(metrics) / "classes" / f"{name}.csv").read_text())
+    now = _with_labels(now, lambda name: (Path(metrics) / name).read_text())
     before = _committed(base, metrics, methods)
-    found = verdicts(before, now, max_drop)
-    good = not any(kind == "drop" for kind, _ in found)
-    compared = any(comparable(before.get(name, {}), one) for name, one in measured(now).items())
+    changes = verdicts(before, now, max_drop)
+    good = not any(kind == "drop" for kind, _ in changes)
+    compared = any(comparable(before.get(method), result) for method, result in measured(now).items())
     heading = f"{'No' if good else 'A'} method lost more than {max_drop:g} points of mean IoU against `{base}`"
-    told = [
+    parts = [
         MARKER,
         f"## {heading}" if compared or not good else f"## Nothing could be compared with `{base}`",
-        "\n".join(f"- {words}" for _, words in found) or f"- No method's accuracy differs from `{base}`'s.",
+        "\n".join(f"- {words}" for _, words in changes) or f"- No method's accuracy differs from `{base}`'s.",
         table(before, now),
-        _chart("Accuracy against size", now, lambda one: one["size_bytes"] / 1e6, ("smaller", "larger", "MB")),
-        _chart("Accuracy against latency", now, relative_latency, ("faster", "slower", "of float32's time")),
+        _chart("Accuracy against size", now, lambda result: result.size_mb, ("smaller", "larger", "MB")),
+        _chart(
+            "Accuracy against latency",
+            now,
+            lambda result: result.relative_latency,
+            ("faster", "slower", "of float32's time"),
+        ),
         _folded("Parameters", _dvc("params", "diff", base, "--md")),
         _folded("Metrics", _dvc("metrics", "diff", base, "--md")),
     ]
-    return "\n\n".join(part for part in told if part) + "\n", good
+    return "\n\n".join(part for part in parts if part) + "\n", good
 
 
-def verdicts(before: dict[str, Any], now: dict[str, Any], max_drop: float) -> list[tuple[str, str]]:
-    """(kind, sentence) for each method whose mIoU changed, came or went.
+def verdicts(before: Mapping[str, Result], now: Mapping[str, Result], max_drop: float) -> list[tuple[str, str]]:
+    """(kind, sentence) for each method whose mIoU changed, or that is new or gone.
 
-    Kind "drop" is more than `max_drop` lost, or all: a method that cannot be measured any more.
+    Kind "drop": the method lost more than `max_drop` points, or cannot be measured any more.
     """
-    found = []
+    changes = []
     for method in [*now, *(name for name in before if name not in now)]:
         old, new = before.get(method), now.get(method)
         if new is None:
-            found.append(("gone", f"{method} is no longer there."))
+            changes.append(("gone", f"{method} is no longer there."))
         elif old is None:
-            found.append(("new", f"{method} is new."))
-        elif "unavailable" in new:
-            if "unavailable" not in old:
-                found.append(("drop", f"{method} is no longer measured: {new['unavailable']}. ❌"))
-        elif "unavailable" in old:
-            found.append(("new", f"{method} is measured for the first time."))
+            changes.append(("new", f"{method} is new."))
+        elif new.unavailable is not None:
+            if old.unavailable is None:
+                changes.append(("drop", f"{method} is no longer measured: {new.unavailable}. ❌"))
+        elif old.unavailable is not None:
+            changes.append(("new", f"{method} is measured for the first time."))
         elif not comparable(old, new):
-            was, is_ = (f"{one['protocol']}, {one['n_images']} images" for one in (old, new))
-            why = f"it was {was}, and is {is_}" if was != is_ else "its images or their labels are others"
-            found.append(("other", f"{method} cannot be compared: {why}."))
-        elif change := round(100 * (new["mean_iou"] - old["mean_iou"]), 2):
+            was, is_ = (protocol({method: result}) for result in (old, new))
+            why = f"it was {was}, and is {is_}" if was != is_ else "its images or their labels differ"
+            changes.append(("other", f"{method} cannot be compared: {why}."))
+        elif change := round(100 * (new.mean_iou - old.mean_iou), 2):
             kind = "drop" if -change > max_drop else "change"
-            found.append((kind, f"{method}: mean IoU {change:+.2f} points{' ❌' if kind == 'drop' else ''}"))
-    return sorted(found, key=lambda one: one[0] != "drop")
+            changes.append((kind, f"{method}: mean IoU {change:+.2f} points{' ❌' if kind == 'drop' else ''}"))
+    return sorted(changes, key=lambda change: change[0] != "drop")
 
 
-def comparable(old: dict[str, Any], new: dict[str, Any]) -> bool:
+def comparable(old: Result | None, new: Result) -> bool:
     """Whether both were scored by one protocol on as many images with the same labels."""
-    return "mean_iou" in old and all(old.get(key) == new.get(key) for key in ("protocol", "n_images", "labels"))
+    if old is None or old.unavailable is not None or old.labels != new.labels:
+        return False
+    return all(old.accuracy.get(key) == new.accuracy.get(key) for key in ("protocol", "n_images"))
 
 
-def _labels(classes: str | None) -> dict[str, str]:
-    """{class: its labelled pixels} of a classes CSV: what tells one set of labelled images from another."""
-    rows = csv.DictReader((classes or "").splitlines())
-    return {row["name"]: row["pixels"] for row in rows if row["pixels"] != "0"}
+def table(before: Mapping[str, Result], now: Mapping[str, Result]) -> str:
+    """The methods' figures as a Markdown table, with the changes of mIoU and size."""
 
+    def change(key: str) -> Column:
+        def get(result: Result) -> str:
+            old = before.get(result.method)
+            points = COLUMN[key].get(result) - COLUMN[key].get(old) if comparable(old, result) else 0
+            return f"{points:+.2f}" if round(points, 2) else ""
 
-def table(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """The methods' figures as a Markdown table, with what changed in mIoU and size."""
-    lines = ["| method | mIoU % | change | loss | agree % | MB | change | x eager |", "|---|" + "---:|" * 7]
-    for method, one in measured(now).items():
-        old = before.get(method, {})
-        change = (
-            [100 * (one["mean_iou"] - old["mean_iou"]), (one["size_bytes"] - old["size_bytes"]) / 1e6]
-            if (comparable(old, one))
-            else [None, None]
-        )
-        points, ratio = loss(now, method), speedup(one)
-        lost = "" if points is None else f"{round(points, 2) + 0.0:.2f}"
-        cells = (
-            method,
-            f"{100 * one['mean_iou']:.2f}",
-            _signed(change[0]),
-            lost,
-            f"{100 * one['agreement']:.2f}",
-            f"{one['size_bytes'] / 1e6:.2f}",
-            _signed(change[1]),
-            f"{ratio['median']:.2f}" if ratio else "",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    one = measured(now).get(BASELINE) or next(iter(measured(now).values()))
-    return "\n".join(lines) + (
-        f"\n\n{one['protocol']}, {one['n_images']} images; loss in points of mIoU against float32; x eager: times as "
-        "fast as PyTorch's eager float32, on the machine that ran this."
+        return Column(f"{key}_change", "change", f"Change of {COLUMN[key].heading} since the base", get)
+
+    miou, loss, agreement, size, eager = (
+        COLUMN[key] for key in ("mean_iou", "loss_points", "agreement", "size_mb", "speedup_eager")
+    )
+    columns = [COLUMN["method"], miou, change("mean_iou"), loss, agreement, size, change("size_mb"), eager]
+    return markdown(measured(now).values(), columns) + (
+        f"\n\n{protocol(now)}; loss in points of mIoU against float32; x eager: times as fast as PyTorch's eager "
+        "float32, on the machine that ran this."
     )
 
 
-def _signed(change: float | None) -> str:
-    return "" if change is None or not round(change, 2) else f"{change:+.2f}"
-
-
-def _chart(title: str, results: dict[str, Any], cost: Any, words: tuple[str, str, str]) -> str:
+def _chart(
+    title: str, results: Mapping[str, Result], cost: Callable[[Result], float | None], words: tuple[str, str, str]
+) -> str:
     """Mean IoU over the logarithm of a cost as a chart that GitHub draws itself (Mermaid)."""
-    points = {name: (cost(one), 100 * one["mean_iou"]) for name, one in measured(results).items()}
-    points = {name: point for name, point in points.items() if point[0]}
+    points = {method: (cost(result), 100 * result.mean_iou) for method, result in measured(results).items()}
+    points = {method: point for method, point in points.items() if point[0]}
     if len(points) < 2:
         return ""
     xs, ys = ([point[axis] for point in points.values()] for axis in (0, 1))
@@ -143,30 +136,38 @@ def _chart(title: str, results: dict[str, Any], cost: Any, words: tuple[str, str
         f'    x-axis "{less} ({min(xs):.2f} {unit})" --> "{more} ({max(xs):.2f})"',
         f'    y-axis "less accurate ({min(ys):.2f} %)" --> "more ({max(ys):.2f} %)"',
     ]
-    for name, (x, y) in points.items():
-        lines.append(f'    "{name}": [{place(math.log(x), logs):.3f}, {place(y, ys):.3f}]')
+    for method, (x, y) in points.items():
+        lines.append(f'    "{method}": [{place(math.log(x), logs):.3f}, {place(y, ys):.3f}]')
     return "\n".join([*lines, "```"])
 
 
-def _committed(base: str, metrics: str | Path, methods: list[str]) -> dict[str, Any]:
-    """{method: metrics JSON and `labels`} as committed at `base`, of `methods` and of those measured there."""
+def _committed(base: str, metrics: str | Path, methods: list[str]) -> dict[str, Result]:
+    """The results as committed at `base`, of `methods` and of those measured there."""
 
-    def text(name: str) -> str | None:
-        return _output(["git", "show", f"{base}:./{metrics}/{name}"])
+    def text(name: str) -> str:
+        return _output(["git", "show", f"{base}:./{metrics}/{name}"]) or ""
 
-    listed = csv.DictReader((text("results.csv") or "").splitlines())
-    texts = {name: text(f"{name}.json") for name in dict.fromkeys([*methods, *(row["method"] for row in listed)])}
-    found = {name: json.loads(one) for name, one in texts.items() if one}
-    for name, one in measured(found).items():
-        one["labels"] = _labels(text(f"classes/{name}.csv"))
-    return found
+    listed = [row["method"] for row in csv.DictReader(text("results.csv").splitlines())]
+    texts = {method: text(ACCURACY.format(method)) for method in dict.fromkeys([*methods, *listed])}
+    return _with_labels(from_json({method: json.loads(part) for method, part in texts.items() if part}), text)
+
+
+def _with_labels(results: Mapping[str, Result], read: Callable[[str], str]) -> dict[str, Result]:
+    """The results with the labels that each measured one was scored on, from its classes CSV; `read` takes its path
+    below the metrics folder."""
+
+    def labels(method: str) -> dict[str, str]:
+        rows = csv.DictReader(read(f"classes/{method}.csv").splitlines())
+        return {row["name"]: row["pixels"] for row in rows if row["pixels"] != "0"}
+
+    return dict(results) | {method: replace(r, labels=labels(method)) for method, r in measured(results).items()}
 
 
 def _dvc(*arguments: str) -> str:
     done = subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
-        said = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise SegquantError(f"dvc {' '.join(arguments)} failed: {said[-1]}")
+        message = done.stderr.strip().splitlines() or ["it printed no message"]
+        raise SegquantError(f"dvc {' '.join(arguments)} failed: {message[-1]}")
     return done.stdout.strip()
 
 

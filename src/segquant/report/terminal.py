@@ -2,106 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from segquant.evaluation.bootstrap import FEWEST
-from segquant.report.tables import COLUMNS, SPEED_HEADINGS, cells, footnotes, measured, speed_rows
-
-# What counts most first: a terminal gets as many of tables.COLUMNS as fit.
-FIRST = (
-    "mean_iou",
-    "loss_points",
-    "size_mb",
-    "speedup_eager",
-    "agreement",
-    "compression",
-    "latency_ms",
-    "speedup",
-    "memory_mb",
-)
+from segquant.evaluation.bootstrap import FEWEST, METRICS
+from segquant.report.columns import COLUMN, LANES, RANKED, SHOWN, Column
+from segquant.report.notes import footnotes
+from segquant.report.results import Result, measured
+from segquant.report.tables import cells, lanes
 
 
-def show(results: dict[str, dict[str, Any]], hardware: dict[str, Any] | None = None) -> None:
+def show(results: Mapping[str, Result], hardware: Mapping[str, Any] | None = None) -> None:
     """Print the table to stdout: with colours on a terminal only, and there with as many columns as fit."""
-    console, table = _console_and_table()
-    rows = {method: cells(results, method) for method in measured(results)}
-    names = [name for name, *_ in COLUMNS]
-    left = console.width - max(map(len, [*rows, "method"]))
-    shown: set[int] = set()
-    for name in (*FIRST, *(name for name in names if name not in FIRST)):
-        at = names.index(name)
-        left -= 2 + max(len(text) for text in (COLUMNS[at][1], *(row[at] for row in rows.values())))
-        if left < 0:
-            break
-        shown.add(at)
-    for at in sorted(shown):
-        table.add_column(COLUMNS[at][1], justify="right", no_wrap=True)
-    for method, row in rows.items():
-        table.add_row(method, *(row[at] for at in sorted(shown)))
-    console.print(table)
-    if len(shown) < len(names):
-        _print_notes(console, [f"{len(names) - len(shown)} more columns on a wider terminal or in a pipe."])
-    _show_speed(console, results)
+    console, done = _console(), list(measured(results).values())
+    columns = _fitting(done, console.width)
+    console.print(_table([column.heading for column in columns], cells(done, columns)))
+    if len(columns) < len(SHOWN):
+        _print_notes(console, [f"{len(SHOWN) - len(columns)} more columns on a wider terminal or in a pipe."])
+    _show_lanes(console, results)
     _print_notes(console, footnotes(results, hardware))
 
 
-def show_several(found: dict[str, dict[str, dict[str, Any]]], hardware: dict[str, Any] | None = None) -> None:
-    """Print {data set: results} side by side: each one's accuracy, then what they have in common."""
-    console, table = _console_and_table()
-    first = next(iter(found.values()))
-    apart, common = ("mean_iou", "loss_points", "agreement"), ("size_mb", "compression", "latency_ms", "speedup")
-    headings = {name: heading for name, heading, _, _ in COLUMNS}
-    for name in found:
-        for column in apart:
-            table.add_column(f"{name}\n{headings[column]}", justify="right")
-    for column in common:
-        table.add_column(f"\n{headings[column]}", justify="right")
-    at = {name: i for i, (name, *_) in enumerate(COLUMNS)}
-    for method in measured(first):
-        rows = [cells(results, method) for results in found.values()]
-        table.add_row(method, *(row[at[c]] for row in rows for c in apart), *(rows[0][at[c]] for c in common))
-    console.print(table)
-    _show_speed(console, first)
-    notes = {name: footnotes(results, hardware) for name, results in found.items()}
-    common_notes = [note for note in notes[next(iter(found))] if all(note in some for some in notes.values())]
-    own = [f"{name}: {note}" for name, some in notes.items() for note in some if note not in common_notes]
-    _print_notes(console, own + common_notes)
+def show_several(data_sets: Mapping[str, Mapping[str, Result]], hardware: Mapping[str, Any] | None = None) -> None:
+    """Print {data set: results} side by side: the accuracy on each, then the columns that do not depend on data."""
+    console, first = _console(), next(iter(data_sets.values()))
+    accuracy = [COLUMN[key] for key in ("mean_iou", "loss_points", "agreement")]
+    common = [COLUMN[key] for key in ("size_mb", "compression", "latency_ms", "speedup")]
+    headings = [f"{name}\n{column.heading}" for name in data_sets for column in accuracy]
+    rows = []
+    for method, result in measured(first).items():
+        scores = cells((results[method] for results in data_sets.values()), accuracy)
+        rows.append([method, *sum(scores, []), *cells([result], common)[0]])
+    console.print(_table(["method", *headings, *(f"\n{column.heading}" for column in common)], rows))
+    _show_lanes(console, first)
+    notes = {name: footnotes(results, hardware) for name, results in data_sets.items()}
+    shared = [note for note in footnotes(first, hardware) if all(note in lines for lines in notes.values())]
+    _print_notes(console, [f"{name}: {note}" for name, lines in notes.items() for note in lines if note not in shared])
+    _print_notes(console, shared)
 
 
-ACCURACY = {"mean_iou": "mIoU %", "mean_accuracy": "mean acc %", "overall_accuracy": "pixel acc %"}
+def show_comparison(first: str, second: str, comparison: Mapping[str, Any]) -> None:
+    """Print what `evaluation.bootstrap.compare` gives for two results, in percent and points."""
+    rows = []
+    for key in METRICS:
+        scores = comparison[key]
+        low, high = 100 * scores["low"], 100 * scores["high"]
+        verdict = "higher" if low > 0 else "lower" if high < 0 else "no clear difference"
+        verdict = verdict if comparison["n_images"] >= FEWEST else "too few images to decide"
+        values = f"{100 * scores['first']:.2f}", f"{100 * scores['second']:.2f}", f"{100 * scores['difference']:+.2f}"
+        rows.append([COLUMN[key].heading, *values, f"{low:+.2f} to {high:+.2f}", verdict])
+    console = _console()
+    console.print(_table(["metric", first, second, "difference", "95 % interval", ""], rows))
+    draws = f"{comparison['resamples']:,} draws of the same images for both, with replacement"
+    _print_notes(console, [f"{comparison['protocol']}, {comparison['n_images']} images; intervals from {draws}."])
 
 
-def show_comparison(first: str, second: str, found: dict[str, Any]) -> None:
-    """Print what `evaluation.bootstrap.compare` found of two results, in percent and points."""
-    console, table = _console_and_table()
-    for heading in (first, second, "difference", "95 % interval"):
-        table.add_column(heading, justify="right")
-    table.add_column("")
-    for key, heading in ACCURACY.items():
-        one = found[key]
-        low, high = 100 * one["low"], 100 * one["high"]
-        clear = "higher" if low > 0 else "lower" if high < 0 else "no clear difference"
-        clear = clear if found["n_images"] >= FEWEST else "too few images to tell"
-        values = (f"{100 * one['first']:.2f}", f"{100 * one['second']:.2f}", f"{100 * one['difference']:+.2f}")
-        table.add_row(heading, *values, f"{low:+.2f} to {high:+.2f}", clear)
-    table.columns[0].header = "metric"
-    console.print(table)
-    draws = f"{found['resamples']:,} draws of the same images for both, with replacement"
-    _print_notes(console, [f"{found['protocol']}, {found['n_images']} images; intervals from {draws}."])
+def _fitting(results: Sequence[Result], width: int) -> list[Column]:
+    """As many columns as fit, the most important ones."""
+    fitting, left = [], width + 2  # two blanks part columns
+    for column in (*RANKED, *(column for column in SHOWN if column.rank is None)):
+        left -= 2 + max(map(len, (column.heading, *(column.text(result) for result in results))))
+        if left < 0:
+            break
+        fitting.append(column)
+    return [column for column in SHOWN if column in fitting]
 
 
-def _console_and_table() -> tuple[Console, Table]:
-    """As wide as the terminal, or all of it where there is none."""
+def _console() -> Console:
+    """As wide as the terminal; where there is none, as wide as the widest table."""
     console = Console(markup=False)  # names and reasons may hold brackets
-    if not console.is_terminal:
-        console = Console(markup=False, width=max(console.width, 240))
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("method", no_wrap=True)
-    return console, table
+    return console if console.is_terminal else Console(markup=False, width=max(console.width, 240))
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False, title=title, title_justify="left")
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=not number)
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _print_notes(console: Console, notes: Iterable[str]) -> None:
@@ -109,15 +91,10 @@ def _print_notes(console: Console, notes: Iterable[str]) -> None:
         console.print(note, style="dim", highlight=False, soft_wrap=True)
 
 
-def _show_speed(console: Console, results: dict[str, dict[str, Any]]) -> None:
-    """The lanes, where there are more than the table above tells of."""
-    rows = speed_rows(results)
+def _show_lanes(console: Console, results: Mapping[str, Result]) -> None:
+    """The table by engine and batch size, where there are more of them than the first table shows."""
+    rows = lanes(results)
     if len(rows) <= len(measured(results)):
         return
-    shown = [i for i, h in enumerate(SPEED_HEADINGS) if console.width >= 100 or h not in ("p90 ms", "min", "max", "n")]
-    table = Table(box=None, header_style="bold", pad_edge=False, title="Speed", title_justify="left")
-    for i in shown:
-        table.add_column(SPEED_HEADINGS[i], justify="left" if i < 2 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(row[i] for i in shown))
-    console.print(table)
+    columns = [column for column in LANES if console.width >= 100 or column.rank is not None]
+    console.print(_table([column.heading for column in columns], cells(rows, columns), "Speed"))

@@ -1,0 +1,96 @@
+"""Result, what is read from the committed metrics, and the columns of every table."""
+
+import csv
+import io
+import json
+
+import pytest
+from conftest import ROOT
+from samples import METHODS, SPEED, metrics, write_metrics
+
+from segquant.base.files import csv_text
+from segquant.report import classes, tables
+from segquant.report.columns import ALL, COLUMN, LANES, RANKED
+from segquant.report.results import ACCURACY, collect, from_json, measured, to_json
+
+COMMITTED = (ROOT / "metrics" / "results.csv").read_text()
+
+
+@pytest.fixture(scope="module")
+def committed():
+    """The committed results: the JSON files of metrics/, and the intervals of results.csv."""
+    rows = {row["method"]: row for row in csv.DictReader(io.StringIO(COMMITTED))}
+    content = to_json(collect(ROOT / "metrics", [*rows, "float8_dynamic"]))
+    for method, row in rows.items():
+        if row["loss_low"]:
+            content[method]["loss_interval"] = [float(row["loss_low"]), float(row["loss_high"])]
+    return from_json(content)
+
+
+def test_a_result_is_what_the_json_files_hold(tmp_path):
+    write_metrics(tmp_path)
+    results = collect(tmp_path, METHODS)
+    assert list(results) == ["float32", "float8_dynamic", "int2"]
+    result, missing = results["int2"], results["float8_dynamic"]
+    assert (result.method, result.unavailable, missing.unavailable) == ("int2", None, "no CUDA")
+    assert result.loss == pytest.approx(15.0) and result.size_mb == 2.0 and result.quantize_seconds == 12.34
+    assert list(measured(results)) == ["float32", "int2"]
+    content = to_json(results)
+    assert content["int2"] == {
+        **json.loads((tmp_path / ACCURACY.format("int2")).read_text()),
+        "quantize": json.loads((tmp_path / "quantize" / "int2.json").read_text()),
+        "speed": SPEED,
+    }
+    assert content["float8_dynamic"] == {"unavailable": "no CUDA"}
+    content["int2"]["loss_interval"] = [14.5, 15.5]
+    assert to_json(from_json(content)) == content and from_json(content)["int2"].loss_interval == (14.5, 15.5)
+
+
+def test_a_graph_is_compared_with_pytorchs_eager_float32():
+    eager = {"median": 4.0, "min": 3.0, "max": 5.0}
+    graph = {**SPEED, "engine": "onnxruntime", "relative_to_eager": eager}
+    (result,) = from_json({"static": {"speed": graph}}).values()
+    assert result.speedup_eager == eager and result.relative_latency == 0.25
+    del graph["relative_to_eager"]
+    assert result.speedup_eager is None and result.relative_latency is None
+    (result,) = from_json({"static": metrics(0.7, 1e6)}).values()
+    assert result.speedup_eager is None and result.timing is None and result.not_timed is None
+
+
+def test_results_csv_is_made_from_the_committed_metrics_byte_for_byte(committed):
+    assert tables.to_csv(committed) == COMMITTED
+
+
+def test_class_loss_csv_is_made_from_the_committed_classes_byte_for_byte(committed, tmp_path):
+    done = list(measured(committed))
+    for method in done:
+        (tmp_path / method).mkdir()
+        text = (ROOT / "metrics" / "classes" / f"{method}.csv").read_text()
+        (tmp_path / method / "classes.csv").write_text(text)
+    made = classes.to_csv(classes.read_classes(tmp_path, done), done)
+    assert made == (ROOT / "metrics" / "class_loss.csv").read_text()
+
+
+def test_keys_are_unique_and_ranks_are_an_order():
+    assert len(COLUMN) == len(ALL) and all(column.meaning for column in (*ALL, *LANES))
+    assert [column.rank for column in RANKED] == list(range(len(RANKED)))
+    assert {end for column in ALL for end in column.ends or ()} <= COLUMN.keys()
+
+
+def test_markdown_shows_a_range_behind_its_figure(committed):
+    columns = [COLUMN[key] for key in ("method", "mean_iou", "loss_points", "speedup")]
+    lines = tables.markdown([committed["int8_static"]], columns).splitlines()
+    assert lines == [
+        "| method | mIoU % | loss | x float32 |",
+        "| --- | ---: | ---: | ---: |",
+        "| int8_static | 65.53 | -0.07 (-0.11 to -0.02) | 1.53 (1.28 to 3.22) |",
+    ]
+
+
+def test_values_are_not_rounded(committed):
+    row = next(row for row in tables.values(committed) if row["method"] == "int4")
+    assert row["mean_iou"] == 100 * committed["int4"].mean_iou and list(row) == COMMITTED.splitlines()[0].split(",")
+
+
+def test_csv_text_quotes_and_leaves_none_empty():
+    assert csv_text([["a,b", None], ['"', 1.5]], ["x", "y"]) == 'x,y\n"a,b",\n"""",1.5\n'
