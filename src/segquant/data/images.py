@@ -72,7 +72,7 @@ def decode_label(data: bytes, name: str) -> np.ndarray:
         )
     if image.mode not in ("L", "P", "1"):
         kind = {"I": "32-bit", "F": "32-bit"}.get(image.mode, "16-bit" if image.mode[0] == "I" else image.mode)
-        raise DataError(f"{name} is a {kind} image: a label must be 8-bit with one class id per pixel")
+        raise DataError(f"{name} has {kind} pixels: a label must be 8-bit with one class id per pixel")
     values = np.array(image).astype(np.uint8)
     if image.mode == "L" and image.format == "PNG":  # Pillow scales 2-bit and 4-bit grey to 0..255
         values //= 255 // (2 ** data[24] - 1)  # IHDR's bit depth
