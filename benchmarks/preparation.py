@@ -1,4 +1,4 @@
-"""Time and peak memory of preparing shards, each number of images in a process of its own.
+"""Measure time and peak memory of preparing shards, with a separate process for each number of images.
 
 python benchmarks/preparation.py --images 2000 20000                  # built-in scenes
 python benchmarks/preparation.py --data FOLDER --split training --images 2000 20000
@@ -20,17 +20,17 @@ from segquant.data.sources import open_source
 
 
 def prepare(data: str, split: str, count: int) -> None:
-    """Prepare and say what it took; in this process, whose peak memory is what the kernel tells."""
+    """Prepare shards of `count` images and print time and peak memory, which the kernel counts per process."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         manifest = write_shards({split: open_source(data, split, count)}, Path(folder) / "shards")
         seconds = time.perf_counter() - start
-    found = manifest["splits"][split]
-    size = sum(shard["bytes"] for shard in found["shards"])
+    images, shards = manifest["splits"][split]["images"], manifest["splits"][split]["shards"]
+    size = sum(shard["bytes"] for shard in shards)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
-        f"{found['images']} images of {data} ({split}): {seconds:.0f} s, {found['images'] / seconds:.0f} images/s, "
-        f"{len(found['shards'])} shards of {size / 1e6:.0f} MB in all, {peak:.0f} MB of memory at most",
+        f"{images} images of {data} ({split}): {seconds:.0f} s, {images / seconds:.0f} images/s, "
+        f"{len(shards)} shards with {size / 1e6:.0f} MB in total, {peak:.0f} MB peak memory",
         flush=True,
     )
 

@@ -1,4 +1,4 @@
-"""Bring the float32 baseline of params.yaml to one folder, wherever it comes from."""
+"""Copy the float32 model of params.yaml from its folder, the hub or a URL to the output folder."""
 
 import argparse
 import shutil

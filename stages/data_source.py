@@ -1,4 +1,4 @@
-"""Say which state the data source of params.yaml is in, so that what is made from it is made again when it changes."""
+"""Write the state of the data source in params.yaml, so that DVC prepares the shards again when it changes."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""What each layer costs alone, where `sensitivity` was run on this very model, data and protocol, for the report."""
+"""Copy the sensitivity of each layer for the report, if it was measured on this model, data set and protocol."""
 
 import argparse
 from pathlib import Path
@@ -14,11 +14,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("sensitivity", "baseline", "shards", "output"):
         parser.add_argument(f"--{name}", required=True)
-    a = parser.parse_args()
-    found = read_json(a.sensitivity) if Path(a.sensitivity).is_file() else {}
+    arguments = parser.parse_args()
     params = config.load()
-    here = origin(a.baseline, read_manifest(a.shards), params.protocol, params.data.label_map)
-    write_json(a.output, found if here.items() <= found.items() else {})
+    sensitivity = read_json(arguments.sensitivity) if Path(arguments.sensitivity).is_file() else {}
+    current = origin(arguments.baseline, read_manifest(arguments.shards), params.protocol, params.data.label_map)
+    write_json(arguments.output, sensitivity if current.items() <= sensitivity.items() else {})
 
 
 if __name__ == "__main__":

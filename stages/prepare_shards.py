@@ -1,4 +1,4 @@
-"""Write the data source's train and validation splits as Parquet shards with a manifest."""
+"""Write the train and validation splits of the data source as Parquet shards with a manifest."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Write what speed depends on (the machine) and what accuracy does (GPU, libraries)."""
+"""Write the hardware that speed depends on, and the GPU and libraries that accuracy depends on."""
 
 import argparse
 

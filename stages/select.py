@@ -1,4 +1,4 @@
-"""Copy the selected method's metrics and confusion to the stable paths that `dvc metrics` and `dvc plots` compare."""
+"""Copy the metrics and confusion of the selected method to the paths that `dvc metrics` and `dvc plots` compare."""
 
 import argparse
 from pathlib import Path
@@ -17,10 +17,9 @@ def main() -> None:
     method = config.load().quant.method
     folder = Path(arguments.results) / method
     metrics = read_json(folder / "metrics.json")
-    unavailable = "unavailable" in metrics
-    write_text(
-        arguments.confusion, HEADER if unavailable else read_counts(folder / "confusion.parquet").confusion_csv()
-    )
+    evaluated = "unavailable" not in metrics
+    confusion = read_counts(folder / "confusion.parquet").confusion_csv() if evaluated else HEADER
+    write_text(arguments.confusion, confusion)
     write_json(arguments.output, {"method": method, **metrics})
 
 

@@ -1,4 +1,4 @@
-"""Shared fixtures. Everything runs offline."""
+"""Shared fixtures. All tests run offline."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
-if "PYTEST_XDIST_WORKER" in os.environ:  # two workers with two threads each would wait for one another
+if "PYTEST_XDIST_WORKER" in os.environ:  # two workers with two threads each would compete for the cores
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np  # noqa: E402
@@ -21,24 +21,24 @@ REAL = ROOT.parent / "shared" / "real"
 
 
 def pytest_collection_modifyitems(items):
-    """What takes longest first, so that two workers end together."""
+    """Run the longest file first, so that two workers finish at the same time."""
     items.sort(key=lambda item: item.path.name != "test_pipeline.py")
 
 
 def pytest_collection_finish():
-    gc.freeze()  # torch, transformers and dvc are looked through by no collection from here on
+    gc.freeze()  # later collections skip the objects of torch, transformers and dvc
 
 
 @pytest.fixture(scope="session")
 def real() -> Path:
-    """Real weights and photographs, where this machine has them."""
+    """Real weights and photographs; skips the test where this machine has none."""
     if not REAL.is_dir():
         pytest.skip(f"needs the real weights and photographs in {REAL.relative_to(ROOT.parent)} beside the repository")
     return REAL
 
 
 def ade20k_folder(root: Path, split: str, count: int) -> Path:
-    """Pictures of noise with labels 0 to 150, laid out as in the official archive."""
+    """Write noise images with labels 0 to 150 in the layout of the official archive; return `root`."""
     rng = np.random.default_rng(0)
     for i in range(count):
         for kind, suffix, shape in (("images", "jpg", (30, 40, 3)), ("annotations", "png", (30, 40))):
@@ -49,7 +49,7 @@ def ade20k_folder(root: Path, split: str, count: int) -> Path:
 
 
 def small_segformer(classes: int = 150, stages: int = 4):
-    """A small random SegFormer, in eval mode. With two stages torch.export is done with it in half the time."""
+    """A small random SegFormer in eval mode. With two stages, torch.export takes half the time."""
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
     torch.manual_seed(0)

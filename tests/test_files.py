@@ -4,7 +4,7 @@ from segquant.base.errors import SegquantError
 from segquant.base.files import read_json, replacing, write_json
 
 
-def test_a_file_that_fails_half_way_leaves_what_was_there(tmp_path):
+def test_a_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"a": 1})
     with pytest.raises(RuntimeError), replacing(path) as part:
@@ -15,15 +15,15 @@ def test_a_file_that_fails_half_way_leaves_what_was_there(tmp_path):
 
 
 def test_a_folder_is_replaced_whole(tmp_path):
-    for content in ("one", "two"):
+    for content in ("old", "new"):
         with replacing(tmp_path / "d") as part:
             part.mkdir()
             (part / content).write_text(content)
-    assert [p.name for p in (tmp_path / "d").iterdir()] == ["two"]
+    assert [p.name for p in (tmp_path / "d").iterdir()] == ["new"]
     with pytest.raises(RuntimeError), replacing(tmp_path / "d") as part:
         part.mkdir()
         raise RuntimeError
-    assert [p.name for p in (tmp_path / "d").iterdir()] == ["two"]
+    assert [p.name for p in (tmp_path / "d").iterdir()] == ["new"]
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
 
 
@@ -33,7 +33,7 @@ def test_nan_never_reaches_a_json_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unwritable_and_unreadable_places_are_one_line(tmp_path):
+def test_unwritable_and_unreadable_paths_are_one_line(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(SegquantError, match="cannot write"):
         write_json(tmp_path / "file" / "a.json", {})

@@ -19,12 +19,12 @@ def cpuinfo(tmp_path, monkeypatch):
     return file
 
 
-def test_processors_of_one_name_differ_by_their_instructions(cpuinfo):
-    found = []
+def test_processors_of_the_same_name_differ_by_their_instructions(cpuinfo):
+    probes = []
     for more in ("rdseed", "avx512f avx512_vnni avx512_bf16"):
         cpuinfo.write_text(AMD.format(more=more))
-        found.append(hardware.probe())
-    old, new = found
+        probes.append(hardware.probe())
+    old, new = probes
     assert old["processor"] == new["processor"] == "AMD EPYC"
     assert old["instructions"] == ["avx2"]
     assert new["instructions"] == ["avx2", "avx512f", "avx512_vnni", "avx512_bf16"]
@@ -37,5 +37,5 @@ def test_arm_lists_features_and_a_system_without_cpuinfo_has_none(cpuinfo):
     assert hardware.probe()["instructions"] == []
 
 
-def test_the_machine_answers_the_same_twice():
+def test_two_probes_are_equal():
     assert hardware.probe() == hardware.probe()

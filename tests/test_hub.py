@@ -26,13 +26,13 @@ def _logits(model):
         return model(noise).logits
 
 
-def test_a_folder_is_itself(tiny_folder):
+def test_a_folder_is_its_own_location(tiny_folder):
     assert locate(tiny_folder) == tiny_folder
 
 
 @pytest.fixture
 def hub_cache(tiny_folder, tmp_path, monkeypatch):
-    """The hub's own cache, holding the tiny model as owner/tiny at one commit."""
+    """A cache of the hub with a single commit of the tiny model, as owner/tiny."""
     repository = tmp_path / "hub" / "models--owner--tiny"
     shutil.copytree(tiny_folder, repository / "snapshots" / COMMIT)
     (repository / "refs").mkdir()
@@ -41,55 +41,38 @@ def hub_cache(tiny_folder, tmp_path, monkeypatch):
     return repository / "snapshots" / COMMIT
 
 
-def test_a_hub_id_is_found_in_the_cache_at_its_revision(hub_cache, tiny_folder, caplog):
+def test_a_hub_id_is_read_from_the_cache_at_its_revision(hub_cache, tiny_folder, caplog):
     assert locate("owner/tiny", COMMIT) == hub_cache
     assert not caplog.records or "model.revision" not in caplog.text
     folder = locate("owner/tiny")
-    assert f"newest, {COMMIT}: set model.revision" in caplog.text
+    assert f"using the newest revision, commit {COMMIT}; set model.revision" in caplog.text
     assert torch.equal(_logits(models.load(folder)), _logits(models.load(tiny_folder)))
 
 
 @pytest.mark.parametrize("name", ["owner/tiny@x", "owner/none", "nowhere", "a/b/c"])
-def test_what_is_nowhere_is_one_line(name, hub_cache):
+def test_a_missing_model_is_one_line(name, hub_cache):
     with pytest.raises(ModelError) as error:
         locate(name)
     assert "\n" not in str(error.value) and name in str(error.value)
 
 
-def test_a_revision_that_is_not_there_is_one_line(hub_cache):
+def test_a_missing_revision_is_one_line(hub_cache):
     with pytest.raises(ModelError, match="the hub gives none"):
         locate("owner/tiny", "v9")
 
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """An https server of tmp_path/www whose certificate this process trusts; gives its address."""
+    """An https server of tmp_path/www whose certificate this process trusts; yields the folder and the address."""
     if shutil.which("openssl") is None:
         pytest.skip("needs the openssl command to make a certificate")
     key, certificate, root = tmp_path / "key.pem", tmp_path / "certificate.pem", tmp_path / "www"
     root.mkdir()
-    subprocess.run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=localhost",
-            "-addext",
-            "subjectAltName=IP:127.0.0.1",
-            "-keyout",
-            key,
-            "-out",
-            certificate,
-        ],
-        check=True,
-        capture_output=True,
+    request = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
     )
+    command = [*request.split(), "-keyout", key, "-out", certificate]
+    subprocess.run(command, check=True, capture_output=True)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *a: None)
@@ -102,7 +85,7 @@ def server(tmp_path, monkeypatch):
     server.shutdown()
 
 
-def test_a_url_gives_the_model_float_or_quantized_and_is_fetched_once(server, tiny_folder):
+def test_a_url_serves_float_and_quantized_models_and_is_fetched_once(server, tiny_folder):
     root, address = server
     shutil.copytree(tiny_folder, root / "float")
     build(tiny_folder, Recipe("int4", 32, "hqq"), root / "int4", torch.device("cpu"))
@@ -115,7 +98,7 @@ def test_a_url_gives_the_model_float_or_quantized_and_is_fetched_once(server, ti
     assert locate(f"{address}/float/model.safetensors", sha256=digest["float"]) == folder
 
 
-def test_a_url_that_does_not_hold_what_was_asked_leaves_nothing(server, tiny_folder, tmp_path):
+def test_a_bad_url_leaves_no_files(server, tiny_folder, tmp_path):
     root, address = server
     shutil.copytree(tiny_folder, root / "m")
     url = f"{address}/m/model.safetensors"
@@ -126,7 +109,7 @@ def test_a_url_that_does_not_hold_what_was_asked_leaves_nothing(server, tiny_fol
     assert "\n" not in str(error.value)
     with pytest.raises(ModelError, match="404"):
         locate(f"{address}/none/model.safetensors", sha256="0" * 64)
-    with pytest.raises(ModelError, match="no safetensors file"):
+    with pytest.raises(ModelError, match="is not a safetensors file"):
         locate(f"{address}/m/pytorch_model.bin", sha256="0" * 64)
     for bad in ("https://localhost:abc/x.safetensors", "https://[bad/x.safetensors"):
         with pytest.raises(ModelError, match="cannot be fetched"):
@@ -144,11 +127,11 @@ class _Payload:
         return open, (str(self.path), "w")
 
 
-def test_a_pickle_of_tensors_loads_and_one_of_more_is_refused(tiny_folder, tmp_path):
-    wanted = models.load(tiny_folder)
+def test_a_pickle_of_tensors_loads_and_a_pickle_with_code_is_refused(tiny_folder, tmp_path):
+    model = models.load(tiny_folder)
     (tiny_folder / "model.safetensors").unlink()
-    torch.save(wanted.state_dict(), tiny_folder / "pytorch_model.bin")
-    assert torch.equal(_logits(models.load(tiny_folder)), _logits(wanted))
+    torch.save(model.state_dict(), tiny_folder / "pytorch_model.bin")
+    assert torch.equal(_logits(models.load(tiny_folder)), _logits(model))
     torch.save({"x": _Payload(tmp_path / "ran")}, tiny_folder / "pytorch_model.bin", pickle_module=pickle)
     with pytest.raises(ModelError, match="can run code") as error:
         models.load(tiny_folder)
@@ -156,10 +139,10 @@ def test_a_pickle_of_tensors_loads_and_one_of_more_is_refused(tiny_folder, tmp_p
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_model_that_is_not_whole_or_quantized_already_is_one_line(tiny_folder, tmp_path):
+def test_an_incomplete_or_quantized_model_is_one_line(tiny_folder, tmp_path):
     build(tiny_folder, Recipe("int8"), tmp_path / "int8", torch.device("cpu"))
-    with pytest.raises(ModelError, match="is quantized already"):
+    with pytest.raises(ModelError, match="is already quantized"):
         models.load(tmp_path / "int8")
     (tiny_folder / "config.json").unlink()
-    with pytest.raises(ModelError, match="is not whole: it needs config.json"):
+    with pytest.raises(ModelError, match="is incomplete: it needs config.json"):
         hub.files(tiny_folder)

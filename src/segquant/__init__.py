@@ -1,4 +1,4 @@
-"""segquant: what each precision costs, and what it buys, for a SegFormer model on a segmentation data set."""
+"""segquant measures the cost and the benefit of each precision for a SegFormer model on a segmentation data set."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# What third parties say at import that nobody can act on: CUDA extensions that a CPU build lacks (torchao),
+# Silence messages at import that a user can do nothing about: CUDA extensions that a CPU build lacks (torchao),
 # enums that torchao registers (pytree), a missing torchvision (transformers).
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 for _name in ("torchao", "torch.utils._pytree"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
-# Loaded on first use, by name: importing segquant costs nothing, and no stage depends on what it does not run.
+# Names that are imported on first use, so that `import segquant` is fast and no stage depends on code it does not run.
 _LAZY = {"load_quantized": "segquant.engines.load"}
 
 

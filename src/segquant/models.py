@@ -1,4 +1,4 @@
-"""Load and save a float baseline: a folder with config.json and model.safetensors. hub.py finds the folder."""
+"""Load and save a float model in a folder with config.json and model.safetensors. base/hub.py finds the folder."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from segquant.data.protocols import IMAGENET, Normalization
 
 log = logging.getLogger(__name__)
 PREPROCESSOR = "preprocessor_config.json"
-MAX_CLASSES = 255  # class maps are uint8, 255 is ignored
-transformers_logging.disable_progress_bar()  # loading and saving a folder takes a moment
+MAX_CLASSES = 255  # class maps are uint8, and 255 means ignore
+transformers_logging.disable_progress_bar()  # a folder loads and saves in a moment
 
 
 def new_segformer_b0(names: Sequence[str]) -> nn.Module:
-    """A SegFormer-B0 with random weights, configured as nvidia/segformer-b0-finetuned-ade-512-512."""
+    """A SegFormer-B0 with random weights and the configuration of nvidia/segformer-b0-finetuned-ade-512-512."""
     config = SegformerConfig(
         depths=[2, 2, 2, 2],
         hidden_sizes=[32, 64, 160, 256],
@@ -46,22 +46,22 @@ def new_segformer_b0(names: Sequence[str]) -> nn.Module:
 
 
 def load(source: str | Path) -> nn.Module:
-    """Load a float baseline as float32 in eval mode, without gradients, logging time and memory.
+    """Load a float model as float32, in eval mode, without gradients; log its load time and memory.
 
-    `source` is a folder with config.json and model.safetensors, or a pytorch_model.bin that holds nothing but
-    tensors. Raises ModelError when it is missing, broken, quantized, or not a segmentation model.
+    `source` is a folder with config.json and either model.safetensors or a pytorch_model.bin that holds only tensors.
+    Raises ModelError when the model is missing, broken, quantized, or not a segmentation model.
     """
     folder = Path(source)
     if any(path.name == "quantization.json" for path in files(folder)):
-        raise ModelError(f"model '{source}' is quantized already: give the float model that it was made from")
+        raise ModelError(f"model '{source}' is already quantized: give the float model that it was made from")
     start, before = time.perf_counter(), psutil.Process().memory_info().rss
     try:
         model, report = AutoModelForSemanticSegmentation.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     except pickle.UnpicklingError as error:
-        raise ModelError(f"model '{source}' is refused: its pickle holds more than tensors and can run code") from error
-    except Exception as error:  # transformers and safetensors raise many types
+        raise ModelError(f"model '{source}' is unsafe: its pickle can run code; save it as safetensors") from error
+    except Exception as error:  # transformers and safetensors raise many types of exception
         raise ModelError(f"model '{source}' cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     problems = {k: sorted(map(str, v))[:3] for k, v in report.items() if v and k in ("missing_keys", "mismatched_keys")}
     if problems:
@@ -78,7 +78,7 @@ def load(source: str | Path) -> nn.Module:
         time.perf_counter() - start,
         grown / 1e6,
     )
-    # Gradients off also because matmul takes another path, with other last bits, where a weight requires them.
+    # Where a weight requires gradients, matmul takes a different path and the last bits differ.
     return model.eval().requires_grad_(False)
 
 
@@ -89,38 +89,38 @@ def save(
     size: int = 512,
     baseline: str | Path | None = None,
 ) -> None:
-    """Save config.json, preprocessor_config.json (as save_preprocessor) and model.safetensors, floats as `dtype`."""
+    """Save config.json, preprocessor_config.json (see save_preprocessor) and model.safetensors, floats as `dtype`."""
     state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()}
     model.save_pretrained(folder, state_dict={k: v.contiguous() for k, v in state.items()})
     save_preprocessor(folder, baseline, size)
 
 
 def save_preprocessor(folder: str | Path, baseline: str | Path | None = None, size: int = 512) -> None:
-    """preprocessor_config.json: the baseline's where it has one, else ImageNet's normalization at `size` squared."""
-    given = Path(baseline) / PREPROCESSOR if baseline else None
-    if given and given.is_file():
-        shutil.copyfile(given, Path(folder) / PREPROCESSOR)
+    """Copy the baseline's preprocessor_config.json; without one, write ImageNet's normalization at `size` squared."""
+    original = Path(baseline) / PREPROCESSOR if baseline else None
+    if original and original.is_file():
+        shutil.copyfile(original, Path(folder) / PREPROCESSOR)
     else:
         processor = SegformerImageProcessorPil(do_reduce_labels=False, size={"height": size, "width": size})
         processor.save_pretrained(folder)
 
 
 def normalization(folder: str | Path) -> Normalization:
-    """Mean and standard deviation of a model's input by its preprocessor_config.json; ImageNet's without one."""
+    """Mean and standard deviation in a model's preprocessor_config.json; ImageNet's where that file is missing."""
     path = Path(folder) / PREPROCESSOR
     if not path.is_file():
         return IMAGENET
-    given = read_json(path)
-    return tuple(given.get("image_mean", IMAGENET[0])), tuple(given.get("image_std", IMAGENET[1]))
+    settings = read_json(path)
+    return tuple(settings.get("image_mean", IMAGENET[0])), tuple(settings.get("image_std", IMAGENET[1]))
 
 
 def device(choice: str = "auto") -> torch.device:
-    """`auto` is CUDA where there is one; under torchrun each process of a machine has a GPU of its own.
+    """The device for `choice`: `cpu`, `cuda`, or `auto` (CUDA if there is a GPU, else the CPU).
 
-    Raises ModelError for `cuda` without one.
+    Under torchrun each process of a machine gets its own GPU. Raises ModelError for `cuda` without a GPU.
     """
     if choice == "cuda" and not torch.cuda.is_available():
-        raise ModelError("device 'cuda' was asked for, but torch sees no CUDA device: use 'auto' or 'cpu'")
+        raise ModelError("device 'cuda' is unavailable because torch finds no CUDA device: use 'auto' or 'cpu'")
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     if choice == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Every bad input that a data set can bring, through the stage that meets it: one line, exit 2, nothing half-written."""
+"""Each kind of bad data ends the stage prepare_shards with one line and exit code 2, and leaves no partial output."""
 
 import io
 import re
@@ -32,7 +32,7 @@ def encoded(array, format="PNG", **options):
 
 
 def grey_png(height, width, bits, data):
-    """A PNG that says it is of this size and depth, which Pillow may not be able to write."""
+    """A grey PNG whose header gives this size and bit depth; Pillow cannot write all of them."""
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -48,7 +48,7 @@ WIDE = encoded(LABELS.astype(np.uint16))
 
 
 def put(name, data):
-    """Write or, with None, remove a file of the data set."""
+    """Return a function that writes `data` to a file of the data set, or removes the file if `data` is None."""
 
     def change(root):
         path = root / name
@@ -58,7 +58,7 @@ def put(name, data):
 
 
 def zipped(root, entries=None, cut=None):
-    """The data set as an archive, with other entries, or cut after some bytes."""
+    """Write the data set as set.zip with additional `entries`, truncated to `cut` bytes."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(root.rglob("*.png")):
@@ -69,16 +69,16 @@ def zipped(root, entries=None, cut=None):
 
 
 def flip(root):
-    """One byte of an image wrong in the archive, which its CRC tells."""
+    """Flip a byte of an image in the archive, which the CRC detects."""
     zipped(root)
     path = root.parent / "set.zip"
     data = bytearray(path.read_bytes())
-    data[30 + len("train/a.png") + 40] ^= 255  # behind the first entry's header
+    data[30 + len("train/a.png") + 40] ^= 255  # after the header of the first entry
     path.write_bytes(data)
 
 
 def parquet(root, labels=True, cut=None):
-    """The val split in a Parquet file; without its second label, or cut after some bytes."""
+    """Write the val split as a Parquet file; optionally without its second label, or truncated to `cut` bytes."""
     cells = {}
     for column, folder in (("image", "val"), ("annotation", "valannot")):
         cells[column] = [{"bytes": (root / folder / f"{n}.png").read_bytes(), "path": f"{n}.png"} for n in "ab"]
@@ -91,172 +91,108 @@ def parquet(root, labels=True, cut=None):
     file.write_bytes(file.read_bytes()[:cut])
 
 
-ZIP = {"source": "set.zip"}
-PARQUET = {"source": "table", "train_split": "val", "classes": "camvid", "ignore": [11]}
-# what is wrong: (what is done to the folder, other keys of params.yaml's data, what the line says)
+def bad(message, change=None, **keys):
+    """(what to do to the folder `set`, keys of `data` in params.yaml, what the error says)"""
+    return change, keys, message
+
+
+def bad_image(message, data):
+    return bad(f"set/val/b.png is not a readable image{message}", put("val/b.png", data))
+
+
+def bad_label(message, data):
+    return bad(f"set/valannot/b.png {message}", put("valannot/b.png", data))
+
+
+def bad_zip(message, change):
+    return bad(f"set.zip{message}", change, source="set.zip")
+
+
+def bad_table(message, change=parquet, **keys):
+    return bad(message, change, source="table", train_split="val", classes="camvid", ignore=[11], **keys)
+
+
+def without(name):
+    return lambda root: ((root / name).unlink(), zipped(root))
+
+
 TABLE = {
-    "no such folder": (
-        None,
-        {"source": "nowhere"},
-        "data source 'nowhere' is not there: give 'scenes', a labelled folder",
+    "no such folder": bad("data source 'nowhere' is not there: give 'scenes', a labelled folder", source="nowhere"),
+    "a file for a folder": bad("'set/x.txt' is a file: give a folder", put("x.txt", b"x"), source="set/x.txt"),
+    "no such split": bad("set has no split 'test' in a known layout, images/SPLIT", validation_split="test"),
+    "a split without images": bad(
+        "set/val has no images: add images (.bmp, .jpeg,", lambda root: [p.unlink() for p in (root / "val").iterdir()]
     ),
-    "a file for a folder": (put("x.txt", b"x"), {"source": "set/x.txt"}, "'set/x.txt' is a file: give a folder"),
-    "no such split": (
-        None,
-        {"validation_split": "test"},
-        "set has no split 'test' in a layout known here: images/SPLIT",
+    "an image without a label": bad(
+        "set/val/b.png has no label: add set/valannot/b.png or remove the image", put("valannot/b.png", None)
     ),
-    "a split without images": (
-        lambda root: [p.unlink() for p in (root / "val").iterdir()],
-        {},
-        "set/val has no images",
+    "a label of a different size": bad_label("is 3x4 but its image set/val/b.png is 4x3", encoded(LABELS.T)),
+    "a label in colours": bad_label("has RGB pixels: a label must be 8-bit", encoded(IMAGE)),
+    "a label of 16 bits": bad_label("has 16-bit pixels: a label must be 8-bit", WIDE),
+    "a JPEG for a label": bad_label("is a JPEG, which may change class ids", encoded(LABELS, "JPEG")),
+    "a JPEG in a TIFF for a label": bad_label(
+        "is a TIFF, which may change class ids", encoded(LABELS, "TIFF", compression="jpeg")
     ),
-    "an image without a label": (put("valannot/b.png", None), {}, "set/val/b.png has no label: set/valannot/b.png"),
-    "a label of another size": (
-        put("valannot/b.png", encoded(LABELS.T)),
-        {},
-        "valannot/b.png is 3x4 but its image set/val/b.png is 4x3",
+    "a JPEG 2000 for a label": bad_label(
+        "is a JPEG2000, which may change", encoded(LABELS, "JPEG2000", irreversible=True)
     ),
-    "a label in colours": (
-        put("valannot/b.png", encoded(IMAGE)),
-        {},
-        "valannot/b.png is a RGB image: a label must be 8-bit",
+    "an id beyond the classes": bad_label("holds class id 30, but there are 11 classes", encoded(LABELS + 30)),
+    "an empty image": bad_image("", b""),
+    "an empty label": bad_label("is not a readable label", b""),
+    "a truncated PNG": bad_image("", encoded(NOISE)[:-40]),
+    "a truncated JPEG": bad_image(" (image file is truncated", encoded(NOISE, "JPEG")[:-40]),
+    "a truncated label": bad_label("is not a readable label", encoded(NOISE[..., 0])[:-40]),
+    "text for an image": bad_image(" (its format is unknown): replace or remove it", b"<html>"),
+    "floats for an image": bad_image(" (it has 32 bits per pixel", encoded(np.ones((3, 4), np.float32), "TIFF")),
+    "a decompression bomb": bad_image(" (Image size (900000000 pixels) exceeds limit", BOMB),
+    "a bomb for a label": bad_label("is not a readable label (Image size", BOMB),
+    "two images of the same name": bad(
+        "set/val/b.png and b.jpg have the same name and so the same label", put("val/b.jpg", encoded(IMAGE, "JPEG"))
     ),
-    "a label of 16 bits": (put("valannot/b.png", WIDE), {}, "valannot/b.png is a 16-bit image: a label must be 8-bit"),
-    "a JPEG for a label": (
-        put("valannot/b.png", encoded(LABELS, "JPEG")),
-        {},
-        "valannot/b.png is a JPEG, which may change class ids",
+    "an archive with ../": bad_zip(
+        " holds '../evil.png', which would unpack outside", lambda root: zipped(root, {"../evil.png": b"x"})
     ),
-    "a JPEG in a TIFF for a label": (
-        put("valannot/b.png", encoded(LABELS, "TIFF", compression="jpeg")),
-        {},
-        "valannot/b.png is a TIFF, which may change class ids",
+    "an archive with /": bad_zip(
+        " holds '/etc/evil.png', which would unpack outside", lambda root: zipped(root, {"/etc/evil.png": b"x"})
     ),
-    "a JPEG 2000 for a label": (
-        put("valannot/b.png", encoded(LABELS, "JPEG2000", irreversible=True)),
-        {},
-        "valannot/b.png is a JPEG2000, which may change",
+    "a truncated archive": bad_zip(" is not a readable zip archive", lambda root: zipped(root, cut=300)),
+    "a wrong byte in an archive": bad_zip(":train/a.png cannot be read (", flip),
+    "a bomb in an archive": bad_zip(
+        ":train/a.png unpacks to 1048576 bytes", lambda root: (put("train/a.png", bytes(1 << 20))(root), zipped(root))
     ),
-    "an id beyond the classes": (
-        put("valannot/b.png", encoded(LABELS + 30)),
-        {},
-        "valannot/b.png holds class id 30, but there are 11 classes",
+    "an image missing in an archive": bad_zip(":val/b.png has no label", without("valannot/b.png")),
+    "an entry twice in an archive": bad_zip(" holds 'val/a.png' twice", lambda root: zipped(root, {"val/a.png": b"x"})),
+    "a broken Parquet file": bad_table(
+        "table cannot be read as a table (Parquet magic bytes", lambda root: parquet(root, cut=-3)
     ),
-    "an empty image": (put("val/b.png", b""), {}, "set/val/b.png is not a readable image"),
-    "an empty label": (put("valannot/b.png", b""), {}, "set/valannot/b.png is not a readable label"),
-    "a truncated PNG": (put("val/b.png", encoded(NOISE)[:-40]), {}, "set/val/b.png is not a readable image"),
-    "a truncated JPEG": (
-        put("val/b.png", encoded(NOISE, "JPEG")[:-40]),
-        {},
-        "set/val/b.png is not a readable image (image file is truncated",
+    "a Parquet file without labels": bad_table(
+        "table (val) row 1 (b), column annotation is empty: remove the row", lambda root: parquet(root, labels=False)
     ),
-    "a truncated label": (
-        put("valannot/b.png", encoded(NOISE[..., 0])[:-40]),
-        {},
-        "set/valannot/b.png is not a readable label",
+    "no such column": bad_table("has no column 'photo': set data.columns.image to one of", columns={"image": "photo"}),
+    "a column of numbers": bad_table(
+        "table (val) has int64 instead of images in column 'label': set data.columns.annotation",
+        columns={"annotation": "label"},
     ),
-    "text for an image": (
-        put("val/b.png", b"<html>"),
-        {},
-        "set/val/b.png is not a readable image (its format is unknown): replace it",
+    "no such configuration": bad_table("table has no folder 'mini': check data.configuration", configuration="mini"),
+    "other classes for a known layout": bad(
+        "set has the labels of a known layout, but data.classes names other classes: set data.reduce_labels",
+        classes="cityscapes",
     ),
-    "floats for an image": (
-        put("val/b.png", encoded(np.ones((3, 4), np.float32), "TIFF")),
-        {},
-        "val/b.png is not a readable image (it has 32 bits a pixel",
+    "no network": bad("'owner/name' is nothing here and the hub gives none", source="owner/name", classes="camvid"),
+    "patterns that match nothing": bad(
+        "set/photos/*.jpg matches no file", images="photos/*.jpg", annotations="masks/*.png"
     ),
-    "a decompression bomb": (
-        put("val/b.png", BOMB),
-        {},
-        "val/b.png is not a readable image (Image size (900000000 pixels) exceeds limit",
+    "a single pattern": bad("give both or none", images="val/*.png"),
+    "patterns without classes": bad(
+        "set does not name its classes: set data.classes", images="{split}/*.png", annotations="{split}annot/*.png"
     ),
-    "a bomb for a label": (put("valannot/b.png", BOMB), {}, "valannot/b.png is not a readable label (Image size"),
-    "two images of one name": (
-        put("val/b.jpg", encoded(IMAGE, "JPEG")),
-        {},
-        "set/val/b.png and b.jpg have one name, and so one label",
-    ),
-    "an archive with ../": (
-        lambda root: zipped(root, {"../evil.png": b"x"}),
-        ZIP,
-        "set.zip holds '../evil.png', which would lie outside",
-    ),
-    "an archive with /": (
-        lambda root: zipped(root, {"/etc/evil.png": b"x"}),
-        ZIP,
-        "set.zip holds '/etc/evil.png', which would lie outside",
-    ),
-    "an archive cut short": (lambda root: zipped(root, cut=300), ZIP, "set.zip is not a readable zip archive"),
-    "a wrong byte in an archive": (flip, ZIP, "set.zip:train/a.png cannot be read ("),
-    "a bomb in an archive": (
-        lambda root: (put("train/a.png", bytes(1 << 20))(root), zipped(root)),
-        ZIP,
-        "set.zip:train/a.png unpacks to 1048576 bytes",
-    ),
-    "an image missing in an archive": (
-        lambda root: ((root / "valannot/b.png").unlink(), zipped(root)),
-        ZIP,
-        "set.zip:val/b.png has no label",
-    ),
-    "a broken Parquet file": (
-        lambda root: parquet(root, cut=-3),
-        PARQUET,
-        "table cannot be read as a table (Parquet magic bytes",
-    ),
-    "a Parquet file without labels": (
-        lambda root: parquet(root, labels=False),
-        PARQUET,
-        "table (val) row 1 (b), column annotation holds nothing: take the row out",
-    ),
-    "no such column": (
-        parquet,
-        {**PARQUET, "columns": {"image": "photo"}},
-        "has no column 'photo': set data.columns.image to one of",
-    ),
-    "a column of numbers": (
-        parquet,
-        {**PARQUET, "columns": {"annotation": "label"}},
-        "table (val) has int64 in column 'label', no images: set data.columns.annotation",
-    ),
-    "no such configuration": (
-        parquet,
-        {**PARQUET, "configuration": "mini"},
-        "table has no folder 'mini': see data.configuration",
-    ),
-    "classes of one's own for a known layout": (
-        None,
-        {"classes": "cityscapes"},
-        "set has labels of a known layout, but classes of your own: say data.reduce_labels and data.ignore",
-    ),
-    "an entry twice in an archive": (
-        lambda root: zipped(root, {"val/a.png": b"x"}),
-        ZIP,
-        "set.zip holds 'val/a.png' twice",
-    ),
-    "no network": (
-        None,
-        {"source": "owner/name", "classes": "camvid"},
-        "'owner/name' is nothing here and the hub gives none",
-    ),
-    "patterns that match nothing": (
-        None,
-        {"images": "photos/*.jpg", "annotations": "masks/*.png"},
-        "set/photos/*.jpg matches no file",
-    ),
-    "one pattern of two": (None, {"images": "val/*.png"}, "give both or none"),
-    "patterns without classes": (
-        None,
-        {"images": "{split}/*.png", "annotations": "{split}annot/*.png"},
-        "set does not name its classes: give data.classes",
-    ),
-    "an unknown key": (None, {"sauce": "x"}, "data has an unknown key 'sauce': allowed are source,"),
+    "an unknown key": bad("data has an unknown key 'sauce': allowed are source,", sauce="x"),
 }
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder to run in, with a data set `set` of CamVid's layout in it; hands out a function that writes params.yaml."""
+    """The working directory, with a data set `set` in CamVid's layout."""
     for split in ("train", "val"):
         for name in ("a", "b"):
             for folder, array in ((split, IMAGE), (f"{split}annot", LABELS)):
@@ -269,7 +205,7 @@ def place(tmp_path, monkeypatch):
 
 
 def prepare(place, capsys, monkeypatch, keys):
-    """Run the stage in `place`; gives its exit code and what it wrote to stderr but for the progress bar."""
+    """Run the stage in `place`; return its exit code and the lines of stderr without progress and INFO."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["data"] |= {"source": "set", "validation_split": "val", "limit": None, **keys}
     (place / "params.yaml").write_text(yaml.safe_dump(params))
@@ -278,16 +214,16 @@ def prepare(place, capsys, monkeypatch, keys):
     try:
         run(prepare_shards.main)
         code = 0
-    except SystemExit as end:
-        code = end.code
+    except SystemExit as error:
+        code = error.code
     lines = [line for line in capsys.readouterr().err.splitlines() if not re.match(r"shards \w+: |INFO |$", line)]
     return code, lines
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize("what", list(TABLE))
-def test_one_line_and_nothing_half_written(what, place, capsys, monkeypatch):
-    change, keys, message = TABLE[what]
+@pytest.mark.parametrize("mistake", list(TABLE))
+def test_one_line_and_no_partial_output(mistake, place, capsys, monkeypatch):
+    change, keys, message = TABLE[mistake]
     if change:
         change(place / "set")
     before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
@@ -299,7 +235,7 @@ def test_one_line_and_nothing_half_written(what, place, capsys, monkeypatch):
     assert after == before
 
 
-def test_shards_that_stood_there_stay(place, capsys, monkeypatch):
+def test_existing_shards_stay(place, capsys, monkeypatch):
     assert prepare(place, capsys, monkeypatch, {})[0] == 0
     before = {path: path.read_bytes() for path in (place / "out").rglob("*") if path.is_file()}
     put("val/b.png", b"")(place / "set")
@@ -307,8 +243,8 @@ def test_shards_that_stood_there_stay(place, capsys, monkeypatch):
     assert {path: path.read_bytes() for path in (place / "out").rglob("*") if path.is_file()} == before
 
 
-def test_a_disk_that_fills(place, capsys, monkeypatch):
-    """The kernel refuses to write more than some bytes to a file, as a full disk would."""
+def test_a_full_disk(place, capsys, monkeypatch):
+    """The kernel limits the size of a file, which fails like a full disk."""
     for name in "ab":
         put(f"val/{name}.png", encoded(NOISE))(place / "set")
         put(f"valannot/{name}.png", encoded(NOISE[..., 0] % 11))(place / "set")
@@ -329,40 +265,40 @@ def rows(place, capsys, monkeypatch):
 
 
 UNUSUAL = {
-    "CMYK": (Image.fromarray(IMAGE).convert("CMYK"), "JPEG", {}),
-    "greyscale": (Image.fromarray(IMAGE[..., 0]), "JPEG", {}),
-    "grey with alpha": (Image.fromarray(IMAGE[..., 0]).convert("LA"), "PNG", {}),
-    "alpha": (Image.fromarray(IMAGE).convert("RGBA"), "PNG", {}),
-    "a palette": (Image.fromarray(IMAGE).quantize(2), "PNG", {}),
-    "one bit": (Image.new("1", (4, 3), 1), "PNG", {}),
-    "16-bit grey": (Image.fromarray(np.full((3, 4), 120 * 256 + 7, np.uint16)), "PNG", {}),
+    "CMYK": (Image.fromarray(IMAGE).convert("CMYK"), "JPEG"),
+    "greyscale": (Image.fromarray(IMAGE[..., 0]), "JPEG"),
+    "grey with alpha": (Image.fromarray(IMAGE[..., 0]).convert("LA"), "PNG"),
+    "alpha": (Image.fromarray(IMAGE).convert("RGBA"), "PNG"),
+    "a palette": (Image.fromarray(IMAGE).quantize(2), "PNG"),
+    "one bit": (Image.new("1", (4, 3), 1), "PNG"),
+    "16-bit grey": (Image.fromarray(np.full((3, 4), 120 * 256 + 7, np.uint16)), "PNG"),
 }
 
 
-@pytest.mark.parametrize("what", list(UNUSUAL))
-def test_unusual_images_are_taken_as_they_are(what, place, capsys, monkeypatch):
-    image, format, options = UNUSUAL[what]
+@pytest.mark.parametrize("kind", list(UNUSUAL))
+def test_unusual_images_keep_their_bytes(kind, place, capsys, monkeypatch):
+    image, format = UNUSUAL[kind]
     buffer = io.BytesIO()
-    image.save(buffer, format, **options)
+    image.save(buffer, format)
     put("val/b.png", buffer.getvalue())(place / "set")
     row = rows(place, capsys, monkeypatch)["b"]
     assert row["image"] == buffer.getvalue()
     pixels = np.asarray(decode_image(row["image"], "b")).astype(int)
-    wanted = 255 if what == "one bit" else 120
-    assert pixels.shape == (3, 4, 3) and np.abs(pixels - wanted).max() <= (3 if format == "JPEG" else 0)
+    expected = 255 if kind == "one bit" else 120
+    assert pixels.shape == (3, 4, 3) and np.abs(pixels - expected).max() <= (3 if format == "JPEG" else 0)
 
 
 def test_exif_rotation_is_not_applied(place, capsys, monkeypatch):
     """The labels are not rotated, so neither is the image."""
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
+    exif[0x0112] = 6  # rotated by 90 degrees
     put("val/b.png", encoded(IMAGE, "JPEG", exif=exif))(place / "set")
     row = rows(place, capsys, monkeypatch)["b"]
     assert (row["width"], row["height"]) == (4, 3) == decode_image(row["image"], "b").size
 
 
 def packed(values, bits):
-    """The lines of a PNG's picture, each after its filter's number."""
+    """The rows of a PNG's picture, each after its filter type 0."""
     lines = ["".join(f"{value:0{bits}b}" for value in line) for line in values]
     return b"".join(
         b"\0" + bytes(int(line[i : i + 8].ljust(8, "0"), 2) for i in range(0, len(line), 8)) for line in lines
@@ -371,15 +307,15 @@ def packed(values, bits):
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_labels_of_few_bits_keep_their_ids(bits, place, capsys, monkeypatch):
-    """Pillow stretches greys of 2 and 4 bits to 0..255: id 1 of 4 bits would become 17."""
+    """Pillow scales 2-bit and 4-bit grey to 0..255: id 1 of 4 bits would become 17."""
     values = (np.arange(12).reshape(3, 4) % min(2**bits, len(CAMVID))).tolist()
     put("valannot/b.png", grey_png(3, 4, bits, packed(values, bits)))(place / "set")
-    found = decode_annotation(rows(place, capsys, monkeypatch)["b"]["annotation"])
-    assert found.tolist() == values
+    labels = decode_annotation(rows(place, capsys, monkeypatch)["b"]["annotation"])
+    assert labels.tolist() == values
 
 
 @pytest.mark.parametrize("format", ["BMP", "GIF", "PPM", "TIFF"])
-def test_labels_without_loss_may_be_of_other_formats(format, place, capsys, monkeypatch):
+def test_labels_may_have_any_lossless_format(format, place, capsys, monkeypatch):
     options = {"compression": "tiff_lzw"} if format == "TIFF" else {}
     put("valannot/b.png", encoded(LABELS % 11, format, **options))(place / "set")
     np.testing.assert_array_equal(decode_annotation(rows(place, capsys, monkeypatch)["b"]["annotation"]), LABELS % 11)

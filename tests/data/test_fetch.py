@@ -1,4 +1,4 @@
-"""`segquant fetch-data` against a server of our own: resume, verification, unpacking."""
+"""`segquant fetch-data` against a local server: resume, verification, unpacking."""
 
 import hashlib
 import http.server
@@ -17,12 +17,12 @@ from segquant.data.sources import open_source
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Gives `content` from the asked byte on; each connection ends after `most` bytes. Keeps the asked ranges."""
+    """Serves `content` from the requested byte on, at most `most` bytes per connection; records the ranges."""
 
-    content, most, ranges, resumes, asked = b"", 10**9, [], True, []
+    content, most, resumes, ranges = b"", 10**9, True, []
 
     def do_GET(self):
-        self.asked.append(self.headers.get("Range"))
+        self.ranges.append(self.headers.get("Range"))
         start = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1]) if self.headers.get("Range") else 0
         if not self.resumes:
             start = 0
@@ -50,8 +50,8 @@ def archive(tmp_path):
 
 @pytest.fixture
 def server(archive, monkeypatch):
-    """The handler's class, to be told how to behave, while it serves as ade20k's server."""
-    handler = type("Handler", (Server,), {"content": archive, "asked": []})
+    """The class of the handler that serves ade20k; a test sets its attributes."""
+    handler = type("Handler", (Server,), {"content": archive, "ranges": []})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as served:
         threading.Thread(target=served.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{served.server_port}/ADEChallengeData2016.zip"
@@ -65,50 +65,52 @@ def files(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_what_is_fetched_is_a_data_source(server, tmp_path):
+def test_a_fetched_data_set_is_a_data_source(server, tmp_path):
     folder = fetch.fetch("ade20k", tmp_path / "raw")
     assert folder == tmp_path / "raw" / "ADEChallengeData2016" and files(tmp_path / "raw") == ["ADEChallengeData2016"]
-    found, made = (open_source(str(root), "validation") for root in (folder, tmp_path / "made/ADEChallengeData2016"))
-    assert len(found) == 3 and [found[i] for i in range(3)] == [made[i] for i in range(3)]
-    assert fetch.fetch("ade20k", tmp_path / "raw") == folder and len(server.asked) == 1  # not a second time
+    fetched, made = (open_source(str(root), "validation") for root in (folder, tmp_path / "made/ADEChallengeData2016"))
+    assert len(fetched) == 3 and [fetched[i] for i in range(3)] == [made[i] for i in range(3)]
+    assert fetch.fetch("ade20k", tmp_path / "raw") == folder and len(server.ranges) == 1  # not fetched again
 
 
-def test_a_connection_that_breaks_is_taken_up(server, archive, tmp_path):
+def test_a_broken_connection_resumes(server, archive, tmp_path):
     server.most = len(archive) // 3 + 1
     fetch.fetch("ade20k", tmp_path)
-    assert server.asked == [None, f"bytes={server.most}-", f"bytes={2 * server.most}-"]
+    assert server.ranges == [None, f"bytes={server.most}-", f"bytes={2 * server.most}-"]
 
 
-def test_a_download_that_was_stopped_goes_on_with_the_same_command(server, archive, tmp_path):
+def test_the_same_command_resumes_a_stopped_download(server, archive, tmp_path):
     part = tmp_path / "ADEChallengeData2016.zip.part"
     part.write_bytes(archive[:1000])
     fetch.fetch("ade20k", tmp_path)
-    assert server.asked == ["bytes=1000-"] and not part.exists()
+    assert server.ranges == ["bytes=1000-"] and not part.exists()
 
 
-def test_a_server_that_cannot_go_on_gives_it_from_the_start(server, archive, tmp_path):
+def test_a_server_that_cannot_resume_starts_again(server, archive, tmp_path):
     (tmp_path / "ADEChallengeData2016.zip.part").write_bytes(b"?" * 1000)
     server.resumes = False
-    assert fetch.fetch("ade20k", tmp_path).is_dir() and server.asked == ["bytes=1000-"]
+    assert fetch.fetch("ade20k", tmp_path).is_dir() and server.ranges == ["bytes=1000-"]
 
 
-def test_an_archive_that_is_there_is_verified_and_never_removed(server, archive, tmp_path):
+def test_an_existing_archive_is_verified_and_never_removed(server, archive, tmp_path):
     file = tmp_path / "ADEChallengeData2016.zip"
-    for other in (archive[:-100], archive[:-1] + b"?"):
-        file.write_bytes(other)
-        with pytest.raises(DataError, match="is there and is not the published file: move it away"):
+    for wrong in (archive[:-100], archive[:-1] + b"?"):
+        file.write_bytes(wrong)
+        with pytest.raises(DataError, match="exists but is not the published file: move it away"):
             fetch.fetch("ade20k", tmp_path)
-        assert file.read_bytes() == other and not server.asked
+        assert file.read_bytes() == wrong and not server.ranges
     file.write_bytes(archive)
-    (tmp_path / "ADEChallengeData2016").mkdir()  # empty: not what is asked for
-    assert len(list(fetch.fetch("ade20k", tmp_path).iterdir())) == 2 and not server.asked
+    (tmp_path / "ADEChallengeData2016").mkdir()  # an empty folder counts as missing
+    assert len(list(fetch.fetch("ade20k", tmp_path).iterdir())) == 2 and not server.ranges
 
 
-def test_no_bytes_are_one_line_and_what_is_here_stays(server, archive, tmp_path):
+def test_a_server_without_bytes_is_one_line_and_keeps_the_partial_file(server, archive, tmp_path):
     part = tmp_path / "ADEChallengeData2016.zip.part"
     part.write_bytes(archive[:1000])
     server.most = 0
-    with pytest.raises(DataError, match=f"the connection ended early.; 1000 of {len(archive)} bytes are here"):
+    with pytest.raises(
+        DataError, match=f"the connection ended early.*, 1000 of {len(archive)} bytes are here: run the same"
+    ):
         fetch.fetch("ade20k", tmp_path)
     assert part.read_bytes() == archive[:1000]
 
@@ -120,17 +122,17 @@ def test_no_server_is_one_line(monkeypatch, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_other_bytes_of_the_right_size_are_removed(server, archive, tmp_path):
+def test_wrong_bytes_of_the_right_size_are_deleted(server, archive, tmp_path):
     server.content = archive[:-1] + b"?"
-    with pytest.raises(DataError, match="they are removed, fetch again"):
+    with pytest.raises(DataError, match="does not match its published SHA-256: the download was deleted"):
         fetch.fetch("ade20k", tmp_path)
     assert files(tmp_path) == ["made"]
 
 
-def test_a_file_of_another_size_is_not_taken(server, archive, tmp_path):
-    """A login page of some network, or another version."""
+def test_a_file_of_the_wrong_size_is_refused(server, archive, tmp_path):
+    """For example the login page of a network, or a different version."""
     server.content = b"<html>"
-    with pytest.raises(DataError, match=f"has 6 bytes where {len(archive)} were published: nothing was fetched"):
+    with pytest.raises(DataError, match=f"has 6 bytes instead of the published {len(archive)}: nothing was fetched"):
         fetch.fetch("ade20k", tmp_path)
 
 
@@ -139,20 +141,20 @@ def test_entries_outside_the_folder_are_refused(server, tmp_path, monkeypatch):
     with zipfile.ZipFile(buffer, "w") as file:
         file.writestr("ADEChallengeData2016/images/../../../evil.txt", b"x")
     server.content = buffer.getvalue()
-    one = Published(fetch.PUBLISHED["ade20k"].url, len(server.content), hashlib.sha256(server.content).hexdigest())
-    monkeypatch.setattr(fetch, "PUBLISHED", {"ade20k": one})
-    with pytest.raises(DataError, match="would lie outside of it: do not trust this archive"):
+    url, digest = fetch.PUBLISHED["ade20k"].url, hashlib.sha256(server.content).hexdigest()
+    monkeypatch.setattr(fetch, "PUBLISHED", {"ade20k": Published(url, len(server.content), digest)})
+    with pytest.raises(DataError, match="would unpack outside of its folder: do not trust this archive"):
         fetch.fetch("ade20k", tmp_path / "raw")
     assert not list(tmp_path.rglob("evil.txt")) and files(tmp_path / "raw") == ["ADEChallengeData2016.zip"]
 
 
-def test_an_unknown_name_lists_the_known():
+def test_an_unknown_name_lists_the_known_names():
     with pytest.raises(ConfigError, match="data set 'coco' is unknown: choose from ade20k"):
         fetch.fetch("coco", "nowhere")
 
 
-def test_what_was_published():
-    """As in dataset_infos.json of the hub's zhoubolei/scene_parse_150."""
+def test_the_published_archive():
+    """The same values as in dataset_infos.json of zhoubolei/scene_parse_150 on the hub."""
     ade20k = fetch.PUBLISHED["ade20k"]
     assert ade20k.url == "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
     assert ade20k.size == 967_382_037 and ade20k.sha256.startswith("7ff1be44964418441f54") and len(ade20k.sha256) == 64

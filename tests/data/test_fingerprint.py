@@ -17,28 +17,28 @@ def folder(tmp_path):
     return tmp_path / "set"
 
 
-def test_every_change_in_a_folder_is_seen_and_nothing_else(folder, tmp_path):
+def test_the_fingerprint_changes_with_every_file_and_only_then(folder, tmp_path):
     image = next((folder / "images/validation").iterdir())
     label = next((folder / "annotations/validation").iterdir())
     changes = [
         lambda: image.write_bytes(image.read_bytes() + b" "),
-        lambda: os.utime(label, ns=(1, 1)),  # other bytes of the same size come with another time
+        lambda: os.utime(label, ns=(1, 1)),  # different bytes of the same size have a different time
         lambda: label.rename(label.with_name("other.png")),
         lambda: shutil.copy(image, image.with_name("more.jpg")),
         lambda: image.unlink(),
     ]
-    seen = [fingerprint(Data(str(folder)))]
+    states = [fingerprint(Data(str(folder)))]
     for change in changes:
-        assert fingerprint(Data(str(folder))) == seen[-1]
+        assert fingerprint(Data(str(folder))) == states[-1]
         change()
-        seen.append(fingerprint(Data(str(folder))))
-    assert len({one["listing"] for one in seen}) == 6
+        states.append(fingerprint(Data(str(folder))))
+    assert len({state["listing"] for state in states}) == 6
     (folder / ".DS_Store").write_text("x")
-    assert fingerprint(Data(str(folder))) == seen[-1]
-    assert [one["files"] for one in seen] == [4, 4, 4, 4, 5, 4]
+    assert fingerprint(Data(str(folder))) == states[-1]
+    assert [state["files"] for state in states] == [4, 4, 4, 4, 5, 4]
 
 
-def test_an_archive_is_told_by_its_size_and_time(folder, tmp_path):
+def test_an_archive_has_its_size_and_time(folder, tmp_path):
     archive = shutil.make_archive(str(tmp_path / "set"), "zip", folder)
     before = fingerprint(Data(archive))
     assert before["files"] == 1 and before["bytes"] == os.path.getsize(archive)
@@ -46,7 +46,7 @@ def test_an_archive_is_told_by_its_size_and_time(folder, tmp_path):
     assert fingerprint(Data(archive))["listing"] != before["listing"]
 
 
-def test_the_hub_is_told_by_its_commit(tmp_path, monkeypatch):
+def test_a_hub_data_set_has_its_commit(tmp_path, monkeypatch):
     repository = tmp_path / "datasets--owner--name"
     (repository / "snapshots" / COMMIT).mkdir(parents=True)
     (repository / "snapshots" / COMMIT / "train.parquet").touch()
@@ -56,7 +56,7 @@ def test_the_hub_is_told_by_its_commit(tmp_path, monkeypatch):
     assert fingerprint(Data("owner/name")) == {"source": "owner/name", "commit": COMMIT}
 
 
-def test_the_names_of_the_classes_count_too(tmp_path):
+def test_the_fingerprint_covers_the_names_of_the_classes(tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("road\n")
     before = fingerprint(Data("scenes", classes=str(names)))
@@ -65,6 +65,6 @@ def test_the_names_of_the_classes_count_too(tmp_path):
     assert fingerprint(Data("scenes", classes="camvid")) == fingerprint(Data("scenes")) == {"source": "scenes"}
 
 
-def test_no_data_is_one_line(tmp_path):
+def test_missing_data_are_one_line(tmp_path):
     with pytest.raises(DataError, match="is not there: give 'scenes', a labelled folder"):
         fingerprint(Data(str(tmp_path / "none")))

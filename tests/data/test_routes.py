@@ -1,4 +1,4 @@
-"""The same labelled images by every route: folder, archive, patterns, Parquet, save_to_disk, the hub's shape."""
+"""The same labelled images from a folder, an archive, by patterns, from Parquet, save_to_disk and the hub."""
 
 import io
 import shutil
@@ -24,7 +24,7 @@ ADE = {"classes": "ade20k", "reduce_labels": True}
 
 @pytest.fixture(scope="module", params=["made up", "real"])
 def official(request, tmp_path_factory):
-    """A folder ADEChallengeData2016: made up, or the real one."""
+    """The folder ADEChallengeData2016, made up or real."""
     if request.param == "real":
         return request.getfixturevalue("real") / "ADEChallengeData2016"
     root = tmp_path_factory.mktemp("data") / "ADEChallengeData2016"
@@ -69,24 +69,23 @@ def routes(official, tmp_path_factory):
     datasets.DatasetDict({"train": train, "validation": validation}).save_to_disk(str(base / "saved"))
     repository = base / "hub" / "datasets--zhoubolei--scene_parse_150"
     snapshot = repository / "snapshots" / COMMIT
-    for split, one in (("train", train), ("validation", validation)):
+    for split, dataset in (("train", train), ("validation", validation)):
         for part in range(2):
             file = snapshot / "scene_parsing" / split / f"{part:04d}.parquet"
             file.parent.mkdir(parents=True, exist_ok=True)
-            one.shard(2, part, contiguous=True).to_parquet(str(file))
+            dataset.shard(2, part, contiguous=True).to_parquet(str(file))
         other = snapshot / "instance_segmentation" / split / "0000.parquet"
         other.parent.mkdir(parents=True)
-        one.select_columns(["scene_category"]).to_parquet(str(other))
+        dataset.select_columns(["scene_category"]).to_parquet(str(other))
     (repository / "refs" / "refs" / "convert").mkdir(parents=True)
     (repository / "refs" / "refs" / "convert" / "parquet").write_text(COMMIT)
     (base / "flat").mkdir()
     validation.to_parquet(str(base / "flat" / "validation-00000-of-00001.parquet"))
     train.to_parquet(str(base / "flat" / "train-00000-of-00001.parquet"))
     (base / "renamed").mkdir()
-    for split, one in (("train", train), ("validation", validation)):
-        one.rename_columns({"image": "photo", "annotation": "mask"}).to_parquet(
-            str(base / "renamed" / f"{split}.parquet")
-        )
+    for split, dataset in (("train", train), ("validation", validation)):
+        renamed = dataset.rename_columns({"image": "photo", "annotation": "mask"})
+        renamed.to_parquet(str(base / "renamed" / f"{split}.parquet"))
     above = base / "above"
     (above / "docs").mkdir(parents=True)
     (above / official.name).symlink_to(official)
@@ -126,17 +125,17 @@ def hub(routes, monkeypatch):
 def test_every_route_makes_the_same_shards(route, split, official, routes, hub, tmp_path):
     data = routes[0][route]
     if data.images:
-        split = {"train": "training"}.get(split, split)  # a pattern takes it as it is
-    wanted = write_shards({split: open_source(str(official), split)}, tmp_path / "wanted", 200_000)
-    found = write_shards({split: open_source(data, split)}, tmp_path / "found", 200_000)
-    assert found == wanted and found["classes"] == list(ADE20K)
-    for shard in wanted["splits"][split]["shards"]:
-        assert (tmp_path / "found" / shard["file"]).read_bytes() == (tmp_path / "wanted" / shard["file"]).read_bytes()
+        split = {"train": "training"}.get(split, split)  # patterns do not translate the name of the split
+    expected = write_shards({split: open_source(str(official), split)}, tmp_path / "folder", 200_000)
+    manifest = write_shards({split: open_source(data, split)}, tmp_path / "route", 200_000)
+    assert manifest == expected and manifest["classes"] == list(ADE20K)
+    for shard in expected["splits"][split]["shards"]:
+        assert (tmp_path / "route" / shard["file"]).read_bytes() == (tmp_path / "folder" / shard["file"]).read_bytes()
 
 
 @pytest.mark.parametrize("split", ["training", "validation"])
-def test_labels_are_the_pngs_minus_one(official, split):
-    """Every pixel of every pair, and the images are the files as they are."""
+def test_class_ids_are_the_stored_values_minus_one(official, split):
+    """Every pixel of every pair; the images keep the bytes of their files."""
     source = open_source(str(official), split)
     assert len(source) == len(list((official / "images" / split).iterdir()))
     for row in rows(source):
@@ -146,7 +145,7 @@ def test_labels_are_the_pngs_minus_one(official, split):
         assert (row["height"], row["width"]) == stored.shape
 
 
-def test_the_real_pairs_are_all_there(real):
+def test_every_real_pair_is_read(real):
     for split, count in (("training", 126), ("validation", 9)):
         assert len(open_source(str(real / "ADEChallengeData2016"), split)) == count
 
@@ -173,7 +172,7 @@ def names(tmp_path):
 
 
 def test_patterns_across_folders(tmp_path, names):
-    """Two drives with frames of one name; masks elsewhere, with another ending."""
+    """Two drives with frames of the same name; masks in a different folder with a different ending."""
     for drive in ("a/day", "b"):
         for frame in ("0001", "0002"):
             pair(tmp_path / "set", f"drives/{drive}/{frame}.png", f"masks/v1/{drive}/{frame}_mask.png", [[0, 1, 2, 9]])
@@ -190,7 +189,7 @@ def test_patterns_across_folders(tmp_path, names):
     assert decode_annotation(source[0]["annotation"]).tolist() == [[0, 1, 2, 255]]
 
 
-def test_double_stars_may_be_no_folder_and_suffixes_of_any_case(tmp_path, names):
+def test_double_stars_match_no_folder_and_suffixes_match_any_case(tmp_path, names):
     for name in ("0", "a/1", "a/b/2"):
         pair(tmp_path / "set", f"drives/{name}.JPG", f"masks/{name}.PNG", [[0, 1, 2]])
     data = Data(str(tmp_path / "set"), images="./drives/**/*.jpg", annotations="masks/**/*.png", classes=names)
@@ -198,7 +197,7 @@ def test_double_stars_may_be_no_folder_and_suffixes_of_any_case(tmp_path, names)
     assert [row["id"] for row in rows(source)] == ["0", "a-1", "a-b-2"]
 
 
-def test_what_is_said_of_labels_wins_over_the_layout(tmp_path, names):
+def test_parameters_for_labels_override_the_layout(tmp_path, names):
     pair(tmp_path, "val/a.png", "valannot/a.png", [[0, 1, 3, 200, 11]])
     data = Data(str(tmp_path), classes=names, reduce_labels=True, ignore=(200, 11))
     source = open_source(data, "val")
@@ -208,19 +207,25 @@ def test_what_is_said_of_labels_wins_over_the_layout(tmp_path, names):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"images": "val/*.png", "annotations": "valannot/*"}, "does not name its classes: give data.classes"),
-        ({"images": "val/a.png", "annotations": "valannot/a.png"}, "must have the same wildcards (* and **), one"),
-        ({"images": "val/*.png", "annotations": "*/*.png"}, "must have the same wildcards (* and **), one"),
-        ({"images": "none/{split}/*.png", "annotations": "x/*.png"}, "none/val/*.png matches no file"),
-        ({"images": "val/*.png", "annotations": "labels/*.png", "classes": "camvid"}, "labels/a.png does not exist"),
-        ({"classes": "blank.txt"}, "data.classes 'blank.txt' has no name in line 2: a class is a line"),
-        ({"classes": "first.txt"}, "data.classes 'first.txt' has no name in line 1: a class is a line"),
-        ({"classes": "empty.txt"}, "data.classes 'empty.txt' must name 1 to 255 classes, a name a line"),
-        ({"classes": "camvid"}, "has labels of a known layout, but classes of your own: say data.reduce_labels and"),
+        ({"images": "val/*.png", "annotations": "valannot/*"}, "does not name its classes: set data.classes"),
         (
-            {"classes": "nowhere.txt"},
-            "data.classes 'nowhere.txt' is none of ade20k, cityscapes, camvid and no text file",
+            {"images": "val/a.png", "annotations": "valannot/a.png"},
+            "have different wildcards or none: use the same wildcards (* and **)",
         ),
+        (
+            {"images": "val/*.png", "annotations": "*/*.png"},
+            "have different wildcards or none: use the same wildcards (* and **)",
+        ),
+        ({"images": "none/{split}/*.png", "annotations": "x/*.png"}, "none/val/*.png matches no file"),
+        ({"images": "val/*.png", "annotations": "labels/*.png", "classes": "camvid"}, "val/a.png has no label: add"),
+        ({"classes": "blank.txt"}, "data.classes 'blank.txt' has no name in line 2: write a class per line"),
+        ({"classes": "first.txt"}, "data.classes 'first.txt' has no name in line 1: write a class per line"),
+        ({"classes": "empty.txt"}, "data.classes 'empty.txt' names 0 classes: name 1 to 255, a class per line"),
+        (
+            {"classes": "camvid"},
+            "has the labels of a known layout, but data.classes names other classes: set data.reduce",
+        ),
+        ({"classes": "nowhere.txt"}, "'nowhere.txt' is unknown: give one of ade20k, cityscapes, camvid or a text file"),
     ],
 )
 def test_a_description_that_does_not_fit_is_one_line(tmp_path, keys, message, monkeypatch):
@@ -239,10 +244,10 @@ def test_a_description_that_does_not_fit_is_one_line(tmp_path, keys, message, mo
 def test_tables_that_do_not_fit_are_one_line(routes, hub, tmp_path):
     flat = routes[0]["Parquet"]
     for data, split, message in (
-        (flat, "test", "has no split 'test': its Parquet files are train-00000-of-00001.parquet, validation-"),
+        (flat, "test", "has no split 'test' but the Parquet files train-00000-of-00001.parquet, validation-"),
         (routes[0]["saved to disk"], "test", "has no split 'test': choose one of train, validation"),
-        (Data(flat.source), "validation", "does not name its classes: give data.classes"),
-        (Data(flat.source, classes="ade20k"), "validation", "say data.reduce_labels, true where labels hold 1 to 150"),
+        (Data(flat.source), "validation", "does not name its classes: set data.classes"),
+        (Data(flat.source, classes="ade20k"), "validation", "set data.reduce_labels to true where 0 is no class"),
         (
             Data(flat.source, columns=Columns("photo"), **ADE),
             "validation",
@@ -277,13 +282,13 @@ def test_broken_tables_are_one_line(routes, tmp_path):
         open_source(Data(str(tmp_path / "saved"), **ADE), "validation")
 
 
-def test_rows_of_one_name_go_by_their_number(tmp_path):
+def test_rows_of_the_same_name_have_their_number_as_id(tmp_path):
     buffer = io.BytesIO()
     Image.new("L", (4, 4)).save(buffer, "PNG")
     for name, paths, ids in (
-        ("one", ["a/x.png", "b/x.png"], ["00000000", "00000001"]),
+        ("same", ["a/x.png", "b/x.png"], ["00000000", "00000001"]),
         ("none", [None, None], ["00000000", "00000001"]),
-        ("two", ["a/x.png", "b/y.png"], ["x", "y"]),
+        ("different", ["a/x.png", "b/y.png"], ["x", "y"]),
     ):
         cells = [{"bytes": buffer.getvalue(), "path": path} for path in paths]
         columns = datasets.Features({"image": datasets.Image(), "annotation": datasets.Image()})
@@ -299,5 +304,5 @@ def test_a_row_without_an_image_is_named(tmp_path):
     cells = {"image": [None], "annotation": [{"bytes": buffer.getvalue(), "path": None}]}
     table = datasets.Dataset.from_dict(cells, datasets.Features({k: v for k, v in features().items() if k in cells}))
     table.to_parquet(str(tmp_path / "val.parquet"))
-    with pytest.raises(DataError, match=r"\(val\) row 0 \(00000000\), column image holds nothing"):
+    with pytest.raises(DataError, match=r"\(val\) row 0 \(00000000\), column image is empty"):
         open_source(Data(str(tmp_path), **ADE), "val")[0]

@@ -13,19 +13,19 @@ def test_a_sample_is_a_pure_function_of_seed_split_and_index():
     first = scenes.sample(0, "train", 7)
     scenes.sample(0, "train", 8)
     assert scenes.sample(0, "train", 7) == first
-    for other in (scenes.sample(1, "train", 7), scenes.sample(0, "validation", 7), scenes.sample(0, "train", 8)):
-        assert other["image"] != first["image"]
+    for changed in (scenes.sample(1, "train", 7), scenes.sample(0, "validation", 7), scenes.sample(0, "train", 8)):
+        assert changed["image"] != first["image"]
 
 
-def test_the_generator_still_draws_what_the_committed_model_was_trained_on():
-    """A change of the scenes must be a decision: it makes models/scenes-b0 and every metric stale."""
+def test_the_generator_draws_the_training_data_of_the_committed_model():
+    """A change of the scenes invalidates models/scenes-b0 and every metric, so it must be deliberate."""
     digest = hashlib.sha256()
     for i in range(12):
         digest.update(scenes.draw(0, "train", i)[1].tobytes())
     assert digest.hexdigest() == "1d66ef5565e29c5258d826fee82a7c4618b6358879b1a0749771a7a5f81ba629"
 
 
-def test_the_row_holds_what_was_drawn():
+def test_the_row_holds_the_drawn_scene():
     rgb, labels = scenes.draw(0, "validation", 3)
     row = scenes.sample(0, "validation", 3)
     assert (row["height"], row["width"]) == labels.shape == rgb.shape[:2]
@@ -59,7 +59,7 @@ def test_each_kind_of_scene_paints_the_whole_picture(kind):
 
 
 def test_a_scene_takes_well_under_a_tenth_of_a_second():
-    """The best of three, so that a busy machine does not decide."""
+    """The best of three runs, so that the test passes on a busy machine."""
 
     def seconds(i):
         start = time.process_time()

@@ -21,13 +21,13 @@ def folder(tmp_path):
     return tmp_path / "shards"
 
 
-def test_rows_come_back_as_they_went_in(folder):
+def test_rows_are_read_as_they_were_written(folder):
     source = open_source("scenes", "validation", 7)
     assert list(shards.read_rows(folder, "validation")) == list(rows(source))
     assert len(list(shards.read_rows(folder, "validation", limit=2))) == 2
 
 
-def test_the_manifest_counts_what_is_there(folder):
+def test_the_manifest_counts_images_and_pixels(folder):
     manifest = shards.read_manifest(folder)
     split = manifest["splits"]["validation"]
     assert split["images"] == 7 == sum(s["rows"] for s in split["shards"])
@@ -42,8 +42,8 @@ def test_the_manifest_counts_what_is_there(folder):
     assert split["ignored_pixels"] == counts[255]
 
 
-def test_the_fingerprint_is_of_the_content(tmp_path):
-    """Another photograph with the same labels is another data set; other shards of the same ones are not."""
+def test_the_fingerprint_covers_the_content(tmp_path):
+    """It changes with an image, though the labels stay; it does not change with the size of the shards."""
     row = open_source("scenes", "train", 1)[0]
     fingerprints = set()
     for image in (row["image"], row["image"] + b" "):
@@ -66,14 +66,14 @@ def test_writing_twice_gives_the_same_bytes(folder, tmp_path):
         assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
-def test_hugging_faces_datasets_reads_them(folder, tmp_path):
+def test_the_library_datasets_reads_the_shards(folder, tmp_path):
     files = sorted(str(p) for p in folder.glob("validation-*.parquet"))
     loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
     assert loaded.column_names == ["id", "image", "annotation", "width", "height"]
     assert loaded["id"] == [r["id"] for r in shards.read_rows(folder, "validation")]
 
 
-def test_a_source_that_breaks_leaves_nothing(tmp_path):
+def test_a_broken_source_leaves_no_files(tmp_path):
     class Broken:
         classes = ("a",)
 
@@ -104,20 +104,20 @@ def test_missing_and_broken_shards_are_named(folder):
         list(shards.read_rows(folder, "validation"))
 
 
-@pytest.mark.parametrize(("rows", "what"), [(0, "has 0 rows where its manifest says 0"), (1, "has 1 rows where")])
-def test_a_shard_with_other_rows_than_its_manifest_says(folder, rows, what):
+@pytest.mark.parametrize(("rows", "message"), [(0, "has 0 rows but its manifest says 0"), (1, "has 1 rows but")])
+def test_a_shard_whose_manifest_has_a_different_number_of_rows(folder, rows, message):
     file = folder / "validation-00000-of-00004.parquet"
     table = pq.read_table(file).slice(0, rows)
     pq.write_table(table, file)
     manifest = json.loads((folder / "manifest.json").read_text())
-    said = manifest["splits"]["validation"]["shards"][0]
-    said |= {"sha256": sha256(file), "rows": 0 if rows == 0 else said["rows"]}
+    entry = manifest["splits"]["validation"]["shards"][0]
+    entry |= {"sha256": sha256(file), "rows": 0 if rows == 0 else entry["rows"]}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(DataError, match=what):
+    with pytest.raises(DataError, match=message):
         list(shards.read_rows(folder, "validation"))
 
 
-def test_a_file_that_is_no_parquet_is_named(folder):
+def test_a_file_that_is_not_parquet_is_named(folder):
     file = folder / "validation-00000-of-00004.parquet"
     file.write_bytes(b"nothing of the kind")
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -161,7 +161,7 @@ def test_a_bad_label_map_is_one_line(tmp_path, text, message):
     assert message in str(error.value)
 
 
-def test_differing_classes_need_a_map():
+def test_different_numbers_of_classes_need_a_map():
     assert load_label_map(None, 2, ["a", "b"]) is None
     with pytest.raises(DataError, match="the model has 19 classes but the data set has 11: give data.label_map"):
         load_label_map(None, 19, ["c"] * 11)

@@ -54,17 +54,17 @@ def test_the_limit_takes_the_first_in_name_order(tmp_path):
     assert len(open_source("scenes", "validation", 5)) == 5
 
 
-def test_two_images_of_one_name_are_refused(tmp_path):
+def test_two_images_of_the_same_name_are_refused(tmp_path):
     _pair(tmp_path, "val/a.png", "valannot/a.png", LABELS)
     _write(tmp_path / "val/a.jpg", np.zeros((2, 3, 3), np.uint8))
-    with pytest.raises(DataError, match="have one name, and so one label"):
+    with pytest.raises(DataError, match="have the same name and so the same label"):
         open_source(str(tmp_path), "val")
 
 
 def test_missing_folders_and_splits(tmp_path):
     with pytest.raises(DataError, match="is not there: give 'scenes', a labelled folder"):
         open_source(str(tmp_path / "none"), "val")
-    with pytest.raises(DataError, match="has no split 'val' in a layout known here"):
+    with pytest.raises(DataError, match="has no split 'val' in a known layout"):
         open_source(str(tmp_path), "val")
     with pytest.raises(DataError, match="choose one of train, validation"):
         open_source("scenes", "test")
@@ -74,20 +74,20 @@ def test_missing_folders_and_splits(tmp_path):
         open_source(str(tmp_path), "val")
 
 
-def test_cityscapes_as_it_is_published(tmp_path):
-    """labelIds, of which 19 are evaluated; with trainIds beside them those are taken."""
+def test_published_cityscapes(tmp_path):
+    """19 of the labelIds are evaluated; trainIds take precedence where they exist."""
     stored = np.array([[0, 7, 8, 11, 26], [33, 34, 29, 5, 255]])
     _pair(tmp_path, "leftImg8bit/val/ulm/a_leftImg8bit.png", "gtFine/val/ulm/a_gtFine_labelIds.png", stored)
-    found = decode_annotation(open_source(str(tmp_path), "val")[0]["annotation"])
-    assert found.tolist() == [[255, 0, 1, 2, 13], [18, 255, 255, 255, 255]]
+    labels = decode_annotation(open_source(str(tmp_path), "val")[0]["annotation"])
+    assert labels.tolist() == [[255, 0, 1, 2, 13], [18, 255, 255, 255, 255]]
     _write(tmp_path / "gtFine/val/ulm/a_gtFine_labelTrainIds.png", np.full((2, 5), 4, np.uint8))
     assert np.unique(decode_annotation(open_source(str(tmp_path), "val")[0]["annotation"])).tolist() == [4]
 
 
 @pytest.mark.parametrize("top", ["", "CamVid/", "data/CamVid/"])
 @pytest.mark.parametrize("separator", ["/", "\\"])
-def test_archives_as_others_pack_them(tmp_path, top, separator):
-    """The data in a folder, something beside it, in a folder, and as programs of Windows write names."""
+def test_archives_may_have_extra_folders_files_and_backslashes(tmp_path, top, separator):
+    """The data at the top or in a folder, a README beside them, and names as a few Windows programs write them."""
     _pair(tmp_path, "val/a.png", "valannot/a.PNG", LABELS)
     with zipfile.ZipFile(tmp_path / "set.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for name in ("val/a.png", "valannot/a.PNG"):
@@ -100,10 +100,10 @@ def test_archives_as_others_pack_them(tmp_path, top, separator):
     assert [row["image"] for row in rows(source)] == [(tmp_path / "val/a.png").read_bytes()]
 
 
-def test_two_folders_that_could_be_meant_are_not_guessed_at(tmp_path):
-    for top in ("one", "two"):
+def test_an_ambiguous_folder_is_refused(tmp_path):
+    for top in ("first", "second"):
         _pair(tmp_path, f"{top}/val/a.png", f"{top}/valannot/a.png", LABELS)
-    with pytest.raises(DataError, match="has no split 'val' in a layout known here"):
+    with pytest.raises(DataError, match="has no split 'val' in a known layout"):
         open_source(str(tmp_path), "val")
 
 
@@ -114,7 +114,9 @@ def test_real_camvid_counts(real):
 
 def test_a_folder_for_training_without_photographs_is_one_line(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(DataError, match=r"train and .* hold no photographs, and .* has no split 'train' in a layout"):
+    with pytest.raises(
+        DataError, match=r"neither .*train nor .* holds photographs, and .* has no split 'train' in a known"
+    ):
         open_images(Data(str(tmp_path)), "train")
     Image.new("RGB", (4, 3)).save(tmp_path / "a.png")
     assert [row["id"] for row in rows(open_images(Data(str(tmp_path)), "train"))] == ["a.png"]

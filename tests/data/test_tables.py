@@ -1,4 +1,4 @@
-"""Which rows of which Parquet files are a split, and what a cell may hold."""
+"""Which Parquet files and rows make a split, and what a cell may hold."""
 
 import io
 import os
@@ -23,21 +23,22 @@ def png(value):
 
 
 def put(path, values, cell=lambda value: {"bytes": png(value), "path": f"{value}.png"}, **options):
-    """A Parquet file whose rows' labels have the given class ids throughout."""
+    """Write a Parquet file with a row per value; all pixels of the row's label have that value."""
     path.parent.mkdir(parents=True, exist_ok=True)
     cells = [cell(value) for value in values]
     pq.write_table(pa.table({"image": cells, "annotation": cells}), path, **options)
 
 
-def found(folder, split, **keys):
+def labels(folder, split, **keys):
+    """The label value of each row."""
     source = open_source(Data(str(folder), classes="camvid", **keys), split)
     return [int(decode_annotation(row["annotation"])[0, 0]) for row in rows(source)]
 
 
-def test_brackets_in_a_path_are_no_pattern(tmp_path):
+def test_brackets_in_a_path_are_not_a_pattern(tmp_path):
     put(tmp_path / "set[1]" / "val.parquet", [1])
     put(tmp_path / "set1" / "val.parquet", [2])
-    assert found(tmp_path / "set[1]", "val") == [1]
+    assert labels(tmp_path / "set[1]", "val") == [1]
 
 
 @pytest.mark.parametrize(
@@ -50,91 +51,91 @@ def test_brackets_in_a_path_are_no_pattern(tmp_path):
         ("val/part-00000-3f2a.parquet", "val/part-00001-3f2a.parquet"),
     ],
 )
-def test_a_split_has_its_files_and_no_others(tmp_path, files):
+def test_a_split_has_only_its_own_files(tmp_path, files):
     for n, file in enumerate(files):
         put(tmp_path / file, [n])
-    for other in ("train", "val_extra", "val-hard", "validation", "val_matched"):
+    for similar in ("train", "val_extra", "val-hard", "validation", "val_matched"):
         for file in files:
-            put(tmp_path / file.replace("val", other), [9])
-    assert found(tmp_path, "val") == [0, 1]
+            put(tmp_path / file.replace("val", similar), [9])
+    assert labels(tmp_path, "val") == [0, 1]
 
 
-def test_several_configurations_are_not_thrown_together(tmp_path):
+def test_several_configurations_are_not_mixed(tmp_path):
     for place in ("full/train/0.parquet", "mini/train/0.parquet", "full/val-0.parquet", "mini/val-0.parquet"):
         put(tmp_path / place, [1 if "mini" in place else 2])
     for split in ("train", "val"):
         with pytest.raises(ConfigError, match=f"split '{split}' in several folders: choose data.conf.* full, mini$"):
-            found(tmp_path, split)
-        assert found(tmp_path, split, configuration="mini") == [1]
+            labels(tmp_path, split)
+        assert labels(tmp_path, split, configuration="mini") == [1]
 
 
-def test_a_part_that_is_missing_is_told(tmp_path):
+def test_a_missing_part_is_an_error(tmp_path):
     put(tmp_path / "train-00001-of-00003.parquet", [1])
     with pytest.raises(DataError, match="has 1 of the 3 files of split 'train': fetch it again"):
-        found(tmp_path, "train")
+        labels(tmp_path, "train")
 
 
-def test_a_file_that_is_another_now_is_read_anew(tmp_path):
-    """Though it keeps its time, as a copy may."""
+def test_a_changed_file_is_read_again(tmp_path):
+    """Even with the same modification time, as after a copy."""
     file = tmp_path / "val.parquet"
     put(file, [1])
     stat = file.stat()
-    assert found(tmp_path, "val") == [1]
+    assert labels(tmp_path, "val") == [1]
     put(file, [2, 3])
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert found(tmp_path, "val") == [2, 3]
+    assert labels(tmp_path, "val") == [2, 3]
 
 
 def test_rows_are_found_in_every_row_group(tmp_path):
     put(tmp_path / "val-0.parquet", range(5), row_group_size=2)
     put(tmp_path / "val-1.parquet", range(5, 8), row_group_size=1)
-    assert found(tmp_path, "val") == list(range(8))
+    assert labels(tmp_path, "val") == list(range(8))
     source = open_source(Data(str(tmp_path), classes="camvid"), "val")
     assert [source[i]["id"] for i in (7, 0, 4, 2)] == ["7", "0", "4", "2"]
 
 
-def test_a_column_that_not_all_files_have_is_none(tmp_path):
+def test_a_column_must_be_in_all_files(tmp_path):
     put(tmp_path / "val-0.parquet", [1])
     pq.write_table(pa.table({"image": [png(1)], "mask": [png(1)]}), tmp_path / "val-1.parquet")
     with pytest.raises(ConfigError, match=r"has no column 'annotation': set data.columns.annotation to one of image$"):
-        found(tmp_path, "val")
+        labels(tmp_path, "val")
 
 
-def test_a_table_without_rows_is_told(tmp_path):
+def test_a_table_without_rows_is_an_error(tmp_path):
     pq.write_table(pa.table({"image": [png(1)], "annotation": [png(1)]}).slice(0, 0), tmp_path / "val.parquet")
     with pytest.raises(DataError, match=r"\(val\) has no rows"):
-        found(tmp_path, "val")
+        labels(tmp_path, "val")
 
 
 def test_a_cell_may_be_bytes_or_a_path(tmp_path):
     put(tmp_path / "bytes" / "val.parquet", [1, 2], png)
-    assert found(tmp_path / "bytes", "val") == [1, 2]
+    assert labels(tmp_path / "bytes", "val") == [1, 2]
     for name, cell in (
         ("a path", lambda v: f"files/{v}.png"),
         ("struct", lambda v: {"bytes": None, "path": f"files/{v}.png"}),
     ):
         put(tmp_path / name / "val.parquet", [1, 2], cell)
-        with pytest.raises(DataError, match=r"column image names files/1.png, which cannot be read: No such file"):
-            found(tmp_path / name, "val")
+        with pytest.raises(DataError, match=r"column image names files/1.png, which cannot be read .No such file"):
+            labels(tmp_path / name, "val")
         (tmp_path / name / "files").mkdir()
         for value in (1, 2):
             (tmp_path / name / "files" / f"{value}.png").write_bytes(png(value))
-        assert found(tmp_path / name, "val") == [1, 2]
+        assert labels(tmp_path / name, "val") == [1, 2]
 
 
 @pytest.mark.parametrize(("named", "split"), [(None, "train"), ("validation", "validation")])
-def test_a_saved_split_answers_to_its_own_name_only(tmp_path, named, split):
-    """Else a model would be calibrated on the images that it is scored on."""
+def test_a_saved_split_has_only_its_name(tmp_path, named, split):
+    """Otherwise a model could be calibrated on the images that it is evaluated on."""
     cells = [{"bytes": png(v), "path": f"{v}.png"} for v in (1, 2, 3)]
     features = datasets.Features({"image": datasets.Image(), "annotation": datasets.Image()})
-    one = datasets.Dataset.from_dict({"image": cells, "annotation": cells}, features, split=named)
-    one.select([2, 0]).save_to_disk(str(tmp_path / "saved"))
-    assert found(tmp_path / "saved", split) == [3, 1]
+    dataset = datasets.Dataset.from_dict({"image": cells, "annotation": cells}, features, split=named)
+    dataset.select([2, 0]).save_to_disk(str(tmp_path / "saved"))
+    assert labels(tmp_path / "saved", split) == [3, 1]
     with pytest.raises(DataError, match=f"has no split 'val': choose one of {split}$"):
-        found(tmp_path / "saved", "val")
+        labels(tmp_path / "saved", "val")
 
 
-def test_a_known_layout_with_a_parquet_file_beside_it_stays_one(tmp_path):
+def test_a_known_layout_takes_precedence_over_a_parquet_file(tmp_path):
     put(tmp_path / "meta" / "val.parquet", [1])
     for folder in ("val", "valannot"):
         (tmp_path / folder).mkdir()

@@ -1,9 +1,14 @@
-"""ADE20K class names (Scene Parse 150, first synonym, zero-based ids) and colours for class maps."""
+"""Class names of ADE20K, CamVid and Cityscapes, in the order of their class ids."""
 
 from __future__ import annotations
 
-# The order of objectInfo150.txt of the SceneParsing benchmark (Zhou et al., 2017), less its "other" (0).
-_ADE20K = """
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
+
+
+# Scene Parse 150 (Zhou et al., 2017): the order of objectInfo150.txt, the first synonym, ids from zero.
+ADE20K = _names("""
 wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person,
 earth, door, table, mountain, plant, curtain, chair, car, water, painting, sofa, shelf, house, sea,
 mirror, rug, field, armchair, seat, fence, desk, rock, wardrobe, lamp, bathtub, railing, cushion,
@@ -17,44 +22,14 @@ fountain, conveyer belt, canopy, washer, plaything, swimming pool, stool, barrel
 tent, bag, minibike, cradle, oven, ball, food, step, tank, trade name, microwave, pot, animal,
 bicycle, lake, dishwasher, screen, blanket, sculpture, hood, sconce, vase, traffic light, tray,
 ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower, radiator, glass, clock, flag
-"""
-ADE20K = tuple(name.strip() for name in _ADE20K.split(","))
+""")
 ADE20K_IDS = {name: i for i, name in enumerate(ADE20K)}
 
-# The eleven classes of the CamVid subset as SegNet published it; 11 is unlabelled.
-CAMVID = (
-    "Sky",
-    "Building",
-    "Pole",
-    "Road",
-    "Pavement",
-    "Tree",
-    "SignSymbol",
-    "Fence",
-    "Car",
-    "Pedestrian",
-    "Bicyclist",
-)
+# The eleven classes of CamVid in SegNet's subset; 11 is unlabelled.
+CAMVID = _names("Sky, Building, Pole, Road, Pavement, Tree, SignSymbol, Fence, Car, Pedestrian, Bicyclist")
 
-# Cityscapes train ids (Cordts et al., 2016).
-CITYSCAPES = (
-    "road",
-    "sidewalk",
-    "building",
-    "wall",
-    "fence",
-    "pole",
-    "traffic light",
-    "traffic sign",
-    "vegetation",
-    "terrain",
-    "sky",
-    "person",
-    "rider",
-    "car",
-    "truck",
-    "bus",
-    "train",
-    "motorcycle",
-    "bicycle",
-)
+# Cityscapes' train ids (Cordts et al., 2016).
+CITYSCAPES = _names("""
+road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, vegetation, terrain, sky,
+person, rider, car, truck, bus, train, motorcycle, bicycle
+""")

@@ -1,8 +1,8 @@
-"""A user's mistakes. Each message is one line: what, where, and what to do."""
+"""Errors that a user can fix. Each message is one line: what is wrong, where, and what to do."""
 
 
 class SegquantError(Exception):
-    """Base of every error that a command prints as one line, exiting with code 2."""
+    """Base class. A command prints the message as one line and exits with code 2."""
 
 
 class ConfigError(SegquantError):
@@ -14,8 +14,8 @@ class DataError(SegquantError):
 
 
 class ModelError(SegquantError):
-    """A model or an artifact is missing, broken or does not fit."""
+    """A model or an artifact is missing or broken, or does not fit."""
 
 
 class UnavailableError(SegquantError):
-    """A method or device that this machine cannot run."""
+    """This machine cannot run a method or use a device."""

@@ -1,4 +1,4 @@
-"""Files that exist whole or not at all."""
+"""Write files and folders whole or not at all; read and write JSON."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from typing import Any
 from segquant.base.errors import SegquantError
 
 log = logging.getLogger(__name__)
-TEMPORARY = ".tmp-segquant-"  # .gitignore and .dvcignore name it
+TEMPORARY = ".tmp-segquant-"  # also in .gitignore and .dvcignore
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; rename it to `path` when the block ends well.
+    """Yield a temporary path beside `path`; rename it to `path` when the block succeeds.
 
-    Works for a file or, when the block makes a directory of that name, for a directory. On an
-    exception the temporary is removed and what stood at `path` before is untouched.
+    The block writes a file or makes a directory there. If it raises, the temporary file or directory is removed and
+    `path` stays as it was. Raises SegquantError when the directory of `path` cannot be written.
     """
     path = Path(path)
     try:
@@ -51,6 +51,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write `data` to disk (fsync) before the file appears at `path`."""
     with replacing(path) as part, open(part, "wb") as file:
         file.write(data)
         file.flush()
@@ -63,7 +64,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Indented JSON with a final newline; NaN is refused, as no JSON reader has to know it."""
+    """Write indented JSON with a final newline. Raises ValueError for NaN, which is not part of JSON."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
@@ -75,6 +76,7 @@ def csv_text(rows: Iterable[Sequence[Any]], header: Sequence[str]) -> str:
 
 
 def read_json(path: str | Path) -> Any:
+    """Raises SegquantError when the file is missing or not JSON."""
     try:
         return json.loads(Path(path).read_text())
     except FileNotFoundError as error:
@@ -84,10 +86,11 @@ def read_json(path: str | Path) -> Any:
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a value as JSON, whatever the order of its keys."""
+    """SHA-256 (hexadecimal) of a value as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: str | Path) -> str:
+    """SHA-256 (hexadecimal) of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

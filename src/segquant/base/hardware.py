@@ -1,4 +1,4 @@
-"""What this machine is, without importing torch: the pipeline asks on every run."""
+"""Describe this machine without importing torch, because the pipeline does so on every run."""
 
 from __future__ import annotations
 
@@ -10,25 +10,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-# What PyTorch's kernels choose by; processors of one name can differ here, and in speed many times over.
-_INSTRUCTIONS = (
-    "avx2",
-    "avx512f",
-    "avx512_vnni",
-    "avx512_bf16",
-    "amx_int8",
-    "amx_bf16",
-    "asimd",
-    "asimddp",
-    "i8mm",
-    "bf16",
-    "sve",
-)
+# Instruction sets by which PyTorch selects its kernels. Processors of the same name can differ here, and then their
+# speeds differ many times over.
+_INSTRUCTIONS = tuple("avx2 avx512f avx512_vnni avx512_bf16 amx_int8 amx_bf16 asimd asimddp i8mm bf16 sve".split())
+BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # without one of these, bfloat16 is slower than float32
 _ENGINES = ("onnxruntime", "openvino")
 
 
 def probe() -> dict[str, Any]:
-    """Processor, cores, memory, GPU and the versions that speed depends on: the same on the same machine."""
+    """What speed depends on: processor, cores, memory, GPU and versions. The same on every call."""
     return {
         "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
         "instructions": instructions(),
@@ -42,33 +32,30 @@ def probe() -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """What accuracy depends on besides code and data: the GPU and the libraries that compute."""
+    """What accuracy depends on besides code and data: the GPU and the versions of the numerical libraries."""
     names = ("numpy", "pillow", "safetensors", "torch", "torchao", "transformers", "onnx", "onnxscript", "nncf")
     return {"gpu": (_gpu() or "").split(",")[0] or None, **_versions(*names, *_ENGINES)}
 
 
-BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # instructions without which bfloat16 takes longer than float32
-
-
 def instructions() -> list[str]:
-    """The processor's, of those that PyTorch's kernels ask for; none known outside of Linux."""
-    known = _cpuinfo("flags", "Features").split()
-    return [name for name in _INSTRUCTIONS if name in known]
+    """The processor's instruction sets that matter to PyTorch's kernels; empty where the system is not Linux."""
+    flags = _cpuinfo("flags", "Features").split()
+    return [name for name in _INSTRUCTIONS if name in flags]
 
 
 def _versions(*names: str) -> dict[str, str | None]:
-    """Of packages; None for one that is not installed."""
-    found: dict[str, str | None] = {}
+    """Versions of packages; None for a package that is not installed."""
+    versions: dict[str, str | None] = {}
     for name in names:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
-    return found
+            versions[name] = None
+    return versions
 
 
 def _cpuinfo(*keys: str) -> str:
-    """The first value that Linux gives for one of the keys; empty elsewhere."""
+    """The value of the first line of /proc/cpuinfo with one of the keys; empty where there is none."""
     cpuinfo = Path("/proc/cpuinfo")
     for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
         key, _, value = line.partition(":")
@@ -78,6 +65,7 @@ def _cpuinfo(*keys: str) -> str:
 
 
 def _gpu() -> str | None:
+    """Name and driver version of the first NVIDIA GPU."""
     if not shutil.which("nvidia-smi"):
         return None
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]

@@ -1,4 +1,4 @@
-"""Where the files of a model are (a folder, the Hugging Face hub, an https URL), and those of a data set on the hub."""
+"""Find the files of a model (in a folder, on the Hugging Face hub, at an https URL) or of a data set on the hub."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from segquant.base.files import replacing
 
 log = logging.getLogger(__name__)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-BESIDE = ("config.json", "preprocessor_config.json", "quantization.json")
+CONFIGS = ("config.json", "preprocessor_config.json", "quantization.json")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 def locate(source: str | Path, revision: str | None = None, sha256: str | None = None) -> Path:
-    """The local folder of a model: config.json and model.safetensors, and what else it has.
+    """Return the local folder of a model, with its config.json and model.safetensors.
 
-    `source` is a folder, a hub id (owner/name; `revision` a commit, tag or branch) or an https URL of a
-    safetensors file (`sha256` of it required), with its config.json beside it. Downloads are kept and made once.
-    Raises ModelError when there is no such model, ConfigError for a URL without a sha256.
+    `source` is a folder, a hub id (owner/name; `revision` is a commit, tag or branch), or the https URL of a
+    safetensors file beside its config.json (`sha256` of the file is required). Downloads are cached.
+    Raises ModelError when the model does not exist, ConfigError for a URL without `sha256`.
     """
     text = str(source)
     if Path(source).is_dir():
@@ -41,9 +41,10 @@ def locate(source: str | Path, revision: str | None = None, sha256: str | None =
 
 
 def data_snapshot(name: str, revision: str | None = None, configuration: str | None = None) -> Path:
-    """The local folder of a data set's Parquet files on the hub, of one `configuration` (folder) or all.
+    """Download the Parquet files of a data set on the hub and return their local folder.
 
-    Raises DataError when the hub gives none, or the data set has no Parquet files.
+    `configuration` is the folder to download; None downloads all. Raises DataError when the hub has no such data set,
+    or the data set has no Parquet files.
     """
     from huggingface_hub import snapshot_download
 
@@ -51,26 +52,26 @@ def data_snapshot(name: str, revision: str | None = None, configuration: str | N
     try:
         folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub, its cache and the network raise many types
-        raise DataError(f"data source '{name}' is nothing here and the hub gives none: {_line(error)}") from error
+        raise DataError(f"data source '{name}' is nothing here and the hub gives none: {_one_line(error)}") from error
     if next((folder / (configuration or "")).rglob("*.parquet"), None) is None:
         where = f"{configuration} at " if configuration else ""
         raise DataError(
             f"data source '{name}' has no Parquet files in {where}revision {revision or 'main'}: choose "
-            "data.configuration and data.revision (refs/convert/parquet is what the hub makes of most data sets)"
+            "data.configuration and data.revision (the hub converts most data sets at refs/convert/parquet)"
         )
-    _say_revision(name, revision, folder.name, "data.revision")
+    _log_revision(name, revision, folder.name, "data.revision")
     return folder
 
 
 def files(folder: Path) -> list[Path]:
-    """A model's files in `folder`: what lies beside the weights, and the weights, as safetensors if there are any.
+    """List a model's files in `folder`: its configuration files and one weights file, safetensors if there is one.
 
-    Raises ModelError when it has no config.json or no weights.
+    Raises ModelError when config.json or the weights are missing.
     """
     weights = [folder / name for name in WEIGHTS if (folder / name).is_file()][:1]
     if not weights or not (folder / "config.json").is_file():
-        raise ModelError(f"model '{folder}' is not whole: it needs config.json and model.safetensors")
-    return [path for path in (folder / name for name in BESIDE) if path.is_file()] + weights
+        raise ModelError(f"model '{folder}' is incomplete: it needs config.json and model.safetensors")
+    return [path for path in (folder / name for name in CONFIGS) if path.is_file()] + weights
 
 
 def _snapshot(name: str, revision: str | None) -> Path:
@@ -78,23 +79,23 @@ def _snapshot(name: str, revision: str | None) -> Path:
 
     for weights in WEIGHTS:
         try:
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*BESIDE, weights]))
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*CONFIGS, weights]))
         except Exception as error:  # the hub, its cache and the network raise many types
-            raise ModelError(f"model '{name}' is no folder here and the hub gives none: {_line(error)}") from error
+            raise ModelError(f"model '{name}' is no folder here and the hub gives none: {_one_line(error)}") from error
         if (folder / weights).is_file():
             break
-    _say_revision(name, revision, folder.name, "model.revision")
+    _log_revision(name, revision, folder.name, "model.revision")
     return folder
 
 
-def _say_revision(name: str, revision: str | None, commit: str, key: str) -> None:
+def _log_revision(name: str, revision: str | None, commit: str, key: str) -> None:
     if revision is None:
-        log.warning("%s is taken at its newest, %s: set %s to that to keep it", name, commit, key)
+        log.warning("%s: using the newest revision, commit %s; set %s to this commit to keep it", name, commit, key)
     else:
-        log.info("%s at revision %s is commit %s", name, revision, commit)
+        log.info("%s: using revision %s, commit %s", name, revision, commit)
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return textwrap.shorten(str(error), 200, placeholder="...")
 
 
@@ -102,9 +103,11 @@ def _download(url: str, sha256: str | None) -> Path:
     from torch.hub import download_url_to_file
 
     if not url.split("?")[0].endswith(".safetensors"):
-        raise ModelError(f"model '{url}' is no safetensors file: a pickle from the network can run code")
+        raise ModelError(
+            f"model '{url}' is not a safetensors file: give one, because a pickle from the network can run code"
+        )
     if not re.fullmatch(r"[0-9a-f]{64}", sha256 or ""):
-        raise ConfigError(f"model '{url}' needs model.sha256, the file's 64 hexadecimal digits of SHA-256")
+        raise ConfigError(f"model '{url}' needs model.sha256: set it to the SHA-256 of the file, 64 hexadecimal digits")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "segquant" / f"{sha256}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
     if folder.is_dir():
@@ -112,15 +115,15 @@ def _download(url: str, sha256: str | None) -> Path:
     try:
         with replacing(folder) as part:
             part.mkdir()
-            for name in BESIDE:
-                _beside(f"{url.split('?')[0].rsplit('/', 1)[0]}/{name}", part / name, name == "config.json")
+            for name in CONFIGS:
+                _download_config(f"{url.split('?')[0].rsplit('/', 1)[0]}/{name}", part / name, name == "config.json")
             download_url_to_file(url, str(part / WEIGHTS[0]), hash_prefix=sha256, progress=sys.stderr.isatty())
-    except (OSError, RuntimeError, ValueError, HTTPException) as error:  # RuntimeError: a wrong hash
-        raise ModelError(f"model '{url}' cannot be fetched: {_line(error)}") from error
+    except (OSError, RuntimeError, ValueError, HTTPException) as error:  # RuntimeError: the hash is wrong
+        raise ModelError(f"model '{url}' cannot be fetched: {_one_line(error)}") from error
     return folder
 
 
-def _beside(url: str, target: Path, required: bool) -> None:
+def _download_config(url: str, target: Path, required: bool) -> None:
     from torch.hub import download_url_to_file
 
     try:

@@ -1,4 +1,4 @@
-"""The processes that `torchrun` starts: which one this is, and what they give each other."""
+"""Communication between the processes (ranks) that `torchrun` starts; without torchrun there is one rank."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ T = TypeVar("T")
 
 
 def ranks() -> tuple[int, int]:
-    """This process's number and how many there are, as torchrun says; (0, 1) without it."""
+    """(rank, number of ranks) of this process; (0, 1) without torchrun."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def join() -> None:
-    """Connect this process with the others of torchrun, once; nothing without it. They wait for the slowest."""
+    """Connect this process with the other ranks, if it is not connected yet."""
     if ranks()[1] > 1 and not distributed.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        distributed.init_process_group(backend, timeout=timedelta(days=7))
+        distributed.init_process_group(backend, timeout=timedelta(days=7))  # wait for the slowest
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What `make` gives on rank 0, on every rank."""
+    """Call `make` on rank 0 and return its result on every rank."""
     rank, world = ranks()
-    box = [make() if rank == 0 else None]
+    result = [make() if rank == 0 else None]
     if world > 1:
         join()
-        distributed.broadcast_object_list(box, 0, device=torch.device("cpu"))
-    return box[0]
+        distributed.broadcast_object_list(result, 0, device=torch.device("cpu"))
+    return result[0]
 
 
 def mean(value: float) -> float:
-    """The mean of every rank's `value`."""
+    """The mean of `value` over all ranks."""
     if ranks()[1] == 1:
         return value
     total = torch.tensor(value, dtype=torch.float64)

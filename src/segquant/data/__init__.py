@@ -1,1 +1,1 @@
-"""Where labelled images come from, how they are kept, and how they become a model's input."""
+"""Read labelled images from their sources, store them as shards, and turn them into model inputs."""

@@ -1,4 +1,4 @@
-"""Unlabelled images that a quantizer looks at, as one batch of model inputs."""
+"""Calibration images as one batch of model inputs; their labels are not used."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from segquant.data.protocols import IMAGENET, Normalization, normalize, resize
 
 
 def spread(total: int, count: int) -> list[int]:
-    """`count` indices below `total`, evenly spread; all of them when there are fewer."""
+    """`count` evenly spread indices below `total`; all `total` indices when `count` is larger."""
     count = min(count, total)
     return [i * total // count for i in range(count)]
 
 
 def calibration_batch(rows: Iterable[dict], protocol: str, normalization: Normalization = IMAGENET) -> torch.Tensor:
-    """Model inputs float32 (N, 3, H, W) of the images of `rows`; their labels are not looked at.
+    """Turn the images of `rows` into model inputs, float32 (N, 3, H, W).
 
-    Images that the protocol gives another size are brought to the most common one.
+    Images whose size differs after the protocol's resize are resized to the most common size.
     """
     images = [resize(decode_image(row["image"], row["id"]), protocol) for row in rows]
     ((size, _),) = Counter(image.size for image in images).most_common(1)
-    fitted = [image if image.size == size else image.resize(size, Image.Resampling.BILINEAR) for image in images]
-    return torch.stack([normalize(image, normalization) for image in fitted])
+    resized = [image if image.size == size else image.resize(size, Image.Resampling.BILINEAR) for image in images]
+    return torch.stack([normalize(image, normalization) for image in resized])

@@ -1,4 +1,4 @@
-"""Published data sets from their own servers: fetched with resume, verified, unpacked."""
+"""Download published data sets from their own servers: resume, verify, unpack."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TIMEOUT = 60  # seconds without a byte
 
 @dataclass(frozen=True)
 class Published:
-    """A zip archive: where it is, its size in bytes and its SHA-256."""
+    """A zip archive: its URL, its size in bytes and its SHA-256."""
 
     url: str
     size: int
@@ -28,7 +28,7 @@ class Published:
 
 
 PUBLISHED = {
-    # Size and digest as in the hub's zhoubolei/scene_parse_150 (dataset_infos.json).
+    # Size and digest from dataset_infos.json of zhoubolei/scene_parse_150 on the hub.
     "ade20k": Published(
         "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip",
         967_382_037,
@@ -38,66 +38,69 @@ PUBLISHED = {
 
 
 def fetch(name: str, output: str | Path) -> Path:
-    """Fetch a data set of PUBLISHED and unpack it into a folder of its own in `output`, whole or not at all.
+    """Download a data set of PUBLISHED, unpack it into a folder in `output`, whole or not at all; return the folder.
 
-    A download that was stopped goes on where it was. Raises ConfigError for an unknown name, DataError when the
-    server does not give the published file.
+    An interrupted download resumes where it stopped. Raises ConfigError for an unknown name, DataError when the server
+    does not deliver the published file.
     """
     if name not in PUBLISHED:
         raise ConfigError(f"data set '{name}' is unknown: choose from {', '.join(PUBLISHED)}")
-    wanted = PUBLISHED[name]
-    archive = Path(output) / wanted.url.rsplit("/", 1)[1]
+    published = PUBLISHED[name]
+    archive = Path(output) / published.url.rsplit("/", 1)[1]
     folder = archive.with_suffix("")
     if folder.is_dir() and any(folder.iterdir()):
-        log.info("%s is there already", folder)
+        log.info("%s already exists: nothing to download", folder)
         return folder
     if not archive.is_file():
-        _download(wanted, archive)
-    elif not _is(archive, wanted):
-        raise DataError(f"{archive} is there and is not the published file: move it away to fetch that one")
+        _download(published, archive)
+    elif not _matches(archive, published):
+        raise DataError(f"{archive} exists but is not the published file: move it away, then fetch again")
     _unpack(archive, folder)
     archive.unlink()
     return folder
 
 
-def _download(wanted: Published, target: Path) -> None:
+def _download(published: Published, target: Path) -> None:
     part = target.with_name(f"{target.name}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
     part.touch()
-    with progress(total=wanted.size, initial=part.stat().st_size, desc=target.name, unit="B", scale=True) as bar:
-        while (have := part.stat().st_size) < wanted.size:
-            stopped: Exception | str = "the connection ended early"
+    with progress(total=published.size, initial=part.stat().st_size, desc=target.name, unit="B", scale=True) as bar:
+        while (have := part.stat().st_size) < published.size:
+            reason: Exception | str = "the connection ended early"
             try:
-                _append(wanted, part, have, bar)
+                _append(published, part, have, bar)
             except (OSError, HTTPException) as error:
-                stopped = error
-            if part.stat().st_size <= have:  # one that brought something is followed by another
+                reason = error
+            if part.stat().st_size <= have:  # a connection that delivered bytes is retried
                 raise DataError(
-                    f"{wanted.url} cannot be fetched ({stopped}); {have} of {wanted.size} bytes are here: the same "
-                    "command goes on from there"
+                    f"{published.url} cannot be fetched ({reason}), {have} of {published.size} bytes are here: run the "
+                    "same command again to resume"
                 )
-    if not _is(part, wanted):
+    if not _matches(part, published):
         part.unlink()
-        raise DataError(f"{wanted.url} gave other bytes than were published: they are removed, fetch again")
+        raise DataError(f"{published.url} does not match its published SHA-256: the download was deleted, fetch again")
     part.rename(target)
 
 
-def _is(file: Path, wanted: Published) -> bool:
-    return file.stat().st_size == wanted.size and sha256(file) == wanted.sha256
+def _matches(file: Path, published: Published) -> bool:
+    return file.stat().st_size == published.size and sha256(file) == published.sha256
 
 
-def _append(wanted: Published, part: Path, have: int, bar) -> None:
-    """One connection's worth of the bytes from `have` on."""
-    request = urllib.request.Request(wanted.url, headers={"Range": f"bytes={have}-"} if have else {})
+def _append(published: Published, part: Path, have: int, bar) -> None:
+    """Open one connection, request the bytes from `have` on and append what it delivers to `part`."""
+    request = urllib.request.Request(published.url, headers={"Range": f"bytes={have}-"} if have else {})
     with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
-        goes_on = response.status == 206
-        said = response.headers.get("Content-Range", "").rpartition("/")[2] or response.headers.get("Content-Length")
-        if said and said != str(wanted.size):
-            raise DataError(f"{wanted.url} has {said} bytes where {wanted.size} were published: nothing was fetched")
-        if have and not goes_on:
-            log.warning("%s cannot go on where it stopped: it is fetched from the start", wanted.url)
+        resumes = response.status == 206
+        length = response.headers.get("Content-Range", "").rpartition("/")[2] or response.headers.get("Content-Length")
+        if length and length != str(published.size):
+            raise DataError(
+                f"{published.url} has {length} bytes instead of the published {published.size}: nothing was fetched, "
+                "check the network"
+            )
+        if have and not resumes:
+            log.warning("%s: the server cannot resume, the download starts again", published.url)
             bar.update(-have)
-        with open(part, "ab" if goes_on else "wb") as file:
+        with open(part, "ab" if resumes else "wb") as file:
             while chunk := response.read(_CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))

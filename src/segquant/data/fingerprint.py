@@ -1,4 +1,4 @@
-"""What tells one state of a data source from another, without reading its images."""
+"""Detect changes in a data source without reading its images."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from segquant.data.tree import Folder
 
 
 def fingerprint(data: Data) -> dict[str, Any]:
-    """Of a folder or an archive: how many files and bytes, and a digest of their names, sizes and times; of the hub,
-    the commit. Where `data.classes` is a file, its digest too.
+    """Describe the state of a data source in JSON values.
 
-    Raises DataError when there is no such data.
+    For a folder or an archive: the number of files and bytes, and a digest of their names, sizes and modification
+    times. For the hub: the commit. If `data.classes` is a file, its digest too. Raises DataError when the data do not
+    exist.
     """
-    found: dict[str, Any] = {"source": data.source}
+    state: dict[str, Any] = {"source": data.source}
     if data.classes and Path(data.classes).is_file():
-        found["classes"] = files.sha256(data.classes)
+        state["classes"] = files.sha256(data.classes)
     if data.source == "scenes":
-        return found
+        return state
     path = find(data)
-    if on_hub(data):  # where the folder of a snapshot is named after its commit
-        return {**found, "commit": path.name}
+    if on_hub(data):  # the hub's cache names a snapshot's folder after its commit
+        return {**state, "commit": path.name}
     names = Folder(path).names() if path.is_dir() else [""]
-    states = [(name, (path / name).stat()) for name in names]
-    listing = "".join(f"{name}\0{state.st_size}\0{state.st_mtime_ns}\n" for name, state in states)
-    size = sum(state.st_size for _, state in states)
-    return {**found, "files": len(states), "bytes": size, "listing": hashlib.sha256(listing.encode()).hexdigest()}
+    stats = [(name, (path / name).stat()) for name in names]
+    listing = "".join(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n" for name, stat in stats)
+    size = sum(stat.st_size for _, stat in stats)
+    return {**state, "files": len(stats), "bytes": size, "listing": hashlib.sha256(listing.encode()).hexdigest()}

@@ -1,4 +1,4 @@
-"""Encoded images and annotations as pixels."""
+"""Decode images and labels, with errors that name the file."""
 
 from __future__ import annotations
 
@@ -12,25 +12,13 @@ from PIL import Image, UnidentifiedImageError
 
 from segquant.base.errors import DataError
 
-# Formats of labels, and compressions of TIFF
-_LOSSLESS = {
-    "PNG",
-    "BMP",
-    "GIF",
-    "PPM",
-    "raw",
-    "packbits",
-    "tiff_lzw",
-    "tiff_deflate",
-    "tiff_adobe_deflate",
-    "lzma",
-    "zstd",
-}
-IGNORE = 255  # the annotation of pixels that do not count
+# Image formats and TIFF compressions that keep class ids exactly.
+_LOSSLESS = set("PNG BMP GIF PPM raw packbits tiff_lzw tiff_deflate tiff_adobe_deflate lzma zstd".split())
+IGNORE = 255  # class id of pixels without a label
 
 
 class Pair(NamedTuple):
-    """An image and its label as they are stored, and what a message calls them."""
+    """An image and its label as encoded bytes, and their names in error messages."""
 
     id: str
     image: bytes
@@ -40,9 +28,9 @@ class Pair(NamedTuple):
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
-    """Decode an image to RGB, as it lies in the file: labels know nothing of EXIF's rotation.
+    """Decode an image to 8-bit RGB: grey is expanded, alpha dropped, 16 bits reduced to 8.
 
-    Grey becomes RGB, alpha is dropped, 16 bits become 8. Raises DataError, naming it, when it is broken.
+    EXIF rotation is not applied, because labels have none. Raises DataError with `name` when the image is broken.
     """
     with _readable(name, "image"):
         image = _open(data)
@@ -52,53 +40,56 @@ def decode_image(data: bytes, name: str) -> Image.Image:
 
 
 def image_size(data: bytes, name: str) -> tuple[int, int]:
-    """(width, height) of an image that `decode_image` can read. Raises DataError as it does."""
+    """(width, height) of an image. Raises DataError when `decode_image` would."""
     with _readable(name, "image"):
         image = _open(data)
         size = image.size
-        image.draft("L", (1, 1))  # of a JPEG every byte is looked at, but few pixels are made
+        image.draft("L", (1, 1))  # reads every byte of a JPEG but decodes few pixels
         image.load()
         return size
 
 
 def decode_annotation(data: bytes, name: str = "an annotation") -> np.ndarray:
-    """A shard's annotation as uint8 (H, W). Raises DataError, naming it, when it is broken."""
+    """Decode the annotation of a shard row to uint8 (H, W). Raises DataError with `name` when it is broken."""
     try:
         return np.array(Image.open(io.BytesIO(data)))
     except Exception as error:  # as in _readable
-        raise DataError(f"{name} has no readable label ({error}): make the shards again") from error
+        raise DataError(f"{name} has no readable label ({error}): run prepare_shards again") from error
 
 
 def decode_label(data: bytes, name: str) -> np.ndarray:
-    """A data set's label as it is stored: values 0 to 255 as uint8 (H, W); a palette's colours do not matter.
+    """Decode a data set's label to its stored values, uint8 (H, W); for a palette image, the indices.
 
-    Raises DataError, naming it, when it is broken or cannot hold one class id a pixel without loss.
+    Raises DataError with `name` when the label is broken, or its format cannot hold one class id per pixel without
+    loss.
     """
     with _readable(name, "label"):
         image = Image.open(io.BytesIO(data))
         image.load()
     if image.format not in _LOSSLESS and image.info.get("compression") not in _LOSSLESS:
-        raise DataError(f"{name} is a {image.format}, which may change class ids: make labels PNG from their source")
+        raise DataError(
+            f"{name} is a {image.format}, which may change class ids: export the label as PNG from its source"
+        )
     if image.mode not in ("L", "P", "1"):
         kind = {"I": "32-bit", "F": "32-bit"}.get(image.mode, "16-bit" if image.mode[0] == "I" else image.mode)
-        raise DataError(f"{name} is a {kind} image: a label must be 8-bit with one class id a pixel")
+        raise DataError(f"{name} has {kind} pixels: a label must be 8-bit with one class id per pixel")
     values = np.array(image).astype(np.uint8)
-    if image.mode == "L" and image.format == "PNG":  # Pillow stretches 2 and 4 bits of grey to 0..255
+    if image.mode == "L" and image.format == "PNG":  # Pillow scales 2-bit and 4-bit grey to 0..255
         values //= 255 // (2 ** data[24] - 1)  # IHDR's bit depth
     return values
 
 
 @contextmanager
-def _readable(name: str, what: str) -> Iterator[None]:
+def _readable(name: str, kind: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # Pillow raises a dozen types for broken files
+    except Exception as error:  # Pillow raises many types of exception for broken files
         reason = "its format is unknown" if isinstance(error, UnidentifiedImageError) else error
-        raise DataError(f"{name} is not a readable {what} ({reason}): replace it or take it out") from error
+        raise DataError(f"{name} is not a readable {kind} ({reason}): replace or remove it") from error
 
 
 def _open(data: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(data))
     if image.mode in ("I", "F"):
-        raise ValueError("it has 32 bits a pixel, and no range that could be taken for grey")
+        raise ValueError("it has 32 bits per pixel, whose grey range is unknown")
     return image

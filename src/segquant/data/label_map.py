@@ -1,4 +1,4 @@
-"""From a model's class ids to a data set's, where the two differ."""
+"""Map a model's class ids to a data set's class ids where the two differ."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ NO_CLASS = 255
 
 
 def load_label_map(path: str | Path | None, model_classes: int, data_classes: Sequence[str]) -> np.ndarray | None:
-    """A lookup table uint8 (model_classes,) from a YAML file `map: {model id: data set id}`.
+    """Read a YAML file `map: {model id: data set id}` as a lookup table, uint8 (model_classes,).
 
-    A model class of `null` has no counterpart: its pixels are wrong wherever they are labelled. None
-    without a file, where both sides have the same number of classes. Raises DataError when an id
-    is missing or out of range, or when there is no file and the numbers differ.
+    A model class that maps to `null` has no counterpart: its pixels count as wrong wherever there is a label. Returns
+    None when `path` is None and both have the same number of classes. Raises DataError when the numbers differ and
+    `path` is None, or when the file lacks an id or has one out of range.
     """
     if path is None:
         if model_classes == len(data_classes):
             return None
         raise DataError(
             f"the model has {model_classes} classes but the data set has {len(data_classes)}: give data.label_map "
-            "(--label-map), a YAML file with `map: {model id: data id}`, as data/label_maps/cityscapes_to_camvid.yaml"
+            "(--label-map), a YAML file `map: {model id: data set id}` like data/label_maps/cityscapes_to_camvid.yaml"
         )
     try:
         entries = yaml.safe_load(Path(path).read_text())["map"]
@@ -34,16 +34,16 @@ def load_label_map(path: str | Path | None, model_classes: int, data_classes: Se
         raise DataError(f"label map {path} does not exist") from error
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"label map {path} is not a YAML file with `map: {{model id: data set id}}`") from error
-    missing = sorted(set(range(model_classes)) - ids.keys())
-    extra = sorted(ids.keys() - set(range(model_classes)))
-    outside = sorted(v for v in ids.values() if v != NO_CLASS and not 0 <= v < len(data_classes))
-    for what, found in (
-        ("lacks model class", missing),
-        ("names an unknown model class", extra),
-        ("maps to an unknown data set class", outside),
-    ):
-        if found:
+    known = set(range(model_classes))
+    problems = {
+        "lacks model class": known - ids.keys(),
+        "names an unknown model class": ids.keys() - known,
+        "maps to an unknown data set class": set(ids.values()) - {NO_CLASS, *range(len(data_classes))},
+    }
+    for problem, classes in problems.items():
+        if classes:
             raise DataError(
-                f"label map {path} {what} {found[0]} (model: {model_classes} classes, data set: {len(data_classes)})"
+                f"label map {path} {problem} {min(classes)}: the model has {model_classes} classes, the data set "
+                f"{len(data_classes)}"
             )
     return np.array([ids[i] for i in range(model_classes)], np.uint8)

@@ -1,9 +1,9 @@
-"""Which files of a folder make pairs of image and label, and how the labels' values are meant."""
+"""Find the pairs of image and label in a folder or archive, and what the values of the labels mean."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -16,38 +16,21 @@ KNOWN = (
     "images/SPLIT with annotations/SPLIT (ADE20K), leftImg8bit/SPLIT with gtFine/SPLIT (Cityscapes), or SPLIT with "
     "SPLITannot (CamVid)"
 )
-# Cityscapes' labelIds and trainIds (cityscapesscripts.helpers.labels); the others do not count.
-TRAIN_IDS = {
-    7: 0,
-    8: 1,
-    11: 2,
-    12: 3,
-    13: 4,
-    17: 5,
-    19: 6,
-    20: 7,
-    21: 8,
-    22: 9,
-    23: 10,
-    24: 11,
-    25: 12,
-    26: 13,
-    27: 14,
-    28: 15,
-    31: 16,
-    32: 17,
-    33: 18,
-}
+# Cityscapes evaluates these labelIds; their trainIds are 0 to 18 in this order (cityscapesscripts.helpers.labels).
+_LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+TRAIN_IDS = {label_id: train_id for train_id, label_id in enumerate(_LABEL_IDS)}
+# Wildcards and the regular expressions that match the same text.
 _ANY = {"**/": "((?:.*/)?)", "**": "(.*)", "*": "([^/]*)"}
 _WILD = re.compile(r"(\*\*/|\*\*|\*)")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """`pairs` of (id, image's name, label's name).
+    """The pairs of one split, their classes, and how stored label values become class ids.
 
-    `reduce_labels` says that 0 is no class and the others are one too high, `ignore` which values, as they are
-    stored, do not count; `ids` gives the class ids of values where they are others, and all else does not count.
+    `pairs` holds (id, name of the image, name of the label). `ids` maps stored values to class ids and drops all other
+    values; None keeps the values as they are. `reduce_labels` subtracts 1 and drops 0. `ignore` lists further stored
+    values without a class.
     """
 
     pairs: Sequence[tuple[str, str, str]]
@@ -58,45 +41,51 @@ class Layout:
 
 
 def recognise(tree: Folder | Archive, split: str) -> tuple[Folder | Archive, Layout] | None:
-    """ADE20K's, Cityscapes' or CamVid's layout, whichever has files of this split, and where it was found.
+    """Recognise the layout of ADE20K, Cityscapes or CamVid in `tree`, or in the only folder below it that has one.
 
-    That may be a folder in `tree`, if there is just one such.
+    Returns the folder and its layout, or None. Raises DataError when a layout has no images or lacks a label.
     """
-    for layout in (_ade, _cityscapes, _camvid):
-        if found := layout(tree, split):
-            return tree, found
-    below = [tree.below(folder) for folder in tree.folders()]
-    inside = [(one, found) for one in below for layout in (_ade, _cityscapes, _camvid) if (found := layout(one, split))]
-    return inside[0] if len(inside) == 1 else None
+    if first := next(_layouts(tree, split), None):
+        return first
+    below = [match for folder in tree.folders() for match in _layouts(tree.below(folder), split)]
+    return below[0] if len(below) == 1 else None
+
+
+def _layouts(tree: Folder | Archive, split: str) -> Iterator[tuple[Folder | Archive, Layout]]:
+    for layout_of in (_ade, _cityscapes, _camvid):
+        if layout := layout_of(tree, split):
+            yield tree, layout
 
 
 def matching(tree: Folder | Archive, split: str, images: str, annotations: str) -> Layout:
-    """Pairs by two patterns in which {split} stands for the split, `*` for any text of one name and `**` of many.
+    """Pair images and labels by two patterns.
 
-    What the wildcards stand for in an image's name stands in its label's, in the same order, and is its id; as
-    elsewhere `**/` may be no folder at all. Raises ConfigError when the two have different wildcards, DataError when
-    nothing matches.
+    In a pattern {split} stands for the split, `*` matches any text in one name, `**` any text across folders, and `**/`
+    also no folder at all. The text that the wildcards match in an image's name replaces the wildcards of `annotations`
+    in the same order; it is also the id of the pair. Raises ConfigError when the two patterns have different wildcards,
+    DataError when no file matches.
     """
-    images, annotations = (one.replace("{split}", split).removeprefix("./") for one in (images, annotations))
+    images, annotations = (text.replace("{split}", split).removeprefix("./") for text in (images, annotations))
     if not _WILD.search(images) or _WILD.findall(images) != _WILD.findall(annotations):
         raise ConfigError(
-            f"data.images '{images}' and data.annotations '{annotations}' must have the same wildcards (* and **), one "
-            "at least: what they stand for names the pair"
+            f"data.images '{images}' and data.annotations '{annotations}' have different wildcards or none: use the "
+            "same wildcards (* and **) in both, at least one, because the text that they match names the pair"
         )
     parts = _WILD.split(images)
     *body, suffix = (_ANY.get(part) or re.escape(part) for part in parts)
     pattern = re.compile("".join(body) + f"(?i:{suffix})")
     label = _WILD.sub("{}", annotations.replace("{", "{{").replace("}", "}}"))
-    names = tree.names(_folder(parts[0]))
-    texts = [(name, found.groups()) for name in names if (found := pattern.fullmatch(name))]
-    pairs = [
-        ("-".join(t.strip("/").replace("/", "-") for t in held if t), name, label.format(*held)) for name, held in texts
-    ]
+    matches = [match for name in tree.names(_folder(parts[0])) if (match := pattern.fullmatch(name))]
+    pairs = [(_pair_id(match.groups()), match.string, label.format(*match.groups())) for match in matches]
     if not pairs:
         raise DataError(
-            f"{tree.where(images)} matches no file: see data.images (its wildcards are * and **) and data.source"
+            f"{tree.where(images)} matches no file: check data.images (its wildcards are * and **) and data.source"
         )
     return Layout(_checked(tree, pairs, tree.names(_folder(_WILD.split(annotations)[0]))), ())
+
+
+def _pair_id(texts: Iterable[str]) -> str:
+    return "-".join(text.strip("/").replace("/", "-") for text in texts if text)
 
 
 def _ade(tree: Folder | Archive, split: str) -> Layout | None:
@@ -107,16 +96,16 @@ def _ade(tree: Folder | Archive, split: str) -> Layout | None:
 
 
 def _cityscapes(tree: Folder | Archive, split: str) -> Layout | None:
-    """With trainIds where they have been made, else with the labelIds that are published."""
+    """Use trainIds where they exist, else the labelIds of the published archives."""
     folders = f"leftImg8bit/{split}", f"gtFine/{split}"
-    trained = any(name.endswith("_labelTrainIds.png") for name in tree.names(folders[1]))
+    has_train_ids = any(name.endswith("_labelTrainIds.png") for name in tree.names(folders[1]))
 
     def label(image: PurePosixPath) -> str:
-        stem, kind = image.stem.removesuffix("_leftImg8bit"), "labelTrainIds" if trained else "labelIds"
+        stem, kind = image.stem.removesuffix("_leftImg8bit"), "labelTrainIds" if has_train_ids else "labelIds"
         return f"{folders[1]}/{image.parent.name}/{stem}_gtFine_{kind}.png"
 
     pairs = _pairs(tree, *folders, label)
-    return pairs and Layout(pairs, classes.CITYSCAPES, ids=None if trained else TRAIN_IDS)
+    return pairs and Layout(pairs, classes.CITYSCAPES, ids=None if has_train_ids else TRAIN_IDS)
 
 
 def _camvid(tree: Folder | Archive, split: str) -> Layout | None:
@@ -129,25 +118,27 @@ def _folder(name: str) -> str:
 
 
 def _pairs(tree: Folder | Archive, images: str, labels: str, label_of: Callable[[PurePosixPath], str]):
-    """Pairs of the images in a folder; None where there is no such folder or none of labels."""
+    """Pair the images in folder `images` with their labels; None where the folder of images or labels is missing."""
     if not (tree.has(images) and tree.has(labels)):
         return None
-    found = [PurePosixPath(name) for name in tree.names(images)]
-    pairs = [(path.stem, str(path), label_of(path)) for path in found if path.suffix.lower() in IMAGES]
+    paths = [PurePosixPath(name) for name in tree.names(images)]
+    pairs = [(path.stem, str(path), label_of(path)) for path in paths if path.suffix.lower() in IMAGES]
     if not pairs:
-        raise DataError(f"{tree.where(images)} has no images")
+        raise DataError(f"{tree.where(images)} has no images: add images ({', '.join(sorted(IMAGES))})")
     return _checked(tree, pairs, tree.names(labels))
 
 
 def _checked(tree: Folder | Archive, pairs: list[tuple[str, str, str]], labels: Iterable[str]):
-    """`pairs`, each with a name of its own and a label that is there, its suffix in whatever case."""
+    """Check that ids are unique and labels exist, and give each label its stored name: a suffix may be in any case."""
     known, names = {_lower_suffix(label): label for label in labels}, {}
     for name, image, label in pairs:
         if names.setdefault(name, image) != image:
             other = names[name].rpartition("/")[2]
-            raise DataError(f"{tree.where(image)} and {other} have one name, and so one label: rename one")
+            raise DataError(
+                f"{tree.where(image)} and {other} have the same name and so the same label: rename one of them"
+            )
         if _lower_suffix(label) not in known:
-            raise DataError(f"{tree.where(image)} has no label: {tree.where(label)} does not exist")
+            raise DataError(f"{tree.where(image)} has no label: add {tree.where(label)} or remove the image")
     return tuple((name, image, known[_lower_suffix(label)]) for name, image, label in pairs)
 
 

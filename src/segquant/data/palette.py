@@ -1,4 +1,4 @@
-"""Colours for class maps: the ADE20K palette that the benchmark's own tools and mmsegmentation use."""
+"""Colours for class maps: the ADE20K palette of the benchmark's official tools and of mmsegmentation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ffcc00 ff008f 00ffeb 85ff00 ff00eb f500ff ff007a fff500 0abed4 d6ff00 00ccff 140
 
 
 def palette() -> np.ndarray:
-    """RGB uint8 (256, 3) for class ids 0..149; the rest, ignored pixels (255) among them, is black."""
+    """RGB uint8 (256, 3): a colour for each class id 0 to 149; the other ids, among them 255 (ignored), are black."""
     colors = np.zeros((256, 3), np.uint8)
     for i, color in enumerate(_COLORS.split()):
         colors[i] = tuple(bytes.fromhex(color))

@@ -1,10 +1,10 @@
-"""How an image becomes a model's input. Named and versioned: a number without its protocol says nothing.
+"""Input protocols: how an image becomes a model's input. Compare figures only under the same protocol.
 
-- `aligned-512-v1`: keep the ratio inside 2048x512, then round both sides up to multiples of 32. The
-  official evaluation of SegFormer on ADE20K (`AlignedResize` of NVlabs/SegFormer).
-- `fixed-HxW-v1`: squash to H x W.
+- `aligned-512-v1`: resize to fit 2048x512 at the same aspect ratio, then round both sides up to multiples of 32.
+  This is the official evaluation of SegFormer on ADE20K (`AlignedResize` in NVlabs/SegFormer).
+- `fixed-HxW-v1`: resize to H x W, whatever the aspect ratio.
 
-Logits are upsampled to the label's own size in both.
+Both upsample the logits to the size of the label.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Normalization = tuple[Sequence[float], Sequence[float]]
 
 
 def resize_steps(protocol: str, width: int, height: int) -> list[tuple[int, int]]:
-    """The (width, height) of each resize in turn; the last one is the model's input size."""
+    """The (width, height) of each resize in order; the last is the size of the model's input."""
     if check_protocol(protocol) != ALIGNED_PROTOCOL:
         fixed_height, fixed_width = map(int, FIXED_PROTOCOL.fullmatch(protocol).groups())
         return [(fixed_width, fixed_height)]
@@ -33,6 +33,7 @@ def resize_steps(protocol: str, width: int, height: int) -> list[tuple[int, int]
 
 
 def resize(image: Image.Image, protocol: str) -> Image.Image:
+    """Resize an image to the size of the model's input, with Pillow's bilinear filter."""
     for size in resize_steps(protocol, *image.size):
         if image.size != size:
             image = image.resize(size, Image.Resampling.BILINEAR)
@@ -40,7 +41,7 @@ def resize(image: Image.Image, protocol: str) -> Image.Image:
 
 
 def normalize(image: Image.Image | np.ndarray, normalization: Normalization = IMAGENET) -> torch.Tensor:
-    """An RGB image as float32 (3, H, W): divided by 255, less the mean, over the standard deviation."""
+    """An RGB image as float32 (3, H, W): (pixels / 255 - mean) / standard deviation."""
     mean, std = (torch.tensor(values)[:, None, None] for values in normalization)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(torch.float32) / 255
     return (pixels - mean) / std

@@ -1,4 +1,4 @@
-"""Labelled images as Parquet shards, and the manifest that says what they hold."""
+"""Store labelled images as Parquet shards with a manifest, and read them back."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ SHARD_BYTES = 4_000_000
 
 
 def write_shards(sources: dict[str, Any], folder: str | Path, shard_bytes: int = SHARD_BYTES) -> dict[str, Any]:
-    """Write `{split: source}` as `SPLIT-NNNNN-of-NNNNN.parquet` with `manifest.json`; give back the manifest.
+    """Write `{split: source}` as `SPLIT-NNNNN-of-NNNNN.parquet` files and `manifest.json`; return the manifest.
 
-    Images keep their original bytes. Memory holds one shard at a time. The folder exists whole or
-    not at all. Raises DataError from a broken source, SegquantError when the disk is full.
+    Images keep their original bytes. One shard at a time is in memory. The folder exists whole or not at all. Raises
+    DataError when the source is broken, SegquantError when the folder cannot be written.
     """
     try:
         with replacing(folder) as part:
@@ -46,25 +46,26 @@ def write_shards(sources: dict[str, Any], folder: str | Path, shard_bytes: int =
             first = next(iter(sources.values()))
             manifest = make_manifest(first.classes, splits)
             write_json(part / "manifest.json", manifest)
-    except OSError as error:  # of files that are read a source says itself which
+    except OSError as error:  # sources raise DataError for files that they cannot read
         raise SegquantError(f"cannot write {folder}: {error.strerror or error}") from error
     return manifest
 
 
 def make_manifest(classes: Sequence[str], splits: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of some splits, with a fingerprint of classes, ids, images and labels, in whatever shards."""
+    """Build the manifest; its fingerprint covers classes, ids, images and labels, but not the division into shards."""
     manifest = {"classes": list(classes), "ignore": IGNORE, "splits": splits}
     content = {**manifest, "splits": {name: split["content"] for name, split in splits.items()}}
     return {**manifest, "fingerprint": hashlib.sha256(json.dumps(content).encode()).hexdigest()}
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """Raises SegquantError when the folder has no readable manifest."""
     return read_json(Path(folder) / "manifest.json")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of rows, as the manifest says it is."""
+    """A Parquet file as the manifest describes it."""
 
     path: Path
     rows: int
@@ -72,11 +73,11 @@ class Shard:
 
 
 def open_shards(folder: str | Path, split: str) -> list[Shard]:
-    """The shards of a split in order. Raises DataError when there is no such split or a file is not there."""
+    """The shards of a split in order. Raises DataError when the split or a file is missing."""
     splits = read_manifest(folder)["splits"]
     if split not in splits:
         raise DataError(f"{folder} has no split '{split}': choose one of {', '.join(splits)}")
-    shards = [Shard(Path(folder) / one["file"], one["rows"], one["sha256"]) for one in splits[split]["shards"]]
+    shards = [Shard(Path(folder) / entry["file"], entry["rows"], entry["sha256"]) for entry in splits[split]["shards"]]
     for shard in shards:
         if not shard.path.is_file():
             raise DataError(f"shard {shard.path} is missing: run prepare_shards again")
@@ -84,9 +85,9 @@ def open_shards(folder: str | Path, split: str) -> list[Shard]:
 
 
 def shard_rows(shard: Shard) -> Iterator[dict]:
-    """The rows of a shard in order, one row group in memory at a time.
+    """Yield the rows of a shard in order, with one row group in memory at a time.
 
-    Raises DataError for a file that is not the one that the manifest names.
+    Raises DataError when the file is not the one that the manifest describes.
     """
     try:
         if sha256(shard.path) != shard.sha256:
@@ -94,7 +95,7 @@ def shard_rows(shard: Shard) -> Iterator[dict]:
         with pq.ParquetFile(shard.path) as file:
             if file.metadata.num_rows != shard.rows or not shard.rows:
                 raise DataError(
-                    f"shard {shard.path} has {file.metadata.num_rows} rows where its manifest says {shard.rows}: "
+                    f"shard {shard.path} has {file.metadata.num_rows} rows but its manifest says {shard.rows}: "
                     "run prepare_shards again"
                 )
             for group in range(file.num_row_groups):
@@ -106,7 +107,7 @@ def shard_rows(shard: Shard) -> Iterator[dict]:
 
 
 def read_rows(folder: str | Path, split: str, limit: int | None = None) -> Iterator[dict]:
-    """The first `limit` rows of a split (None: all) in order."""
+    """Yield the first `limit` rows of a split in order; None for all."""
     return islice(chain.from_iterable(map(shard_rows, open_shards(folder, split))), limit)
 
 
@@ -138,7 +139,7 @@ def _write_split(source: Any, split: str, folder: Path, shard_bytes: int) -> dic
         nonlocal rows, size
         if rows:
             path = folder / f"{split}-part-{len(parts):05d}.parquet"
-            # The bytes are compressed images already.
+            # JPEG and PNG bytes do not compress further.
             pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path, compression="none", row_group_size=64)
             parts.append((path, len(rows)))
         rows, size = [], 0
@@ -162,7 +163,7 @@ def _write_split(source: Any, split: str, folder: Path, shard_bytes: int) -> dic
 
 
 class LabelCounts:
-    """Images, labelled pixels and a digest of ids, images and labels of a split, for its manifest."""
+    """What the manifest says of a split: images, pixels per class, and a digest of ids, images and labels."""
 
     def __init__(self) -> None:
         self.images, self.pixels, self.content = 0, np.zeros(256, np.int64), hashlib.sha256()

@@ -1,8 +1,8 @@
-"""Where labelled images come from: the built-in scenes, a folder, a zip archive, Parquet, or the hub.
+"""Sources of labelled images: the built-in scenes, a folder, a zip archive, Parquet files, or the hub.
 
-A source has a length, `[i]` gives a shard row (`id`, `image` and `annotation` as encoded bytes,
-`width`, `height`), and `classes` names its class ids. Annotations leave here as PNGs of uint8 class
-ids at the image's own size with 255 for ignored pixels, whatever the layout stored.
+A source has a length, `source[i]` is a shard row (`id`, `image` and `annotation` as encoded bytes, `width`, `height`),
+and `source.classes` names its class ids. Whatever the layout stores, an annotation is a PNG of uint8 class ids of the
+same size as the image, with 255 for ignored pixels.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CLASSES = {"ade20k": classes.ADE20K, "cityscapes": classes.CITYSCAPES, "camvid":
 
 
 class Known(NamedTuple):
-    """How a data set on the hub is read where it is not said otherwise."""
+    """Defaults for a data set on the hub."""
 
     revision: str | None = None
     configuration: str | None = None
@@ -67,7 +67,7 @@ class Scenes:
 
 @dataclass(frozen=True)
 class Files:
-    """Pairs of files in a folder or an archive."""
+    """The pairs of files in a folder or an archive."""
 
     tree: Folder | Archive
     layout: Layout
@@ -102,12 +102,12 @@ class Labelled:
         if labels.shape != (height, width):
             raise DataError(
                 f"{pair.label_name} is {labels.shape[1]}x{labels.shape[0]} but its image {pair.image_name} is "
-                f"{width}x{height}: they must be of one size"
+                f"{width}x{height}: make them the same size"
             )
-        bad = np.setdiff1d(labels[labels != IGNORE], np.arange(len(self.classes)))
-        if bad.size:
+        unknown = np.setdiff1d(labels[labels != IGNORE], np.arange(len(self.classes)))
+        if unknown.size:
             raise DataError(
-                f"{pair.label_name} holds class id {bad[0]}, but there are {len(self.classes)} classes: see "
+                f"{pair.label_name} holds class id {unknown[0]}, but there are {len(self.classes)} classes: check "
                 "data.classes, data.ignore and data.reduce_labels"
             )
         encoded = io.BytesIO()
@@ -117,7 +117,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Photos:
-    """Images of a folder or an archive that have no labels: their rows' `annotation` is None."""
+    """Images without labels in a folder or an archive: `annotation` is None in their rows."""
 
     tree: Folder | Archive
     names: Sequence[str]
@@ -138,9 +138,10 @@ class _NoLayout(DataError):
 
 
 def open_source(data: str | Data, split: str, limit: int | None = None) -> Scenes | Labelled:
-    """Open one split of what `data` names (a string: its source), at most `limit` images of it.
+    """Open at most `limit` images of one split of `data`; a string is short for Data(source).
 
-    Raises DataError when there is no such data, split or pair, ConfigError when it is not said how to read it.
+    Raises DataError when the data, the split or a label is missing, ConfigError when the classes or the meaning of the
+    label values are not clear.
     """
     data = Data(data) if isinstance(data, str) else data
     if data.source == "scenes":
@@ -156,13 +157,16 @@ def open_source(data: str | Data, split: str, limit: int | None = None) -> Scene
         pairs, layout = _local(path, split, data)
     names, lookup = _classes(data, layout), _lookup(data, layout)
     size = min(len(pairs), limit or len(pairs))
-    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-    log.info("%s, split %s: %d images, %d classes (%s)", data.source, split, size, len(names), shown)
+    listed = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    log.info("%s, split %s: %d images, %d classes (%s)", data.source, split, size, len(names), listed)
     return Labelled(pairs, size, names, lookup)
 
 
 def open_images(data: Data, split: str, limit: int | None = None) -> Scenes | Labelled | Photos:
-    """Open a split whose labels are not needed: as `open_source`, or else images in the folder `split` or in `data`."""
+    """Open a split whose labels are not needed: as `open_source`, else the photographs in folder `split` or in `data`.
+
+    Raises DataError when there are none.
+    """
     try:
         return open_source(data, split, limit)
     except _NoLayout as error:
@@ -170,21 +174,22 @@ def open_images(data: Data, split: str, limit: int | None = None) -> Scenes | La
         names = tree.names(split) or [name for name in tree.names() if "/" not in name]
         photos = [name for name in names if PurePosixPath(name).suffix.lower() in IMAGES]
         if not photos:
-            raise DataError(f"{tree.where(split)} and {data.source} hold no photographs, and {error}") from error
+            raise DataError(f"neither {tree.where(split)} nor {data.source} holds photographs, and {error}") from error
         return Photos(tree, photos[:limit])
 
 
 def rows(source: Scenes | Labelled | Photos) -> Iterator[dict]:
-    """The rows of a source in order."""
+    """Yield the rows of a source in order."""
     return (source[i] for i in range(len(source)))
 
 
 def on_hub(data: Data) -> bool:
+    """Whether `data.source` is not a local path."""
     return not Path(data.source).exists()
 
 
 def find(data: Data) -> Path:
-    """Where the data are on this machine, fetched from the hub if need be."""
+    """The local path of the data, downloaded from the hub where necessary. Raises DataError when they do not exist."""
     path = Path(data.source)
     if not on_hub(data):
         if path.is_file() and path.suffix.lower() != ".zip":
@@ -200,33 +205,32 @@ def find(data: Data) -> Path:
 
 
 def _local(path: Path, split: str, data: Data) -> tuple[Pairs, Layout | None]:
-    """Pairs in a folder or an archive, by the patterns if there are any, else as a layout or a table has them."""
-    if data.configuration:  # which only tables have
+    """The pairs in a folder or an archive: by the patterns of data.images, else by a known layout, else by a table."""
+    if data.configuration:  # only tables have configurations
         if not (path / data.configuration).is_dir():
-            raise ConfigError(f"{path} has no folder '{data.configuration}': see data.configuration")
+            raise ConfigError(f"{path} has no folder '{data.configuration}': check data.configuration")
         return open_table(path / data.configuration, split, data), None
     tree = open_tree(path)
     if data.images:
         layout = matching(tree, split, data.images, data.annotations)
         return Files(tree, layout), layout
-    found = recognise(tree, split)
-    if found:
-        return Files(*found), found[1]
+    if match := recognise(tree, split):
+        return Files(*match), match[1]
     if path.is_dir() and is_table(path):
         return open_table(path, split, data), None
     raise _NoLayout(
-        f"{path} has no split '{split}' in a layout known here: {KNOWN}; for another one give data.images and "
-        "data.annotations"
+        f"{path} has no split '{split}' in a known layout, {KNOWN}: for any other layout set data.images "
+        "and data.annotations"
     )
 
 
 def _classes(data: Data, layout: Layout | None) -> Sequence[str]:
-    """The names of the classes, by data.classes or else as the layout has them."""
+    """The names of the classes: data.classes, else the layout's."""
     if data.classes is None:
         if layout is None or not layout.classes:
             raise ConfigError(
-                f"{data.source} does not name its classes: give data.classes, one of {', '.join(CLASSES)} or a text "
-                "file with a name a line"
+                f"{data.source} does not name its classes: set data.classes to one of {', '.join(CLASSES)} or to a "
+                "text file with a class per line"
             )
         return layout.classes
     if data.classes in CLASSES:
@@ -235,29 +239,34 @@ def _classes(data: Data, layout: Layout | None) -> Sequence[str]:
         names = [line.strip() for line in Path(data.classes).read_text(encoding="utf-8-sig").rstrip().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"data.classes '{data.classes}' is none of {', '.join(CLASSES)} and no text file with a name a line"
+            f"data.classes '{data.classes}' is unknown: give one of {', '.join(CLASSES)} or a text file with a class "
+            "per line"
         ) from error
     if "" in names:
-        raise ConfigError(f"data.classes '{data.classes}' has no name in line {names.index('') + 1}: a class is a line")
+        raise ConfigError(
+            f"data.classes '{data.classes}' has no name in line {names.index('') + 1}: write a class per line"
+        )
     if not 0 < len(names) <= IGNORE:
-        raise ConfigError(f"data.classes '{data.classes}' must name 1 to {IGNORE} classes, a name a line")
+        raise ConfigError(
+            f"data.classes '{data.classes}' names {len(names)} classes: name 1 to {IGNORE}, a class per line"
+        )
     return names
 
 
 def _lookup(data: Data, layout: Layout | None) -> np.ndarray:
-    """Class ids uint8 (256,) of the values that labels store; 255 for those that do not count."""
+    """Lookup table uint8 (256,) from stored label values to class ids; 255 for values without a class."""
     plain = Layout((), ())
     layout = layout or plain
     as_stored = replace(layout, pairs=(), classes=()) == plain
     if data.classes and not as_stored and None in (data.reduce_labels, data.ignore):
         raise ConfigError(
-            f"{data.source} has labels of a known layout, but classes of your own: say data.reduce_labels and "
-            "data.ignore too (false and [255] take the labels as they are stored)"
+            f"{data.source} has the labels of a known layout, but data.classes names other classes: set "
+            "data.reduce_labels and data.ignore too (false and [255] keep the stored values)"
         )
     if data.classes == "ade20k" and as_stored and data.reduce_labels is None:
         raise ConfigError(
-            f"{data.source}: say data.reduce_labels, true where labels hold 1 to 150 and 0 is no class, as "
-            "ADE20K's own do, false where they hold 0 to 149"
+            f"{data.source} may hold label values 0 to 149 or 1 to 150: set data.reduce_labels to true where 0 is no "
+            "class (as in ADE20K's archive), else to false"
         )
     reduce = layout.reduce_labels if data.reduce_labels is None else data.reduce_labels
     table = np.arange(256)

@@ -1,4 +1,4 @@
-"""Labelled images in Parquet files, or in a folder that `datasets` saved: one image and one label a row."""
+"""Read labelled images from Parquet files or from a folder that `datasets` saved: one image and label per row."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from segquant.base.config import Data
 from segquant.base.errors import ConfigError, DataError
 from segquant.data.images import Pair
 
-_SAVED = ("dataset_dict.json", "state.json")  # of save_to_disk: of several splits, of one
+_SAVED = ("dataset_dict.json", "state.json")  # save_to_disk writes them for several splits and for one
 _PARTS = re.compile(r"-of-(\d+)$")
 
 
 class Rows(Protocol):
-    """Rows of two columns; a cell is {"bytes", "path"}, as `datasets` stores an image, or bytes, or a path."""
+    """Rows whose cells hold an image as {"bytes", "path"} (as `datasets` does), as bytes, or as a path."""
 
     schema: pa.Schema
-    folder: Path  # what paths are relative to
+    folder: Path  # paths are relative to it
 
     def __len__(self) -> int: ...
-    def cells(self, index: int, columns: Sequence[str]) -> list[Any]: ...
-    def paths(self, column: str) -> list[str | None]: ...
+    def cells(self, index: int, columns: Sequence[str]) -> list[Any]: ...  # of a row
+    def paths(self, column: str) -> list[str | None]: ...  # of all rows
 
 
 class Parquet:
-    """Rows of some files in turn, a row group in memory at a time; its columns are those that all files have."""
+    """The rows of several files in order, with one row group in memory. Columns that a file lacks are left out."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.files, self.folder = files, files[0].parent
@@ -58,16 +58,16 @@ class Parquet:
         return [self._held[1][column][row].as_py() for column in columns]
 
     def paths(self, column: str) -> list[str | None]:
-        found: list[str | None] = []
-        for path in self.files:
-            with pq.ParquetFile(path) as file:
+        paths: list[str | None] = []
+        for parquet in self.files:
+            with pq.ParquetFile(parquet) as file:
                 cells = file.read(columns=[f"{column}.path"])[column]
-            found += pc.struct_field(cells, "path").to_pylist()
-        return found
+            paths += pc.struct_field(cells, "path").to_pylist()
+        return paths
 
 
 class Saved:
-    """Rows of a `datasets.Dataset`."""
+    """The rows of a `datasets.Dataset`."""
 
     def __init__(self, dataset: Any, folder: Path) -> None:
         self.dataset, self.folder = dataset.with_format("arrow"), folder
@@ -81,26 +81,28 @@ class Saved:
         return [row[column][0].as_py() for column in columns]
 
     def paths(self, column: str) -> list[str | None]:
-        found = self.dataset.select_columns([column])
-        batches = found.iter(1000)
+        batches = self.dataset.select_columns([column]).iter(1000)
         return [path for batch in batches for path in pc.struct_field(batch[column], "path").to_pylist()]
 
 
 class Table:
-    """Pairs in the rows of a table, by id: the image files' names where the rows know them and they differ, else the
-    rows' numbers."""
+    """The pairs of image and label in a table.
+
+    The id of a pair is the name of its image file where the table stores unique names, else the number of its row.
+    Raises DataError for a table without rows, ConfigError when a column is missing or holds no images.
+    """
 
     def __init__(self, rows: Rows, data: Data, name: str) -> None:
         self.rows, self.name = rows, name
         if not len(rows):
-            raise DataError(f"{name} has no rows")
+            raise DataError(f"{name} has no rows: choose a different split or table")
         self.columns = data.columns.image, data.columns.annotation
         for key, column in zip(("image", "annotation"), self.columns):
             if column not in rows.schema.names:
                 known = ", ".join(rows.schema.names)
                 raise ConfigError(f"{name} has no column '{column}': set data.columns.{key} to one of {known}")
             if not _holds_images(kind := rows.schema.field(column).type):
-                raise ConfigError(f"{name} has {kind} in column '{column}', no images: set data.columns.{key}")
+                raise ConfigError(f"{name} has {kind} instead of images in column '{column}': set data.columns.{key}")
         names = []
         if pa.types.is_struct(rows.schema.field(self.columns[0]).type):
             names = [Path(path or "").stem for path in rows.paths(self.columns[0])]
@@ -116,7 +118,7 @@ class Table:
         try:
             cells = self.rows.cells(index, self.columns)
         except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{where[0]} cannot be read ({_line(error)}): fetch or save it again") from error
+            raise DataError(f"{where[0]} cannot be read ({_one_line(error)}): fetch or save it again") from error
         return Pair(name, *(self._bytes(cell, place) for cell, place in zip(cells, where)), *where)
 
     def _bytes(self, cell: Any, where: str) -> bytes:
@@ -126,30 +128,30 @@ class Table:
         if data:
             return data
         if not path:
-            raise DataError(f"{where} holds nothing: take the row out")
+            raise DataError(f"{where} is empty: remove the row")
         try:
             return (self.rows.folder / path).read_bytes()
         except OSError as error:
-            raise DataError(f"{where} names {path}, which cannot be read: {error.strerror}") from error
+            raise DataError(f"{where} names {path}, which cannot be read ({error.strerror}): add the file") from error
 
 
 def is_table(folder: Path) -> bool:
-    """Whether a folder holds Parquet files or what `save_to_disk` writes."""
+    """Whether a folder holds Parquet files or a data set that `save_to_disk` wrote."""
     return any((folder / name).is_file() for name in _SAVED) or next(folder.rglob("*.parquet"), None) is not None
 
 
 def open_table(folder: Path, split: str, data: Data) -> Table:
-    """One split of the data in `folder`.
+    """Open one split of the table in `folder`.
 
-    Raises DataError when there is no such split, or a file is broken or missing, ConfigError when it is not said
-    which columns or folder to take.
+    Raises DataError when the split or a file is missing or broken, ConfigError when the columns or the folder to read
+    are not clear.
     """
     try:
         saved = any((folder / name).is_file() for name in _SAVED)
-        found = _saved(folder, split) if saved else Parquet(_parquet(folder, split))
-        return Table(found, data, f"{folder} ({split})")
+        rows = _saved(folder, split) if saved else Parquet(_parquet(folder, split))
+        return Table(rows, data, f"{folder} ({split})")
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"{folder} cannot be read as a table ({_line(error)}): fetch or save it again") from error
+        raise DataError(f"{folder} cannot be read as a table ({_one_line(error)}): fetch or save it again") from error
 
 
 def _holds_images(kind: pa.DataType) -> bool:
@@ -159,7 +161,7 @@ def _holds_images(kind: pa.DataType) -> bool:
     return any(check(kind) for check in checks)
 
 
-def _line(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 
@@ -167,35 +169,37 @@ def _saved(folder: Path, split: str) -> Saved:
     try:
         import datasets
     except ImportError as error:
-        raise ConfigError("what `datasets` saved needs it to be read: pip install 'segquant[pipeline]'") from error
+        raise ConfigError(
+            f"{folder} needs the package `datasets` to be read: pip install 'segquant[pipeline]'"
+        ) from error
 
-    found = datasets.load_from_disk(str(folder))
-    # A single split: what has no name is "train", as everywhere in `datasets`
-    splits = found if hasattr(found, "keys") else {str(found.split or "train"): found}
+    saved = datasets.load_from_disk(str(folder))
+    # `datasets` calls a split without a name "train".
+    splits = saved if hasattr(saved, "keys") else {str(saved.split or "train"): saved}
     if split not in splits:
         raise DataError(f"{folder} has no split '{split}': choose one of {', '.join(splits)}")
     return Saved(splits[split], folder)
 
 
 def _parquet(folder: Path, split: str) -> list[Path]:
-    """The Parquet files of a split: SPLIT.parquet or SPLIT-NNNNN-of-NNNNN.parquet, or those in a folder SPLIT."""
+    """The Parquet files of a split: SPLIT.parquet, SPLIT-NNNNN-of-NNNNN.parquet, or the files in a folder SPLIT."""
     files = sorted(folder.rglob("*.parquet"))
     named = re.compile(rf"{re.escape(split)}([-_.]\d+([-_.]of[-_.]\d+)?)?")
-    found = [path for path in files if named.fullmatch(path.stem)]
-    holders = {path.parent for path in found}
-    if not found:
-        found = [path for path in files if path.parent.name == split and path.parent != folder]
-        holders = {path.parent.parent for path in found}
-    if not found:
-        some = ", ".join(str(path.relative_to(folder)) for path in files[:3])
+    chosen = [path for path in files if named.fullmatch(path.stem)]
+    parents = {path.parent for path in chosen}
+    if not chosen:
+        chosen = [path for path in files if path.parent.name == split and path.parent != folder]
+        parents = {path.parent.parent for path in chosen}
+    if not chosen:
+        names = ", ".join(str(path.relative_to(folder)) for path in files[:3]) + (", ..." if len(files) > 3 else "")
         raise DataError(
-            f"{folder} has no split '{split}': its Parquet files are {some}{', ...' if len(files) > 3 else ''}; "
-            "a file's folder or its name, as train-00000-of-00001.parquet, says its split"
+            f"{folder} has no split '{split}' but the Parquet files {names}: name the split in the name of the file, "
+            "as in train-00000-of-00001.parquet, or of its folder"
         )
-    if len(holders) > 1:
-        names = ", ".join(sorted(str(holder.relative_to(folder)) for holder in holders))
+    if len(parents) > 1:
+        names = ", ".join(sorted(str(parent.relative_to(folder)) for parent in parents))
         raise ConfigError(f"{folder} has split '{split}' in several folders: choose data.configuration from {names}")
-    parts = {int(part[1]) for path in found if (part := _PARTS.search(path.stem))}
-    if parts and parts != {len(found)}:
-        raise DataError(f"{folder} has {len(found)} of the {max(parts)} files of split '{split}': fetch it again")
-    return found
+    totals = {int(part[1]) for path in chosen if (part := _PARTS.search(path.stem))}
+    if totals and totals != {len(chosen)}:
+        raise DataError(f"{folder} has {len(chosen)} of the {max(totals)} files of split '{split}': fetch it again")
+    return chosen

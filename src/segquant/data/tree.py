@@ -1,4 +1,4 @@
-"""The files of a folder or of a zip archive, by their names below it."""
+"""Read the files of a folder or of a zip archive by their relative names."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path, PurePosixPath
 
 from segquant.base.errors import DataError
 
-LARGEST = 1 << 30  # bytes of a file in an archive: a small one may unpack to more than memory holds
+LARGEST = 1 << 30  # bytes of an unpacked file; protects the memory from decompression bombs
 
 
 class Folder:
-    """The files below a folder; hidden ones are left out."""
+    """The files below a folder, without hidden files and folders."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -24,46 +24,54 @@ class Folder:
         return (self.root / folder).is_dir()
 
     def folders(self) -> list[str]:
-        """Names of the folders in this one, sorted."""
+        """Sorted names of the folders directly in this folder."""
         return sorted(path.name for path in self.root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
     def below(self, folder: str) -> Folder:
         return Folder(self.root / folder)
 
     def names(self, under: str = "") -> list[str]:
-        """Names of the files in and below the folder `under`, sorted; none where there is no such folder."""
-        found = []
-        for place, folders, files in os.walk(self.root / under, followlinks=True):
+        """Sorted names of all files below the folder `under`; empty where it does not exist."""
+        names = []
+        for parent, folders, files in os.walk(self.root / under, followlinks=True):
             folders[:] = [folder for folder in folders if not folder.startswith(".")]
-            found += [Path(place, file).relative_to(self.root).as_posix() for file in files if not file.startswith(".")]
-        return sorted(found)
+            names += [
+                Path(parent, file).relative_to(self.root).as_posix() for file in files if not file.startswith(".")
+            ]
+        return sorted(names)
 
     def read(self, name: str) -> bytes:
+        """Raises DataError when the file cannot be read."""
         try:
             return (self.root / name).read_bytes()
         except OSError as error:
-            raise DataError(f"{self.where(name)} cannot be read: {error.strerror}") from error
+            raise DataError(f"{self.where(name)} cannot be read ({error.strerror}): replace or remove it") from error
 
     def where(self, name: str) -> str:
-        """How a message names a file."""
+        """The name of a file in error messages."""
         return str(self.root / name)
 
 
 class Archive:
-    """The files in a zip archive, read where they lie; a single folder that holds all of them is left out."""
+    """The files in a zip archive, read without unpacking it. A single folder around all files is not part of the names.
+
+    Raises DataError when the archive is broken, or holds a name twice or a name that leads outside.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._opened: tuple[int, zipfile.ZipFile] | None = None
-        self._stored: dict[str, str] = {}  # the name in the archive, by the one that is used here
+        self._stored: dict[str, str] = {}  # name used here: name in the archive
         for entry in self._file().infolist():
-            name = entry.filename.replace("\\", "/")  # as some programs of Windows write it
+            name = entry.filename.replace("\\", "/")  # a few Windows programs write backslashes
             if is_outside(name):
-                raise DataError(f"{path} holds '{name}', which would lie outside of it: do not trust this archive")
+                raise DataError(
+                    f"{path} holds '{name}', which would unpack outside of its folder: do not trust this archive"
+                )
             if name.endswith("/") or name.startswith("__MACOSX/") or "/." in f"/{name}":
                 continue
             if name in self._stored:
-                raise DataError(f"{path} holds '{name}' twice: make it again")
+                raise DataError(f"{path} holds '{name}' twice: create it again")
             self._stored[name] = entry.filename
         self.top, self._names = "", sorted(self._stored)
         folders = self.folders()
@@ -74,26 +82,27 @@ class Archive:
         return bool(self.names(folder))
 
     def folders(self) -> list[str]:
-        """Names of the folders in this one, sorted."""
+        """Sorted names of the folders directly in this folder."""
         return sorted({name.split("/")[0] for name in self._names if "/" in name})
 
     def below(self, folder: str) -> Archive:
-        part = copy.copy(self)
-        part.top = f"{self.top}{folder}/"
-        part._names = [name.removeprefix(f"{folder}/") for name in self.names(folder)]
-        return part
+        subtree = copy.copy(self)
+        subtree.top = f"{self.top}{folder}/"
+        subtree._names = [name.removeprefix(f"{folder}/") for name in self.names(folder)]
+        return subtree
 
     def names(self, under: str = "") -> list[str]:
         return [name for name in self._names if not under or name.startswith(f"{under}/")]
 
     def read(self, name: str) -> bytes:
+        """Raises DataError when the file cannot be read or is larger than LARGEST."""
         stored = self._stored[self.top + name]
         try:
             size = self._file().getinfo(stored).file_size
             if size > LARGEST:
-                raise DataError(f"{self.where(name)} unpacks to {size} bytes, which no image has: take it out")
+                raise DataError(f"{self.where(name)} unpacks to {size} bytes, too many for an image: remove it")
             return self._file().read(stored)
-        except RuntimeError as error:  # it is encrypted, or compressed in a way that Python does not know
+        except RuntimeError as error:  # it is encrypted, or Python lacks the compression
             raise DataError(f"{self.where(name)} cannot be read ({error}): unpack the archive to a folder") from error
         except (OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
             raise DataError(f"{self.where(name)} cannot be read ({error}): fetch the archive again") from error
@@ -102,17 +111,17 @@ class Archive:
         return f"{self.path}:{self.top}{name}"
 
     def _file(self) -> zipfile.ZipFile:
-        """Open in this process: a forked one would share its parent's place in the file."""
+        """Open the archive once per process: a forked process would share its parent's position in the file."""
         if self._opened is None or self._opened[0] != os.getpid():
             try:
                 self._opened = os.getpid(), zipfile.ZipFile(self.path)
-            except (OSError, ValueError, zipfile.BadZipFile) as error:  # ValueError: names of no encoding
+            except (OSError, ValueError, zipfile.BadZipFile) as error:  # ValueError: undecodable names
                 raise DataError(f"{self.path} is not a readable zip archive ({error}): fetch it again") from error
         return self._opened[1]
 
 
 def is_outside(name: str) -> bool:
-    """Whether an archive's entry would be written outside of the folder that it is unpacked to."""
+    """Whether an archive's entry would be unpacked outside of the target folder."""
     path = PurePosixPath(name)
     return path.is_absolute() or ".." in path.parts or (len(name) > 1 and name[1] == ":")
 

@@ -1,9 +1,8 @@
 """Built-in data: procedural street, landscape and indoor scenes with ADE20K class ids.
 
-`sample(seed, split, index)` is a pure function of its arguments and of the pinned numpy and Pillow.
-The scenes stand in for Scene Parse 150 where there is no hub: sizes vary from 240 to 400 pixels a
-side, 37 of the 150 classes occur, and light, noise, blur, occlusion and ambiguous colours keep a
-trained model well below 100 %.
+`sample(seed, split, index)` is a pure function of its arguments and of the pinned numpy and Pillow. The scenes replace
+Scene Parse 150 where there is no network. Each side is 240 to 400 pixels long, 37 of the 150 classes occur, and light,
+noise, blur, occlusion and ambiguous colours keep the accuracy of a trained model well below 100 %.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from segquant.scenes.canvas import Canvas
 from segquant.scenes.indoor import room
 from segquant.scenes.outdoor import landscape, street
 
-SIZES = {"train": 20_000, "validation": 2_000}  # as many as Scene Parse 150 has, rounded
+SIZES = {"train": 20_000, "validation": 2_000}  # the sizes of Scene Parse 150, rounded
 KINDS = {"street": street, "landscape": landscape, "room": room}
 
 
 def draw(seed: int, split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scene `index` of `split`: RGB uint8 (H, W, 3) and ADE20K class ids uint8 (H, W), 255 = ignore."""
+    """Scene `index` of `split`: RGB uint8 (H, W, 3) and ADE20K class ids uint8 (H, W), where 255 means ignore."""
     rng = np.random.default_rng([seed, zlib.crc32(split.encode()), index])
     width, height = (int(n) for n in rng.integers(240, 401, 2))
     canvas = Canvas(rng, width, height)
@@ -48,7 +47,7 @@ def sample(seed: int, split: str, index: int) -> dict:
 
 
 def _photograph(rng: np.random.Generator, rgb: np.ndarray) -> np.ndarray:
-    """Light and lens: uneven light, colour cast, exposure, blur, sensor noise."""
+    """Simulate a camera: uneven light, colour cast, exposure, haze, blur and sensor noise."""
     height, width = rgb.shape[:2]
     y, x = np.linspace(-1, 1, height, dtype=np.float32)[:, None], np.linspace(-1, 1, width, dtype=np.float32)
     angle = rng.uniform(0, 2 * np.pi)

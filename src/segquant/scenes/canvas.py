@@ -1,8 +1,7 @@
 """A picture and its label image, painted back to front.
 
-Every shape is painted with a `Material` into the picture and with one class id into the
-labels, so the labels are exact by construction. Shapes are rasterised by Pillow inside their
-own bounding box, which keeps a scene of fifty objects well under 30 ms.
+`Canvas` paints every shape twice: with a `Material` into the picture and with a class id into the labels, so the labels
+are exact. Pillow rasterises each shape inside its bounding box, so a scene of fifty objects takes less than 30 ms.
 """
 
 from __future__ import annotations
@@ -34,6 +33,8 @@ class Material:
 
 
 def bricks(size: float) -> Pattern:
+    """Courses of bricks `size` pixels high with light joints, shifted from course to course."""
+
     def shade(y: np.ndarray, x: np.ndarray) -> np.ndarray:
         row = np.floor(y / size)
         joint = (y % size < 1.2) | ((x + row * size) % (2 * size) < 1.2)
@@ -43,11 +44,14 @@ def bricks(size: float) -> Pattern:
 
 
 def stripes(period: float, angle: float = 0.0) -> Pattern:
+    """Sine waves of `period` pixels; `angle` in radians turns them from vertical stripes."""
     c, s = np.cos(angle), np.sin(angle)
     return lambda y, x: np.sin((x * c + y * s) * (2 * np.pi / period))
 
 
 def planks(period: float, horizontal: bool = False) -> Pattern:
+    """Boards `period` pixels wide, each in its own shade, with dark joints."""
+
     def shade(y: np.ndarray, x: np.ndarray) -> np.ndarray:
         t = (y if horizontal else x) / period
         board = np.floor(t)
@@ -57,6 +61,7 @@ def planks(period: float, horizontal: bool = False) -> Pattern:
 
 
 def checks(period: float) -> Pattern:
+    """A chessboard with squares of `period` pixels."""
     return lambda y, x: np.where((np.floor(y / period) + np.floor(x / period)) % 2 == 0, 1.0, -1.0)
 
 
@@ -73,13 +78,13 @@ class Canvas:
         self._streaks = self._noise(2, 16)
 
     def _noise(self, cell_y: int, cell_x: int) -> np.ndarray:
-        """Smooth noise of about unit variance with features of the given size in pixels."""
+        """Smooth noise of about unit variance, float32 (H, W), with features of `cell_y` x `cell_x` pixels."""
         small = self.rng.standard_normal((self.height // cell_y + 3, self.width // cell_x + 3), dtype=np.float32)
         image = Image.fromarray(small).resize((self.width, self.height), Image.Resampling.BILINEAR)
         return np.asarray(image) * np.float32(1.5)
 
     def color(self, base: Sequence[float], spread: float = 18.0, cast: float = 8.0) -> np.ndarray:
-        """`base` with a random brightness (`spread`) and a random colour cast (`cast`), in grey levels."""
+        """`base` with random brightness and colour cast; `spread` and `cast` are standard deviations in grey levels."""
         value = np.asarray(base, np.float32)
         value = value + self.rng.normal(0, spread) + self.rng.normal(0, cast, 3)
         return np.clip(value, 4, 250).astype(np.float32)
@@ -87,9 +92,13 @@ class Canvas:
     def any_color(self, low: float = 30, high: float = 225) -> np.ndarray:
         return self.rng.uniform(low, high, 3).astype(np.float32)
 
-    # Shapes. Points are (x, y) in pixels and may lie outside the picture.
+    # Shapes of class `name`. Points are (x, y) in pixels and may lie outside the picture.
     def polygon(self, name: str, points: Sequence[Point], material: Material) -> None:
         self._paint(name, *self._mask(points, lambda d, p: d.polygon(p, fill=255)), material)
+
+    def trapezoid(self, name: str, x: float, y0: float, half0: float, y1: float, half1: float, material: Material):
+        """Two horizontal edges at y0 and y1, centred on `x`, half as long as `half0` and `half1` say."""
+        self.polygon(name, [(x - half0, y0), (x + half0, y0), (x + half1, y1), (x - half1, y1)], material)
 
     def rectangle(self, name: str, x0: float, y0: float, x1: float, y1: float, material: Material) -> None:
         self._paint(name, self._box(x0, y0, x1, y1), None, material)
@@ -103,7 +112,7 @@ class Canvas:
         self._paint(name, *mask, material)
 
     def blob(self, name: str, x: float, y: float, rx: float, ry: float, material: Material, lobes: int = 7) -> None:
-        """A rounded, irregular outline around (x, y): crowns of trees, rocks, clouds."""
+        """A rounded, irregular shape around (x, y) with radii `rx` and `ry`: crowns of trees, rocks, clouds."""
         angles = np.linspace(0, 2 * np.pi, 4 * lobes, endpoint=False)
         radius = 1 + 0.22 * self.rng.standard_normal(angles.size)
         radius = np.clip((radius + np.roll(radius, 1)) / 2, 0.5, 1.4)
@@ -111,7 +120,7 @@ class Canvas:
         self.polygon(name, list(zip(xs, ys)), material)
 
     def ridge(self, base: float, amplitude: float, roughness: float = 0.55) -> list[Point]:
-        """The upper outline of hills from left to right by midpoint displacement, about y = `base`."""
+        """The outline of hills around y = `base`, from left to right, by midpoint displacement."""
         heights = self.rng.normal(0, amplitude, 2) * 0.5
         while heights.size < 65:
             middle = (heights[:-1] + heights[1:]) / 2 + self.rng.normal(0, amplitude, heights.size - 1)
@@ -121,16 +130,16 @@ class Canvas:
         return list(zip(np.linspace(-1, self.width, heights.size), base - heights))
 
     def ground(self, name: str, outline: Sequence[Point], material: Material) -> None:
-        """Everything below `outline`, down to the bottom of the picture."""
+        """Fill the picture from `outline` down to the bottom."""
         self.polygon(name, [*outline, (self.width, self.height), (-1, self.height)], material)
 
     def shadow(self, x0: float, y0: float, x1: float, y1: float, strength: float = 0.35) -> None:
-        """Darken an ellipse of the picture; the labels stay."""
+        """Darken an ellipse of the picture without changing the labels."""
         box, mask = self._ellipse(x0, y0, x1, y1)
         if box is not None:
             self.rgb[box] *= 1 - strength * mask[..., None]
 
-    # Rasterising: a box of the picture, or None outside it, and a mask inside that box.
+    # Rasterising: the box of a shape in the picture (None outside of the picture) and the mask inside the box.
     def _box(self, x0: float, y0: float, x1: float, y1: float) -> tuple[slice, slice] | None:
         left, right = max(0, round(x0)), min(self.width, round(x1) + 1)
         top, bottom = max(0, round(y0)), min(self.height, round(y1) + 1)

@@ -1,4 +1,4 @@
-"""The things that stand in a scene. Each function paints one at its foot point, `s` its height in pixels."""
+"""Objects of a scene. Each function paints an object that stands at (x, y) and is `s` pixels high."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ def tree(c: Canvas, x: float, y: float, s: float) -> None:
     trunk, crown = rng.uniform(0.04, 0.09) * s, rng.uniform(0.24, 0.4) * s
     c.shadow(x - crown, y - 0.04 * s, x + crown, y + 0.05 * s)
     bark = Material(c.color((86, 68, 52), 14), 9, 9)
-    c.polygon(
-        "tree", [(x - trunk, y), (x + trunk, y), (x + trunk / 2, y - 0.6 * s), (x - trunk / 2, y - 0.6 * s)], bark
-    )
+    c.trapezoid("tree", x, y, trunk, y - 0.6 * s, trunk / 2, bark)
     autumn = rng.random() < 0.15
     leaf = Material(c.color((150, 100, 48) if autumn else GREEN, 22, 11), 10, 8, leaves=rng.uniform(14, 26), shade=26)
     if rng.random() < 0.3:  # a conifer
@@ -46,11 +44,7 @@ def plant(c: Canvas, x: float, y: float, s: float, pot: bool = False) -> None:
     leaf = Material(c.color((70, 122, 60), 24, 14), 8, 8, leaves=rng.uniform(8, 18))
     if pot:
         clay = Material(c.color((150, 100, 80), 35, 20), 4, 5)
-        c.polygon(
-            "plant",
-            [(x - 0.2 * s, y - 0.35 * s), (x + 0.2 * s, y - 0.35 * s), (x + 0.14 * s, y), (x - 0.14 * s, y)],
-            clay,
-        )
+        c.trapezoid("plant", x, y - 0.35 * s, 0.2 * s, y, 0.14 * s, clay)
         y -= 0.3 * s
     for angle in rng.uniform(-1.15, 1.15, rng.integers(6, 12)):
         length = rng.uniform(0.5, 1.0) * (0.7 * s if pot else s)
@@ -67,18 +61,13 @@ def person(c: Canvas, x: float, y: float, s: float) -> None:
     trousers, shirt = Material(c.any_color(20, 130), 5, 6), Material(c.any_color(), 5, 7)
     for side in (-1, 1):
         c.line("person", [(x + side * 0.05 * s, y - 0.5 * s), (x + side * stride, y)], 0.1 * s, trousers)
-    c.polygon(
-        "person",
-        [(x - w, y - 0.84 * s), (x + w, y - 0.84 * s), (x + 0.85 * w, y - 0.44 * s), (x - 0.85 * w, y - 0.44 * s)],
-        shirt,
-    )
+    c.trapezoid("person", x, y - 0.84 * s, w, y - 0.44 * s, 0.85 * w, shirt)
     for side in (-1, 1):
         reach = rng.uniform(0.6, 1.5) * w
         c.line("person", [(x + side * w, y - 0.8 * s), (x + side * (w + 0.4 * reach), y - 0.45 * s)], 0.06 * s, shirt)
     c.ellipse("person", x - 0.062 * s, y - s, x + 0.062 * s, y - 0.85 * s, Material(c.color(SKIN, 32), 3, 3))
-    c.ellipse(
-        "person", x - 0.065 * s, y - 1.01 * s, x + 0.065 * s, y - 0.93 * s, Material(c.color((60, 48, 40), 26), 6)
-    )
+    hair = Material(c.color((60, 48, 40), 26), 6)
+    c.ellipse("person", x - 0.065 * s, y - 1.01 * s, x + 0.065 * s, y - 0.93 * s, hair)
 
 
 def car(c: Canvas, x: float, y: float, s: float) -> None:
@@ -94,33 +83,11 @@ def car(c: Canvas, x: float, y: float, s: float) -> None:
             c.ellipse("car", x + side * w - 0.19 * s, y - 0.36 * s, x + side * w + 0.19 * s, y + 0.02 * s, black)
         else:
             c.rectangle("car", x + side * w * 1.2 - 0.1 * s, y - 0.3 * s, x + side * w * 1.2 + 0.1 * s, y, black)
-    c.polygon(
-        "car",
-        [
-            (x - w, y - 0.12 * s),
-            (x - w, y - 0.5 * s),
-            (x - 0.7 * w, y - 0.6 * s),
-            (x + 0.75 * w, y - 0.6 * s),
-            (x + w, y - 0.46 * s),
-            (x + w, y - 0.12 * s),
-        ],
-        paint,
-    )
-    c.polygon(
-        "car",
-        [(x - 0.72 * w, y - 0.58 * s), (x - 0.5 * w, y - s), (x + 0.42 * w, y - s), (x + 0.72 * w, y - 0.58 * s)],
-        paint,
-    )
-    c.polygon(
-        "car",
-        [
-            (x - 0.6 * w, y - 0.6 * s),
-            (x - 0.44 * w, y - 0.93 * s),
-            (x + 0.37 * w, y - 0.93 * s),
-            (x + 0.6 * w, y - 0.6 * s),
-        ],
-        glass,
-    )
+    body = [(-1, 0.12), (-1, 0.5), (-0.7, 0.6), (0.75, 0.6), (1, 0.46), (1, 0.12)]
+    roof = [(-0.72, 0.58), (-0.5, 1), (0.42, 1), (0.72, 0.58)]
+    windows = [(-0.6, 0.6), (-0.44, 0.93), (0.37, 0.93), (0.6, 0.6)]
+    for outline, material in ((body, paint), (roof, paint), (windows, glass)):
+        c.polygon("car", [(x + right * w, y - up * s) for right, up in outline], material)
     lamp = Material(c.color((230, 200, 150) if rng.random() < 0.5 else (190, 50, 45), 20), 2)
     for side in (-0.82, 0.82):
         c.ellipse("car", x + side * w - 0.08 * s, y - 0.46 * s, x + side * w + 0.08 * s, y - 0.34 * s, lamp)
@@ -147,14 +114,12 @@ def building(c: Canvas, x0: float, y0: float, x1: float, y1: float, name: str = 
     rng = c.rng
     bases = [(158, 122, 102), (176, 168, 154), (128, 128, 132), (196, 182, 152), (138, 92, 78), (100, 110, 122)]
     pattern = [None, bricks(rng.uniform(3, 6)), planks(rng.uniform(6, 12), True)][rng.integers(3)]
-    wall = Material(
-        c.color(bases[rng.integers(len(bases))], 24, 10), 5, 7, pattern=pattern, pattern_strength=rng.uniform(5, 13)
-    )
+    color = c.color(bases[rng.integers(len(bases))], 24, 10)
+    wall = Material(color, 5, 7, pattern=pattern, pattern_strength=rng.uniform(5, 13))
     c.rectangle(name, x0, y0, x1, y1, wall)
-    if rng.random() < 0.4:  # a cornice
-        c.rectangle(
-            name, x0 - 2, y0, x1 + 2, y0 + 0.04 * (y1 - y0) + 2, Material(wall.color * rng.uniform(0.6, 1.15), 4)
-        )
+    if rng.random() < 0.4:
+        cornice = Material(color * rng.uniform(0.6, 1.15), 4)
+        c.rectangle(name, x0 - 2, y0, x1 + 2, y0 + 0.04 * (y1 - y0) + 2, cornice)
     step_x, step_y = rng.uniform(15, 27), rng.uniform(19, 32)
     pane_x, pane_y = rng.uniform(0.38, 0.62) * step_x, rng.uniform(0.42, 0.66) * step_y
     dark = rng.random() < 0.75
@@ -176,59 +141,38 @@ def building(c: Canvas, x0: float, y0: float, x1: float, y1: float, name: str = 
 def door(c: Canvas, x: float, foot: float, w: float, h: float) -> None:
     material = Material(c.color((104, 76, 58), 38, 18), 4, 5, pattern=planks(max(3, w / 3)), pattern_strength=8)
     c.rectangle("door", x, foot - h, x + w, foot, material)
-    c.rectangle(
-        "door", x + 0.78 * w, foot - 0.5 * h, x + 0.88 * w, foot - 0.44 * h, Material(c.color((190, 170, 110)), 2)
-    )
+    knob = Material(c.color((190, 170, 110)), 2)
+    c.rectangle("door", x + 0.78 * w, foot - 0.5 * h, x + 0.88 * w, foot - 0.44 * h, knob)
 
 
 def sign_plate(c: Canvas, x0: float, y0: float, x1: float, y1: float) -> None:
     ground = c.any_color(20, 240)
     ink = Material(np.where(ground > 128, ground - 110, ground + 110), 2)
     c.rectangle("signboard", x0, y0, x1, y1, Material(ground, 3, 3))
-    middle = (y0 + y1) / 2
+    middle, half = (y0 + y1) / 2, 0.2 * (y1 - y0)
     for x in np.arange(x0 + 3, x1 - 4, 5):  # letters
         if c.rng.random() < 0.8:
-            c.rectangle(
-                "signboard", x, middle - 0.2 * (y1 - y0), x + c.rng.uniform(1, 3), middle + 0.2 * (y1 - y0), ink
-            )
+            c.rectangle("signboard", x, middle - half, x + c.rng.uniform(1, 3), middle + half, ink)
 
 
 def house(c: Canvas, x: float, y: float, s: float) -> None:
     rng = c.rng
     w = s * rng.uniform(0.55, 0.95)
-    walls = Material(
-        c.color([(198, 184, 162), (168, 118, 96), (206, 206, 200), (126, 138, 150)][rng.integers(4)], 20), 5, 6
-    )
-    roof = Material(
-        c.color([(132, 70, 54), (84, 80, 82), (112, 92, 74)][rng.integers(3)], 20),
-        6,
-        6,
-        pattern=stripes(3.2, np.pi / 2),
-        pattern_strength=8,
-    )
+    plaster = [(198, 184, 162), (168, 118, 96), (206, 206, 200), (126, 138, 150)][rng.integers(4)]
+    walls = Material(c.color(plaster, 20), 5, 6)
+    tile = [(132, 70, 54), (84, 80, 82), (112, 92, 74)][rng.integers(3)]
+    roof = Material(c.color(tile, 20), 6, 6, pattern=stripes(3.2, np.pi / 2), pattern_strength=8)
     c.shadow(x - 1.1 * w, y - 0.05 * s, x + 1.1 * w, y + 0.07 * s)
     c.rectangle("house", x - w, y - 0.58 * s, x + w, y, walls)
     peak = rng.uniform(-0.5, 0.5) * w
-    c.polygon(
-        "house",
-        [
-            (x - 1.15 * w, y - 0.56 * s),
-            (x + peak - 0.3 * w, y - s),
-            (x + peak + 0.3 * w, y - s),
-            (x + 1.15 * w, y - 0.56 * s),
-        ],
-        roof,
-    )
+    ridge, eaves = x + peak, y - 0.56 * s
+    outline = [(x - 1.15 * w, eaves), (ridge - 0.3 * w, y - s), (ridge + 0.3 * w, y - s), (x + 1.15 * w, eaves)]
+    c.polygon("house", outline, roof)
     pane = max(2.5, 0.15 * s)
-    for k in (-0.65, 0.3):
-        c.rectangle(
-            "windowpane",
-            x + k * w,
-            y - 0.45 * s,
-            x + k * w + 1.3 * pane,
-            y - 0.45 * s + 1.3 * pane,
-            Material(c.color((62, 72, 84), 18), 3),
-        )
+    top = y - 0.45 * s
+    for left in (x - 0.65 * w, x + 0.3 * w):
+        glass = Material(c.color((62, 72, 84), 18), 3)
+        c.rectangle("windowpane", left, top, left + 1.3 * pane, top + 1.3 * pane, glass)
     door(c, x - 0.15 * w, y, 1.1 * pane, 0.36 * s)
 
 
@@ -261,23 +205,16 @@ def streetlight(c: Canvas, x: float, y: float, s: float) -> None:
 
 def rock(c: Canvas, x: float, y: float, s: float) -> None:
     c.shadow(x - 0.9 * s, y - 0.1 * s, x + 0.9 * s, y + 0.2 * s)
-    c.blob(
-        "rock",
-        x,
-        y - 0.4 * s,
-        s * c.rng.uniform(0.6, 1.0),
-        0.55 * s,
-        Material(c.color((118, 112, 104), 22), 13, 14, shade=42),
-        5,
-    )
+    half_width = s * c.rng.uniform(0.6, 1.0)
+    stone = Material(c.color((118, 112, 104), 22), 13, 14, shade=42)
+    c.blob("rock", x, y - 0.4 * s, half_width, 0.55 * s, stone, 5)
 
 
 def boat(c: Canvas, x: float, y: float, s: float) -> None:
     hull, sail = Material(c.any_color(40, 230), 3, 4), Material(c.color((224, 220, 208), 14), 3, 5)
     c.shadow(x - s, y - 0.05 * s, x + s, y + 0.2 * s, 0.3)
-    c.polygon(
-        "boat", [(x - 0.8 * s, y - 0.3 * s), (x + 0.85 * s, y - 0.3 * s), (x + 0.6 * s, y), (x - 0.55 * s, y)], hull
-    )
+    outline = [(x - 0.8 * s, y - 0.3 * s), (x + 0.85 * s, y - 0.3 * s), (x + 0.6 * s, y), (x - 0.55 * s, y)]
+    c.polygon("boat", outline, hull)
     if c.rng.random() < 0.6:
         c.line("boat", [(x, y - 0.3 * s), (x, y - 1.5 * s)], 0.05 * s, Material(c.color(DARK), 3))
         c.polygon("boat", [(x + 2, y - 1.45 * s), (x + 0.65 * s, y - 0.4 * s), (x + 2, y - 0.4 * s)], sail)

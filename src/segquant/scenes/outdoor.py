@@ -7,6 +7,26 @@ import numpy as np
 from segquant.scenes import objects
 from segquant.scenes.canvas import Canvas, Material, checks, stripes
 
+# Objects and their probabilities.
+STREET_OBJECTS = {
+    "car": 0.25,
+    "bus": 0.08,
+    "person": 0.2,
+    "pole": 0.11,
+    "streetlight": 0.12,
+    "tree": 0.1,
+    "fence": 0.08,
+    "plant": 0.06,
+}
+LANDSCAPE_OBJECTS = {
+    "tree": 0.25,
+    "rock": 0.2,
+    "house": 0.16,
+    "person": 0.12,
+    "fence": 0.12,
+    "plant": 0.1,
+    "pole": 0.05,
+}
 EARTH, GRASS, SAND, ROAD = (122, 98, 74), (96, 124, 64), (202, 180, 140), (98, 98, 102)
 
 
@@ -17,9 +37,8 @@ def grass_material(c: Canvas) -> Material:
 def field_material(c: Canvas) -> Material:
     base = [(166, 156, 84), (142, 148, 70), (122, 108, 70)][c.rng.integers(3)]
     angle = c.rng.uniform(0.9, 2.2)
-    return Material(
-        c.color(base, 16, 8), 7, 7, pattern=stripes(c.rng.uniform(5, 12), angle), pattern_strength=c.rng.uniform(7, 15)
-    )
+    color, furrows = c.color(base, 16, 8), stripes(c.rng.uniform(5, 12), angle)
+    return Material(color, 7, 7, pattern=furrows, pattern_strength=c.rng.uniform(7, 15))
 
 
 def water_material(c: Canvas) -> Material:
@@ -38,7 +57,7 @@ def street(c: Canvas) -> None:
 
     side = grass_material(c) if rng.random() < 0.5 else Material(c.color(EARTH, 22, 8), 9, 12)
     c.ground("grass" if side.leaves else "earth", [(-1, foot - 2), (w, foot - 2)], side)
-    for x in np.arange(-20, w, rng.uniform(50, 95)):  # the row behind
+    for x in np.arange(-20, w, rng.uniform(50, 95)):  # the row of buildings in the background
         if rng.random() < 0.72:
             width, height = rng.uniform(45, 105), h * rng.uniform(0.14, 0.42)
             objects.building(c, x, foot - height, x + width, foot)
@@ -48,9 +67,8 @@ def street(c: Canvas) -> None:
     # Sidewalk and road narrow towards the vanishing point.
     left, right = -w * rng.uniform(0.0, 0.5), w * rng.uniform(1.0, 1.5)
     walk = w * rng.uniform(0.14, 0.34)
-    paving = Material(
-        c.color((156, 148, 140), 20), 6, 6, pattern=checks(rng.uniform(7, 14)), pattern_strength=rng.uniform(0, 7)
-    )
+    color, slabs = c.color((156, 148, 140), 20), checks(rng.uniform(7, 14))
+    paving = Material(color, 6, 6, pattern=slabs, pattern_strength=rng.uniform(0, 7))
     asphalt = Material(c.color(ROAD, 20, 6), 6, 8)
     c.polygon("sidewalk", [(vanish - 5, foot - 1), (vanish + 5, foot - 1), (right + walk, h), (left - walk, h)], paving)
     c.polygon("road", [(vanish - 3, foot - 1), (vanish + 3, foot - 1), (right, h), (left, h)], asphalt)
@@ -61,7 +79,7 @@ def street(c: Canvas) -> None:
         y0, y1 = (foot + (h - foot) * t for t in (t0, t1))
         c.polygon("road", [(x0 - 3 * t0, y0), (x0 + 3 * t0, y0), (x1 + 3 * t1, y1), (x1 - 3 * t1, y1)], marking)
 
-    # Things on the ground, far ones first; t is the depth from the vanishing point to the camera.
+    # Objects on the ground, far ones first; t runs from the vanishing point (0) to the camera (1).
     for t in np.sort(rng.uniform(0.08, 0.95, rng.integers(7, 13))):
         y = foot + (h - foot) * t
         scale = h * (0.09 + 0.34 * t)
@@ -70,10 +88,7 @@ def street(c: Canvas) -> None:
         on_left = rng.random() < 0.5
         walk_x = rng.uniform(out_l, edge_l) if on_left else rng.uniform(edge_r, out_r)
         beyond = out_l - rng.uniform(4, 60) if on_left else out_r + rng.uniform(4, 60)
-        kind = rng.choice(
-            ["car", "bus", "person", "pole", "streetlight", "tree", "fence", "plant"],
-            p=[0.25, 0.08, 0.2, 0.11, 0.12, 0.1, 0.08, 0.06],
-        )
+        kind = rng.choice(list(STREET_OBJECTS), p=list(STREET_OBJECTS.values()))
         if kind == "car":
             objects.car(c, rng.uniform(edge_l, edge_r), y, scale * 0.62)
         elif kind == "bus":
@@ -101,12 +116,9 @@ def landscape(c: Canvas) -> None:
     for k in range(rng.integers(0, 3)):
         base = [(108, 118, 132), (92, 98, 92), (128, 114, 102)][rng.integers(3)]
         outline = c.ridge(horizon - h * rng.uniform(0.04, 0.16) / (k + 1), h * 0.1)
-        c.ground(
-            "mountain",
-            outline,
-            Material(c.color(base, 16, 7), 6, 11, leaves=rng.uniform(0, 8), shade=rng.uniform(-20, 25)),
-        )
-    for x in rng.uniform(0, w, rng.integers(0, 9)):  # a far wood
+        stone = Material(c.color(base, 16, 7), 6, 11, leaves=rng.uniform(0, 8), shade=rng.uniform(-20, 25))
+        c.ground("mountain", outline, stone)
+    for x in rng.uniform(0, w, rng.integers(0, 9)):  # a distant wood
         objects.tree(c, x, horizon + h * 0.03, h * rng.uniform(0.08, 0.17))
 
     kinds = {
@@ -124,15 +136,12 @@ def landscape(c: Canvas) -> None:
         flat = 0.006 if name == "water" or top == horizon else 0.03
         c.ground(name, c.ridge(top, h * flat, 0.6), kinds[name](c))
         if name == "water":
-            following = [e for e in tops if e > top]
-            water = (top, following[0] if following else h)
-    if rng.random() < 0.3:  # a road through it
+            lower = [edge for edge in tops if edge > top]
+            water = (top, lower[0] if lower else h)
+    if rng.random() < 0.3:  # a road to the horizon
         x0, x1, half = rng.uniform(0.2, 0.8) * w, rng.uniform(0, 1) * w, rng.uniform(0.1, 0.25) * w
-        c.polygon(
-            "road",
-            [(x0 - 2, horizon + 2), (x0 + 2, horizon + 2), (x1 + half, h), (x1 - half, h)],
-            Material(c.color(ROAD, 22, 7), 6, 8),
-        )
+        outline = [(x0 - 2, horizon + 2), (x0 + 2, horizon + 2), (x1 + half, h), (x1 - half, h)]
+        c.polygon("road", outline, Material(c.color(ROAD, 22, 7), 6, 8))
 
     for y in np.sort(rng.uniform(horizon + 4, h * 1.02, rng.integers(6, 13))):
         t = (y - horizon) / (h - horizon)
@@ -142,9 +151,7 @@ def landscape(c: Canvas) -> None:
             if rng.random() < 0.7:
                 objects.boat(c, x, y, scale * 0.42)
             continue
-        kind = rng.choice(
-            ["tree", "rock", "house", "person", "fence", "plant", "pole"], p=[0.25, 0.2, 0.16, 0.12, 0.12, 0.1, 0.05]
-        )
+        kind = rng.choice(list(LANDSCAPE_OBJECTS), p=list(LANDSCAPE_OBJECTS.values()))
         if kind == "tree":
             objects.tree(c, x, y, scale * rng.uniform(1.0, 1.9))
         elif kind == "rock":
