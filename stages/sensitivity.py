@@ -1,4 +1,4 @@
-"""Score the baseline with each layer quantized alone: a CSV and a plot. Not part of the default run."""
+"""Score the baseline with each layer quantized alone; write a CSV, JSON and a plot. Not part of the default run."""
 
 import argparse
 from dataclasses import asdict
@@ -22,20 +22,20 @@ def main() -> None:
     a = parser.parse_args()
     params, manifest = config.load(), read_manifest(a.shards)
     classes = manifest["classes"]
-    asked, model = params.sensitivity, models.load(a.baseline).to(models.device(params.eval.device))
-    found = sensitivity(
+    settings, model = params.sensitivity, models.load(a.baseline).to(models.device(params.eval.device))
+    costs = sensitivity(
         model,
-        list(read_rows(a.shards, "validation", asked.images)),
-        asked,
+        list(read_rows(a.shards, "validation", settings.images)),
+        settings,
         num_classes=len(classes),
         protocol=params.protocol,
         normalization=models.normalization(a.baseline),
         label_map=load_label_map(params.data.label_map, model.config.num_labels, classes),
     )
-    write_text(a.csv, to_csv(found))
-    told = {**origin(a.baseline, manifest, params.protocol, params.data.label_map), **asdict(asked)}
-    write_json(a.json, {**told, "layers": found})
-    write_text(a.plot, standalone(chart(found)))
+    write_text(a.csv, to_csv(costs))
+    source = origin(a.baseline, manifest, params.protocol, params.data.label_map)
+    write_json(a.json, {**source, **asdict(settings), "layers": costs})
+    write_text(a.plot, standalone(chart(costs)))
 
 
 if __name__ == "__main__":
