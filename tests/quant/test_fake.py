@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrize
@@ -35,6 +35,7 @@ def test_an_attached_layer_computes_with_its_codes(bits):
 
 
 @given(bits=st.sampled_from([2, 3, 4, 8]), seed=st.integers(0, 2**31), size=st.floats(0.0, 3.0))
+@settings(deadline=None)
 def test_training_computes_with_the_weights_that_are_stored(bits, seed, size):
     linear, _, fake_codes = layer(bits=bits)
     generator = torch.Generator().manual_seed(seed)

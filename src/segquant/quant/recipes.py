@@ -207,9 +207,7 @@ def plan(model: nn.Module, recipe: Recipe) -> Plan:
     fitted = _fit({name: layers[name] for name in inputs}, inputs)
     configs = {layer: _config(layer, recipe.activations) for layer in set(fitted.values())}
     if recipe.train and (recipe.activations or {layer.algorithm for layer in fitted.values()} != {"gptq"}):
-        raise ConfigError(
-            "train starts from algorithm gptq in every layer and float activations: choose these"
-        )
+        raise ConfigError("train starts from algorithm gptq in every layer and float activations: choose these")
     rewritten = {f"{name}.linear" if name in dense else name: layer for name, layer in fitted.items()}
     return Plan(dense, convs, rewritten, configs)
 
