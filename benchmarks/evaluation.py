@@ -1,12 +1,12 @@
-"""The evaluation engine against what people write today, on the same photographs in one process.
+"""Compare the evaluation engine with a typical script, on the same photographs in one process.
 
     python benchmarks/evaluation.py --data FOLDER --split validation
-    python benchmarks/evaluation.py --memory          # its peak memory at 200 and at 2,000 images
+    python benchmarks/evaluation.py --memory          # the engine's peak memory at 200 and at 2,000 images
 
-The plain way is the usual script: Hugging Face's image processor, one image at a time, the eager model,
-F.interpolate to the label's size, argmax, and the published maths of evaluate's `mean_iou` (histograms of each
-image with numpy), in a process with glibc's default allocator settings. Both take turns; a ratio is that of one turn.
-`model` is the share of the engine's time that the bare forward passes take on the same batches.
+The plain script uses Hugging Face's image processor, one image at a time, the eager model, F.interpolate to the
+label's size, argmax, and the formulas of evaluate's `mean_iou` (numpy histograms of each image), with glibc's default
+allocator settings. Engine and script take turns; each turn gives one ratio. `model` is the share of the engine's time
+that the forward passes alone take on the same batches.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from segquant.evaluation.upsample import class_map
 
 
 def plain(model: nn.Module, rows: list[dict], size: int, num_labels: int) -> float:
-    """Mean IoU by the usual script."""
-    keep_freed_memory(False)  # as a process is that nobody has tuned
+    """Mean IoU by the plain script."""
+    keep_freed_memory(False)  # the allocator's default
     processor = SegformerImageProcessorPil(do_reduce_labels=False, size={"height": size, "width": size})
     device = next(model.parameters()).device
     intersect, predicted, labelled = (np.zeros(num_labels, np.float64) for _ in range(3))
@@ -90,25 +90,25 @@ def compare(a: argparse.Namespace) -> None:
 
     def ours() -> float:
         keep_freed_memory()
-        found = evaluate(engine, rows, len(rows), num_classes=classes, protocol=protocol, settings=settings)
-        return found.scores.mean_iou
+        result = evaluate(engine, rows, len(rows), num_classes=classes, protocol=protocol, settings=settings)
+        return result.scores.mean_iou
 
     inputs = torch.zeros(a.batch_size, 3, a.size, a.size)
     full, rest = divmod(len(rows), a.batch_size)
 
-    def bare() -> float:
+    def forward_only() -> float:
         for count in [a.batch_size] * full + [rest] * (rest > 0):
             forward(engine, inputs[:count], a.dtype)
         return 0.0
 
-    plain(model, rows[:2], a.size, classes), ours(), bare()  # warm
+    plain(model, rows[:2], a.size, classes), ours(), forward_only()  # warm up
     turns = []
     for _ in range(a.rounds):
-        (slow, wanted), (fast, got), (alone, _) = (
-            timed(call) for call in (lambda: plain(model, rows, a.size, classes), ours, bare)
-        )
+        slow, expected = timed(lambda: plain(model, rows, a.size, classes))
+        fast, actual = timed(ours)
+        alone, _ = timed(forward_only)
         turns.append((slow, fast, alone))
-        difference = abs(wanted - got)
+        difference = abs(expected - actual)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     print(f"{len(rows)} images of {a.data} ({a.split}), {a.model}, {protocol}, {a.dtype}, {a.rounds} turns, on {name}")
     print(f"engine: batch {a.batch_size}, {'compiled' if a.compile else 'eager'}")
@@ -116,7 +116,7 @@ def compare(a: argparse.Namespace) -> None:
     print(f"engine  {spread([len(rows) / fast for _, fast, _ in turns])} images/s")
     print(f"ratio   {spread([slow / fast for slow, fast, _ in turns])}")
     print(f"model   {spread([100 * alone / fast for _, fast, alone in turns], ' %')} of the engine's time")
-    print(f"mIoU    plain {wanted:.7f}, engine {got:.7f}, difference {difference:.1e}")
+    print(f"mIoU    plain {expected:.7f}, engine {actual:.7f}, difference {difference:.1e}")
     upsampling(model, rows[: a.rounds], a.size)
 
 
@@ -125,36 +125,37 @@ def two_calls(logits: torch.Tensor) -> torch.Tensor:
 
 
 def upsampling(model: nn.Module, rows: list[dict], size: int) -> None:
-    """class_map against F.interpolate and argmax, to 512x683, both with the allocator as it comes."""
+    """Compare class_map with F.interpolate and argmax, to 512x683, with the default allocator settings."""
     keep_freed_memory(False)
     processor = SegformerImageProcessorPil(do_reduce_labels=False, size={"height": size, "width": size})
     ratios, differing = [], 0
     for row in rows:
         logits = forward(model, processor(decode_image(row["image"], "x"), return_tensors="pt")["pixel_values"])
         for _ in range(5):
-            slow, wanted = timed(partial(two_calls, logits))
-            fast, got = timed(partial(class_map, logits[0], 512, 683))
+            slow, expected = timed(partial(two_calls, logits))
+            fast, actual = timed(partial(class_map, logits[0], 512, 683))
             ratios.append(slow / fast)
-        differing += int((wanted != got).sum())
+        differing += int((expected != actual).sum())
     shape = "x".join(map(str, logits.shape[1:]))
     print(f"upsample and argmax, {shape} to 512x683: {spread(ratios)} x faster, {differing} pixels differ")
 
 
 def memory(a: argparse.Namespace) -> None:
-    """Peak memory of an evaluation of scenes, each in a process of its own, shards made before."""
+    """Print the peak memory of evaluations of prepared shards of scenes, each in a fresh process."""
     peaks = {}
     with tempfile.TemporaryDirectory() as folder:
         for count in (200, 2000):
             shards = Path(folder) / str(count)
             write_shards({"validation": open_source("scenes", "validation", count)}, shards)
             command = [sys.executable, __file__, "--peak", str(shards), "--model", a.model, "--size", str(a.size)]
-            done = subprocess.run([*command, "--device", a.device], check=True, stdout=subprocess.PIPE, text=True)
-            peaks[count] = float(done.stdout)
-            print(f"{count} images: {peaks[count]:.0f} MB at most", flush=True)
+            process = subprocess.run([*command, "--device", a.device], check=True, stdout=subprocess.PIPE, text=True)
+            peaks[count] = float(process.stdout)
+            print(f"{count} images: peak {peaks[count]:.0f} MB", flush=True)
     print(f"ratio {peaks[2000] / peaks[200]:.3f}")
 
 
 def peak(a: argparse.Namespace) -> None:
+    """Evaluate the shards in `a.peak` and print this process's peak memory in MB."""
     settings = Eval(batch_size=a.batch_size, device=a.device, workers=a.workers)
     model = prepared(models.load(a.model).to(models.device(a.device)), settings)
     shards = open_shards(a.peak, "validation")

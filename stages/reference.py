@@ -1,4 +1,4 @@
-"""Keep the float32 baseline's class maps of the validation images, which agreement is counted against."""
+"""Write the float32 baseline's class maps of the validation images, the reference for agreement."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Score the baseline with each layer quantized alone: a CSV and a plot. Not part of the default run."""
+"""Score the baseline with each layer quantized alone; write a CSV, JSON and a plot. Not part of the default run."""
 
 import argparse
 from dataclasses import asdict

@@ -25,26 +25,26 @@ def source():
 
 
 def _plain(model, source, size):
-    """Hugging Face's own way, one image at a time."""
+    """Class maps of Hugging Face's processor and F.interpolate, one image at a time."""
     processor = SegformerImageProcessorPil(do_reduce_labels=False, size={"height": size, "width": size})
     maps = []
     for row in rows(source):
         inputs = processor(decode_image(row["image"], "x"), return_tensors="pt")
         with torch.no_grad():
             logits = model(**inputs).logits
-        up = F.interpolate(logits, (row["height"], row["width"]), mode="bilinear", align_corners=False)
-        maps.append(up.argmax(1)[0].numpy())
+        upsampled = F.interpolate(logits, (row["height"], row["width"]), mode="bilinear", align_corners=False)
+        maps.append(upsampled.argmax(1)[0].numpy())
     return maps
 
 
-def test_predictions_are_those_of_the_plain_way(tiny, source):
-    wanted = _plain(tiny, source, 64)
+def test_predictions_equal_those_of_a_plain_script(tiny, source):
+    expected = _plain(tiny, source, 64)
     for batch_size in (1, 2, 8):
-        found = predict(tiny, rows(source), "fixed-64x64-v1", Eval(batch_size=batch_size))
-        got = [one.classes.numpy() for one in found]
-        for a, b in zip(got, wanted, strict=True):
+        predictions = predict(tiny, rows(source), "fixed-64x64-v1", Eval(batch_size=batch_size))
+        actual = [prediction.classes.numpy() for prediction in predictions]
+        for a, b in zip(actual, expected, strict=True):
             assert a.dtype == np.uint8
-            assert (a == b).mean() > 0.9999  # batches may round the last bit otherwise
+            assert (a == b).mean() > 0.9999  # the batch size can change the last bit
 
 
 def as_png(array):
@@ -53,7 +53,7 @@ def as_png(array):
     return file.getvalue()
 
 
-def test_a_model_agrees_with_itself_and_scores_as_its_predictions_do(tiny, tiny_folder, source, tmp_path):
+def test_a_model_agrees_with_itself_and_its_score_matches_its_predictions(tiny, tiny_folder, source, tmp_path):
     write_shards({"validation": source}, tmp_path / "shards", shard_bytes=1)
     shards, folder = open_shards(tmp_path / "shards", "validation"), tmp_path / "reference"
     options = {"protocol": "fixed-64x64-v1", "settings": Eval(batch_size=4)}
@@ -73,8 +73,8 @@ def test_a_model_agrees_with_itself_and_scores_as_its_predictions_do(tiny, tiny_
 
 
 def test_agreement_counts_pixels(tiny, source):
-    found = predict(tiny, rows(source), "fixed-64x64-v1", Eval(batch_size=4))
-    maps = [(one.row["id"], one.classes.numpy().copy()) for one in found]
+    predictions = predict(tiny, rows(source), "fixed-64x64-v1", Eval(batch_size=4))
+    maps = [(prediction.row["id"], prediction.classes.numpy().copy()) for prediction in predictions]
     total = sum(m.size for _, m in maps)
     maps[0][1][0, :10] += 1
     result = evaluate(
@@ -89,7 +89,7 @@ def test_agreement_counts_pixels(tiny, source):
     assert result.agreement == 1 - 10 / total
 
 
-def test_the_label_map_gives_the_data_sets_classes(tiny, source):
+def test_the_label_map_translates_to_the_data_sets_classes(tiny, source):
     everything_is_sky = np.full(150, 2, np.uint8)
     result = evaluate(
         tiny, rows(source), 5, num_classes=150, protocol="fixed-64x64-v1", label_map=everything_is_sky, pictures=1
@@ -99,27 +99,27 @@ def test_the_label_map_gives_the_data_sets_classes(tiny, source):
     assert np.unique(next(iter(result.pictures.values()))).tolist() == [2]
 
 
-def test_the_models_own_normalization_counts(tiny_folder, source):
+def test_the_normalization_comes_from_the_model(tiny_folder, source):
     path = tiny_folder / "preprocessor_config.json"
     assert models.normalization(tiny_folder) == IMAGENET
     path.write_text(path.read_text().replace("0.485", "0.1"))
     other = models.normalization(tiny_folder)
     assert other == ((0.1, 0.456, 0.406), IMAGENET[1])
     image = decode_image(source[0]["image"], "x")
-    wanted = SegformerImageProcessorPil.from_pretrained(tiny_folder)(image, return_tensors="pt")["pixel_values"][0]
-    assert torch.allclose(normalize(resize(image, "fixed-512x512-v1"), other), wanted, atol=1e-6)
+    expected = SegformerImageProcessorPil.from_pretrained(tiny_folder)(image, return_tensors="pt")["pixel_values"][0]
+    assert torch.allclose(normalize(resize(image, "fixed-512x512-v1"), other), expected, atol=1e-6)
     path.unlink()
     assert models.normalization(tiny_folder) == IMAGENET
 
 
-def test_labels_that_are_all_ignored_are_refused(tiny, source):
+def test_labels_without_any_labelled_pixel_are_refused(tiny, source):
     blank = io.BytesIO()
     Image.new("L", (source[0]["width"], source[0]["height"]), 255).save(blank, "PNG")
     with pytest.raises(DataError, match="no labelled pixel"):
         evaluate(tiny, [{**source[0], "annotation": blank.getvalue()}], 1, num_classes=150, protocol="fixed-64x64-v1")
 
 
-def test_a_reference_of_other_images_is_refused(tiny, source):
+def test_a_reference_for_other_images_is_refused(tiny, source):
     maps = [("other", as_png(np.zeros((3, 3), np.uint8)))]
     with pytest.raises(SegquantError, match="the reference has other where the shards have scene_validation_00000000"):
         evaluate(tiny, rows(source), 5, num_classes=150, protocol="fixed-64x64-v1", reference=maps)

@@ -9,7 +9,7 @@ from segquant.evaluation.metric import compute, new_confusion, update
 
 
 def independent(predictions, labels, classes, ignore=255):
-    """The definitions, class by class and set by set, with none of the code under test."""
+    """An independent implementation of the definitions, class by class, on sets of pixels."""
     iou, accuracy, right, counted = [], [], 0, 0
     pairs = [(p[l != ignore], l[l != ignore]) for p, l in zip(predictions, labels)]
     for c in range(classes):
@@ -26,11 +26,11 @@ def _case(seed, images, classes):
     rng = np.random.default_rng(seed)
     shapes = [tuple(rng.integers(1, 12, 2)) for _ in range(images)]
     labels = [rng.choice([*range(classes), 255], s).astype(np.uint8) for s in shapes]
-    labels[0].flat[0] = 0  # one labelled pixel at least
+    labels[0].flat[0] = 0  # at least one labelled pixel
     return [rng.integers(0, classes, s).astype(np.uint8) for s in shapes], labels
 
 
-def test_a_prediction_of_no_class_is_wrong_for_its_label_and_counts_for_no_other():
+def test_a_prediction_of_no_class_is_wrong_and_counts_towards_no_other_class():
     confusion = new_confusion(2)
     update(confusion, torch.tensor([[0, 255, 1]], dtype=torch.uint8), torch.tensor([[0, 0, 1]], dtype=torch.uint8))
     scores = compute(confusion)
@@ -41,7 +41,7 @@ def test_a_prediction_of_no_class_is_wrong_for_its_label_and_counts_for_no_other
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 9))
 @settings(deadline=None)
-def test_it_is_what_the_definitions_give(seed, images, classes):
+def test_scores_equal_the_definitions(seed, images, classes):
     predictions, labels = _case(seed, images, classes)
     confusion = new_confusion(classes)
     for p, l in zip(predictions, labels):
@@ -55,7 +55,7 @@ def test_it_is_what_the_definitions_give(seed, images, classes):
     assert scores.overall_accuracy == pytest.approx(overall, abs=1e-12)
 
 
-def test_absent_classes_are_left_out_and_predicted_ones_count_zero():
+def test_absent_classes_are_skipped_and_classes_only_predicted_count_zero():
     confusion = new_confusion(4)
     label = torch.tensor([[0, 0, 1, 255]], dtype=torch.uint8)
     update(confusion, torch.tensor([[0, 2, 1, 3]], dtype=torch.uint8), label)

@@ -35,7 +35,7 @@ def row(name, width, height):
 
 @pytest.fixture
 def sizes(monkeypatch, tiny):
-    """The shapes of the model's batches, as they come."""
+    """The shapes of the model's batches, in order."""
     seen, forward = [], module.forward
     monkeypatch.setattr(module, "forward", lambda m, x, *a: (seen.append(tuple(x.shape)), forward(m, x, *a))[1])
     return seen
@@ -43,22 +43,25 @@ def sizes(monkeypatch, tiny):
 
 def test_images_of_one_input_size_share_batches(tiny, sizes):
     mixed = [row(f"{i}", *((40, 32) if i % 2 else (32, 40))) for i in range(10)]
-    found = list(predict(tiny, mixed, "aligned-512-v1", Eval(batch_size=3)))
+    predictions = list(predict(tiny, mixed, "aligned-512-v1", Eval(batch_size=3)))
     assert [shape[0] for shape in sizes] == [3, 2, 3, 2]
-    assert [one.index for one in found] == [0, 2, 4, 6, 8, 1, 3, 5, 7, 9]
-    for one in found:
-        assert one.row is mixed[one.index] and one.classes.shape == (one.row["height"], one.row["width"])
+    assert [prediction.index for prediction in predictions] == [0, 2, 4, 6, 8, 1, 3, 5, 7, 9]
+    for prediction in predictions:
+        height, width = prediction.row["height"], prediction.row["width"]
+        assert prediction.row is mixed[prediction.index] and prediction.classes.shape == (height, width)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 5])
 def test_workers_change_nothing(tiny, workers):
-    some = [row(f"{i}", 33 + i, 40) for i in range(7)]
-    wanted = list(predict(tiny, some, PROTOCOL, Eval(batch_size=2, workers=0)))
-    found = list(predict(tiny, some, PROTOCOL, Eval(batch_size=2, workers=workers)))
-    assert all(a.index == b.index and torch.equal(a.classes, b.classes) for a, b in zip(found, wanted, strict=True))
+    images = [row(f"{i}", 33 + i, 40) for i in range(7)]
+    expected = list(predict(tiny, images, PROTOCOL, Eval(batch_size=2, workers=0)))
+    predictions = list(predict(tiny, images, PROTOCOL, Eval(batch_size=2, workers=workers)))
+    assert all(
+        a.index == b.index and torch.equal(a.classes, b.classes) for a, b in zip(predictions, expected, strict=True)
+    )
 
 
-def test_out_of_memory_halves_the_batch_and_goes_on(tiny, monkeypatch, caplog):
+def test_out_of_memory_halves_the_batch_and_continues(tiny, monkeypatch, caplog):
     forward, seen = module.forward, []
 
     def small(model, inputs, *rest):
@@ -67,27 +70,25 @@ def test_out_of_memory_halves_the_batch_and_goes_on(tiny, monkeypatch, caplog):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(model, inputs, *rest)
 
-    some = [row(f"{i}", 40, 40) for i in range(16)]
-    wanted = list(predict(tiny, some, PROTOCOL, Eval(batch_size=2)))
+    images = [row(f"{i}", 40, 40) for i in range(16)]
+    expected = list(predict(tiny, images, PROTOCOL, Eval(batch_size=2)))
     monkeypatch.setattr(module, "forward", small)
     with caplog.at_level(logging.WARNING):
-        found = list(predict(tiny, some, PROTOCOL, Eval(batch_size=8)))
+        predictions = list(predict(tiny, images, PROTOCOL, Eval(batch_size=8)))
     assert seen == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2]
-    assert "out of GPU memory with 8 images at a time: going on with 4" in caplog.text
-    assert all(torch.equal(a.classes, b.classes) for a, b in zip(found, wanted, strict=True))
+    assert "out of GPU memory with 8 images at a time: continuing with 4" in caplog.text
+    assert all(torch.equal(a.classes, b.classes) for a, b in zip(predictions, expected, strict=True))
 
     def never(model, inputs, *rest):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(module, "forward", never)
-    with pytest.raises(
-        SegquantError, match="one image does not fit into the GPU's memory: raise eval.max_gpu_memory_gb"
-    ):
-        list(predict(tiny, some, PROTOCOL, Eval(batch_size=8)))
+    with pytest.raises(SegquantError, match="one image does not fit into GPU memory: raise eval.max_gpu_memory_gb"):
+        list(predict(tiny, images, PROTOCOL, Eval(batch_size=8)))
 
 
 def broken():
-    """{what is wrong: (row, what the line says)}"""
+    """Map each defect to a row that has it and the start of the error message."""
     good = row("a", 40, 32)
     return {
         "truncated image": ({**good, "image": good["image"][:100]}, "x.parquet row 1 (a) is not a readable image"),
@@ -111,30 +112,30 @@ def broken():
     }
 
 
-@pytest.mark.parametrize("what", broken())
-def test_a_broken_row_is_one_line_or_is_skipped_and_listed(tiny, what):
-    bad, line = broken()[what]
+@pytest.mark.parametrize("defect", broken())
+def test_a_broken_row_raises_one_line_or_is_skipped_and_listed(tiny, defect):
+    bad, message = broken()[defect]
     mixed = [row("first", 40, 32), bad, row("last", 40, 32)]
     options = {"num_classes": 150, "protocol": PROTOCOL, "origin": "x.parquet"}
     with pytest.raises(DataError) as caught:
         evaluate(tiny, mixed, 3, **options)
-    assert str(caught.value).startswith(line)
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
     result = evaluate(tiny, mixed, 3, settings=Eval(on_error="skip"), **options)
     assert result.n_images == 2
-    assert len(result.skipped) == 1 and result.skipped[0].startswith(line)
-    alone = evaluate(tiny, [mixed[0], mixed[2]], 2, **options)
-    assert result.scores.overall_accuracy == alone.scores.overall_accuracy and alone.skipped == []
+    assert len(result.skipped) == 1 and result.skipped[0].startswith(message)
+    without = evaluate(tiny, [mixed[0], mixed[2]], 2, **options)
+    assert result.scores.overall_accuracy == without.scores.overall_accuracy and without.skipped == []
 
 
-def test_autocast_and_compile_are_asked_for_only(tiny, monkeypatch):
-    some = list(rows(open_source("scenes", "validation", 2)))
+def test_autocast_and_compile_are_off_by_default(tiny, monkeypatch):
+    images = list(rows(open_source("scenes", "validation", 2)))
     options = {"num_classes": 150, "protocol": PROTOCOL}
     types = []
     tiny.decode_head.register_forward_pre_hook(lambda m, args: types.append(args[0][0].dtype))
-    evaluate(tiny, some, 2, **options)
-    evaluate(tiny, some, 2, settings=Eval(dtype="bfloat16"), **options)
-    assert types[0] is torch.float32 and torch.bfloat16 in types  # layer norms may give float32
-    asked = []
-    monkeypatch.setattr(torch, "compile", lambda model: asked.append(model) or model)
-    assert module.prepared(tiny, Eval()) is tiny and not asked
-    assert module.prepared(tiny, Eval(compile=True)) is tiny and asked == [tiny]
+    evaluate(tiny, images, 2, **options)
+    evaluate(tiny, images, 2, settings=Eval(dtype="bfloat16"), **options)
+    assert types[0] is torch.float32 and torch.bfloat16 in types  # layer norms may return float32
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    assert module.prepared(tiny, Eval()) is tiny and not compiled
+    assert module.prepared(tiny, Eval(compile=True)) is tiny and compiled == [tiny]

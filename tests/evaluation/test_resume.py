@@ -1,4 +1,4 @@
-"""An evaluation that is killed, and one that several processes share, end with the bytes of one that was left alone."""
+"""A killed evaluation and one shared by several processes write the same bytes as an undisturbed one."""
 
 import json
 import os
@@ -26,14 +26,13 @@ from segquant.evaluation.score import score
 from segquant.quant.build import build
 
 ENV = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/src", "WANDB_MODE": "disabled"}
-ENV.pop("OMP_NUM_THREADS", None)  # one process has all cores, torchrun's a thread each: the bytes are the same
+ENV.pop("OMP_NUM_THREADS", None)  # a single process uses all cores, torchrun's one thread each: same bytes
 IMAGES = 12
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder as the stage finds it (params.yaml, twelve small shards, an artifact, the reference), and all that an
-    evaluation left alone writes."""
+    """A workspace (params.yaml, 12 small shards, an artifact, the reference), and the output of an undisturbed run."""
     folder = tmp_path_factory.mktemp("place")
     models.save(small_segformer(), folder / "tiny")
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -56,7 +55,7 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture
-def wanted(made):
+def expected(made):
     assert json.loads(made[1]["metrics.json"])["n_images"] == IMAGES
     return made[1]
 
@@ -97,11 +96,11 @@ def command(launcher):
 
 
 def finish(place, launcher=ONE):
-    """Run to the end; every byte it wrote."""
+    """Run to the end; return the files written, as {name: bytes}, and the log."""
     done = subprocess.run(command(launcher), cwd=place, env=ENV, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not (place / "partial").exists()
-    files = [p for p in (place / "out").rglob("*") if p.is_file() and TEMPORARY not in str(p)]  # a kill may leave those
+    files = [p for p in (place / "out").rglob("*") if p.is_file() and TEMPORARY not in str(p)]  # a kill can leave these
     written = {str(p.relative_to(place / "out")): p.read_bytes() for p in files}
     shutil.rmtree(place / "out")
     assert len(written) == 8  # metrics and classes twice, three pictures, the confusion of each image
@@ -109,13 +108,13 @@ def finish(place, launcher=ONE):
 
 
 def kept(place):
-    """Finished shards and when they were written."""
+    """The finished shards and the times when they were written."""
     paths = (p for p in place.glob("partial/*-*") if not p.name.startswith("."))
     return {p.name: p.stat().st_mtime_ns for p in paths}
 
 
 def start_and_kill(place, launcher, delay, victim):
-    """Kill `victim` of the processes `delay` seconds after the first shard of this run is there."""
+    """Kill the process that `victim` selects, `delay` seconds after the run's first shard is finished."""
     before = kept(place)
     with subprocess.Popen(command(launcher), cwd=place, env=ENV, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None and not kept(place).keys() - before.keys():
@@ -128,50 +127,49 @@ def start_and_kill(place, launcher, delay, victim):
         return process.communicate()[1], process.returncode
 
 
-def kill_many_times(place, wanted, times):
-    """How often a run was let go on to the end after some kills; each time it ends with the wanted bytes."""
-    chance, ends, killed = random.Random(0), 0, 0
-    while killed < times or not ends:
+def kill_many_times(place, expected, times):
+    """Kill runs at random `times` and count those that then finished, each with the expected bytes."""
+    chance, finished, killed = random.Random(0), 0, 0
+    while killed < times or not finished:
         before = kept(place)
         _, code = start_and_kill(place, ONE, chance.uniform(0, 0.3), lambda p: psutil.Process(p.pid))
-        if code != -signal.SIGKILL:  # it had ended by then
+        if code != -signal.SIGKILL:  # it ended before the kill
             shutil.rmtree(place / "out")
             continue
         killed += 1
         left = kept(place)
-        if (place / "out" / "metrics.json").exists():  # all was written, it was clearing up
+        if (place / "out" / "metrics.json").exists():  # everything was written except for the cleanup
             shutil.rmtree(place / "out")
         else:
-            assert {name: left[name] for name in before} == before  # what is there is not made again
+            assert {name: left[name] for name in before} == before  # finished shards are not computed again
         if len(left) > IMAGES / 2:
-            got, log = finish(place)
-            assert got == wanted and f"{len(left)} of {IMAGES} shards are there" in log
-            ends += 1
-    return ends
+            written, log = finish(place)
+            assert written == expected and f"reusing {len(left)} of {IMAGES} shards" in log
+            finished += 1
+    return finished
 
 
-def test_a_killed_evaluation_goes_on_and_ends_with_the_same_bytes(place, wanted):
-    kill_many_times(place, wanted, 2)
+def test_a_killed_evaluation_resumes_and_writes_the_same_bytes(place, expected):
+    kill_many_times(place, expected, 2)
 
 
 @pytest.mark.slow
-def test_twenty_kills(place, wanted):
-    assert kill_many_times(place, wanted, 20) >= 2
+def test_twenty_kills(place, expected):
+    assert kill_many_times(place, expected, 20) >= 2
 
 
-def test_what_is_torn_or_of_another_run_is_not_trusted(place, wanted):
+def test_damaged_shards_and_those_of_another_run_are_not_reused(place, expected):
     while start_and_kill(place, ONE, 0.1, lambda p: psutil.Process(p.pid))[1] != -signal.SIGKILL:
-        shutil.rmtree(place / "out")  # a busy machine let it end
-    one, *others = (place / "partial" / name for name in sorted(kept(place)))
-    one.write_bytes(one.read_bytes()[:-5])  # as after a power loss
+        shutil.rmtree(place / "out")  # on a busy machine the run may end before the kill
+    first, *others = (place / "partial" / name for name in sorted(kept(place)))
+    first.write_bytes(first.read_bytes()[:-5])  # as after a power loss
     for other in others:
-        other.rename(other.with_name(other.name[:-4] + "0000"))  # as if the artifact or a parameter was another one
-    got, log = finish(place)
-    assert got == wanted and "shards are there" not in log
+        other.rename(other.with_name(other.name[:-4] + "0000"))  # as if the artifact or a parameter had changed
+    written, log = finish(place)
+    assert written == expected and "reusing" not in log
 
 
-def test_the_key_of_what_is_kept_holds_all_that_it_depends_on(made, tmp_path):
-    """Nothing of an unfinished run is taken when the artifact or a parameter has changed since."""
+def test_a_changed_artifact_or_parameter_prevents_reuse(made, tmp_path):
     place, _ = made
     shards = open_shards(place / "shards", "validation")[:2]
     build(place / "tiny", Recipe("int2", group_size=16), tmp_path / "int2", torch.device("cpu"))
@@ -200,11 +198,11 @@ def test_the_key_of_what_is_kept_holds_all_that_it_depends_on(made, tmp_path):
     assert {path.name for path in (tmp_path / "kept").iterdir()} == seen
 
 
-def test_two_processes_give_the_bytes_of_one(place, wanted):
-    assert finish(place, TWO)[0] == wanted
+def test_two_processes_write_the_same_bytes_as_one(place, expected):
+    assert finish(place, TWO)[0] == expected
 
 
-def test_a_rank_that_dies_fails_the_run_and_the_restart_resumes(place, wanted):
+def test_the_death_of_a_rank_fails_the_run_and_a_restart_resumes(place, expected):
     def second(process):
         ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if "stages.evaluate" in p.cmdline()]
         return next(p for p in ranks if p.environ().get("RANK") == "1")
@@ -212,11 +210,11 @@ def test_a_rank_that_dies_fails_the_run_and_the_restart_resumes(place, wanted):
     log, code = start_and_kill(place, TWO, 0, second)
     assert code != 0 and "SIGKILL" in log.upper() and not (place / "out").exists()
     assert kept(place)
-    got, log = finish(place, TWO)
-    assert got == wanted
+    written, _ = finish(place, TWO)
+    assert written == expected
 
 
-def test_an_error_in_one_rank_is_told_in_a_line(place):
+def test_an_error_in_one_rank_is_reported_in_one_line(place):
     broken = place / "shards" / "validation-00001-of-00012.parquet"
     whole = broken.read_bytes()
     broken.write_bytes(whole[:-100])

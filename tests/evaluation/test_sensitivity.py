@@ -25,26 +25,27 @@ def scenes():
 
 
 def _measure(model, scenes, bits):
-    asked = Sensitivity(tuple(bits), group_size=16, algorithm="affine")
+    settings = Sensitivity(tuple(bits), group_size=16, algorithm="affine")
     model.requires_grad_(False)
-    return sensitivity(model, scenes, asked, num_classes=150, protocol=PROTOCOL, normalization=IMAGENET)
+    return sensitivity(model, scenes, settings, num_classes=150, protocol=PROTOCOL, normalization=IMAGENET)
 
 
 def _plain_miou(logits, scenes):
     hit, union = np.zeros(150), np.zeros(150)
-    for one, row in zip(logits, scenes, strict=True):
+    for image_logits, row in zip(logits, scenes, strict=True):
         label = decode_annotation(row["annotation"])
-        up = F.interpolate(one[None], label.shape, mode="bilinear", align_corners=False)[0].argmax(0).numpy()
+        upsampled = F.interpolate(image_logits[None], label.shape, mode="bilinear", align_corners=False)[0]
+        prediction = upsampled.argmax(0).numpy()
         valid = label != 255
         for c in range(150):
-            hit[c] += ((up == c) & (label == c) & valid).sum()
-            union[c] += (((up == c) | (label == c)) & valid).sum()
+            hit[c] += ((prediction == c) & (label == c) & valid).sum()
+            union[c] += (((prediction == c) | (label == c)) & valid).sum()
     return 100 * np.nanmean(hit[union > 0] / union[union > 0])
 
 
-def test_a_layer_costs_what_quantizing_it_alone_by_hand_costs(tiny, scenes):
+def test_the_cost_of_a_layer_equals_that_of_quantizing_it_by_hand(tiny, scenes):
     name, bits = "segformer.stages.2.blocks.0.mlp.fc1", 2
-    found = {(row["module"], row["bits"]): row for row in _measure(tiny, scenes, [bits])}
+    costs = {(row["module"], row["bits"]): row for row in _measure(tiny, scenes, [bits])}
     inputs = [normalize(resize(decode_image(row["image"], row["id"]), PROTOCOL))[None] for row in scenes]
     with torch.inference_mode():
         exact = [tiny(image).logits[0] for image in inputs]
@@ -53,26 +54,26 @@ def test_a_layer_costs_what_quantizing_it_alone_by_hand_costs(tiny, scenes):
     with torch.inference_mode():
         changed = [tiny(image).logits[0] for image in inputs]
     power, noise = (sum(float(x.square().sum()) for x in xs) for xs in (exact, [a - b for a, b in zip(exact, changed)]))
-    assert found[name, bits]["snr_db"] == pytest.approx(10 * math.log10(power / noise), abs=0.1)  # float16 scales
+    assert costs[name, bits]["snr_db"] == pytest.approx(10 * math.log10(power / noise), abs=0.1)  # float16 scales
     loss = _plain_miou(exact, scenes) - _plain_miou(changed, scenes)
-    assert found[name, bits]["mean_iou_loss"] == pytest.approx(loss, abs=0.05)
+    assert costs[name, bits]["mean_iou_loss"] == pytest.approx(loss, abs=0.05)
 
 
-def test_every_layer_is_measured_at_every_width_and_the_model_is_left_alone(tiny, scenes):
+def test_every_layer_is_measured_at_every_width_and_the_model_is_unchanged(tiny, scenes):
     before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
-    found = _measure(tiny, scenes, [2, 8])
-    wanted = {
+    costs = _measure(tiny, scenes, [2, 8])
+    expected = {
         name: m.weight.numel()
         for name, m in tiny.named_modules()
         if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)
     }
     for bits in (2, 8):
-        assert {row["module"]: row["parameters"] for row in found if row["bits"] == bits} == wanted
-    noise = {(row["module"], row["bits"]): row["snr_db"] for row in found}
-    assert all(noise[name, 8] > noise[name, 2] + 10 for name in wanted)
+        assert {row["module"]: row["parameters"] for row in costs if row["bits"] == bits} == expected
+    noise = {(row["module"], row["bits"]): row["snr_db"] for row in costs}
+    assert all(noise[name, 8] > noise[name, 2] + 10 for name in expected)
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.state_dict().items())
 
-    table = list(csv.DictReader(io.StringIO(to_csv(found))))
-    assert list(table[0]) == list(COLUMNS) and len(table) == len(found)
-    picture = chart(found)
-    assert picture.startswith("<svg") and all(name in picture for name in wanted) and "2 bits" in picture
+    table = list(csv.DictReader(io.StringIO(to_csv(costs))))
+    assert list(table[0]) == list(COLUMNS) and len(table) == len(costs)
+    picture = chart(costs)
+    assert picture.startswith("<svg") and all(name in picture for name in expected) and "2 bits" in picture

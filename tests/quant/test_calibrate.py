@@ -29,8 +29,8 @@ def _layers(model, bits=3):
     }
 
 
-def _apply(model, found):
-    for name, (codes, bias) in found.items():
+def _apply(model, results):
+    for name, (codes, bias) in results.items():
         linear = model.get_submodule(name)
         linear.weight.data = dequantize(codes)
         if bias is not None:
@@ -38,12 +38,12 @@ def _apply(model, found):
     return model
 
 
-def _noise(model, inputs, wanted):
+def _noise(model, inputs, expected):
     with torch.no_grad():
-        return ((model(inputs).logits - wanted).norm() / wanted.norm()).item()
+        return ((model(inputs).logits - expected).norm() / expected.norm()).item()
 
 
-def test_it_leaves_the_model_as_it_is_and_repeats_itself(model, images):
+def test_calibration_is_deterministic_and_does_not_change_the_model(model, images):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     layers = _layers(model)
     first, second = calibrate(model, layers, images), calibrate(model, layers, images)
@@ -56,24 +56,24 @@ def test_it_leaves_the_model_as_it_is_and_repeats_itself(model, images):
     assert not any(m._forward_hooks for m in model.modules() if isinstance(m, nn.Linear))
 
 
-def test_its_model_is_nearer_to_float_than_rounding_each_layer_on_its_own(model, images):
+def test_calibration_is_closer_to_float_than_rounding_each_layer(model, images):
     layers, unseen = _layers(model), images.flip(3) * 0.9
     with torch.no_grad():
-        wanted = model(unseen).logits
-    found = calibrate(model, layers, images)
-    blind = {}
+        expected = model(unseen).logits
+    results = calibrate(model, layers, images)
+    rounded = {}
     for name, (bits, group_size) in layers.items():
         linear = model.get_submodule(name)
-        nothing = torch.zeros(linear.in_features, linear.in_features)
-        blind[name] = quantize_weight(linear.weight, nothing, bits, group_size), linear.bias
+        zeros = torch.zeros(linear.in_features, linear.in_features)
+        rounded[name] = quantize_weight(linear.weight, zeros, bits, group_size), linear.bias
     original = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    calibrated = _noise(_apply(model, found), unseen, wanted)
+    calibrated = _noise(_apply(model, results), unseen, expected)
     model.load_state_dict(original)
-    assert calibrated < 0.8 * _noise(_apply(model, blind), unseen, wanted)
+    assert calibrated < 0.8 * _noise(_apply(model, rounded), unseen, expected)
 
 
-def test_the_bias_takes_the_mean_error(model, images):
-    """The first layer sees the same inputs in both halves, so its weighted mean output is the float one."""
+def test_the_bias_corrects_the_mean_error(model, images):
+    """The first layer has the same inputs in both halves, so its weighted mean output equals the float model's."""
     name = next(iter(_layers(model)))
     inputs = {}
     handle = model.get_submodule(name).register_forward_hook(
@@ -85,14 +85,14 @@ def test_the_bias_takes_the_mean_error(model, images):
     codes, bias = calibrate(model, _layers(model, 2), images)[name]
     weights = position_weights(model, [name], images)[name].flatten()
     output = inputs["x"].flatten(0, 1) @ dequantize(codes).T + bias
-    wanted = inputs["y"].flatten(0, 1)
-    mean, mean_wanted = (weights @ values / weights.sum() for values in (output, wanted))
-    assert (mean - mean_wanted).abs().max() < 1e-3 * wanted.abs().max()
-    assert (output - wanted).abs().max() > 0.05 * wanted.abs().max()  # which single outputs are not
+    expected = inputs["y"].flatten(0, 1)
+    mean, mean_expected = (weights @ values / weights.sum() for values in (output, expected))
+    assert (mean - mean_expected).abs().max() < 1e-3 * expected.abs().max()
+    assert (output - expected).abs().max() > 0.05 * expected.abs().max()  # single outputs differ
 
 
 def test_positions_that_matter_more_weigh_more(model, images):
-    """A rare class's pixels weigh more than the same pixels do when every pixel is of one class."""
+    """Pixels of a rare class weigh more than pixels of a common one."""
     name = "decode_head.classifier.linear"
     weights = position_weights(model, [name], images)[name]
     assert weights.shape == (6, 16 * 24)
@@ -106,42 +106,42 @@ def test_positions_that_matter_more_weigh_more(model, images):
     assert mean[rare.item()] > mean[common.item()]
 
 
-def test_a_layer_that_the_model_does_not_call_is_rounded_on_its_own(model, images):
+def test_a_layer_that_the_model_does_not_call_is_rounded_to_nearest(model, images):
     model.spare = nn.Linear(32, 8).requires_grad_(False)
-    found = calibrate(model, {**_layers(model), "spare": (4, 16)}, images)
-    codes, bias = found["spare"]
+    results = calibrate(model, {**_layers(model), "spare": (4, 16)}, images)
+    codes, bias = results["spare"]
     assert torch.equal(bias, model.spare.bias)
     assert (dequantize(codes) - model.spare.weight).abs().max() < 0.04
 
 
-def test_inputs_that_hardly_vary_or_are_all_zero_do_no_harm(model, images):
-    """One image, so that pooled features would not vary at all; and a layer whose inputs are always zero."""
+def test_constant_inputs_and_inputs_of_zeros_do_no_harm(model, images):
+    """One image, a layer whose inputs are all equal, and a layer whose inputs are all zero."""
     block = model.segformer.stages[3].blocks[0]
     block.layernorm_after.weight.zero_()
-    block.layernorm_after.bias.fill_(100.0)  # fc1 sees one constant row
+    block.layernorm_after.bias.fill_(100.0)  # the same input at every position
     model.segformer.stages[2].blocks[0].layernorm_after.weight.zero_()
-    model.segformer.stages[2].blocks[0].layernorm_after.bias.zero_()  # and this one zeros
+    model.segformer.stages[2].blocks[0].layernorm_after.bias.zero_()  # zeros at every position
     with torch.no_grad():
-        wanted = model(images).logits
-    found = calibrate(model, _layers(model, 4), images[:1])
-    assert all(dequantize(codes).isfinite().all() for codes, _ in found.values())
-    assert _noise(_apply(model, found), images, wanted) < 0.5
+        expected = model(images).logits
+    results = calibrate(model, _layers(model, 4), images[:1])
+    assert all(dequantize(codes).isfinite().all() for codes, _ in results.values())
+    assert _noise(_apply(model, results), images, expected) < 0.5
 
 
 def test_wide_inputs_near_their_mean_do_not_break_the_factorization():
-    """A second moment less the mean's square would not be positive definite in float32."""
+    """In float32, the second moment minus the squared mean would not be positive definite."""
     linear = nn.Linear(1024, 8).requires_grad_(False)
     inputs = 1 + 1e-3 * torch.randn(4, 200, 1024, generator=torch.Generator().manual_seed(0))
     codes, bias = _solve(linear, inputs, inputs, torch.ones(4, 200), 4, 32)
-    off = F.linear(inputs, dequantize(codes), bias) - linear(inputs)
-    assert off.abs().max() < 0.01 and off.mean(dim=(0, 1)).abs().max() < 1e-3
+    difference = F.linear(inputs, dequantize(codes), bias) - linear(inputs)
+    assert difference.abs().max() < 0.01 and difference.mean(dim=(0, 1)).abs().max() < 1e-3
 
 
-def test_a_rank_that_quantizes_alone_waits_for_no_other(tiny, images, monkeypatch):
-    """As `quant.launcher` starts every method, and only those that train are shared."""
+def test_a_rank_that_quantizes_alone_does_not_wait_for_the_others(tiny, images, monkeypatch):
+    """`quant.launcher` may start every method under torchrun, but only methods with training use several ranks."""
 
     def hang():
-        raise AssertionError("it waits for the other ranks")
+        raise AssertionError("waits for the other ranks")
 
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -16,23 +16,23 @@ from segquant.quant.coverage import LinearConv2d, dense_convs, rewrite
     ],
 )
 @pytest.mark.parametrize("size", [(16, 16), (17, 23)])
-def test_it_is_the_convolution(options, size):
+def test_the_rewritten_layer_equals_the_convolution(options, size):
     torch.manual_seed(0)
     conv = nn.Conv2d(6, 10, **options).double()
     inputs = torch.randn(2, 6, *size, dtype=torch.float64)
-    wanted, got = conv(inputs), LinearConv2d(conv)(inputs)
-    assert got.shape == wanted.shape
-    assert (got - wanted).abs().max() < 1e-12
+    expected, actual = conv(inputs), LinearConv2d(conv)(inputs)
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() < 1e-12
 
 
-def test_every_dense_convolution_of_segformer_is_rewritten_and_no_depthwise_one(tiny):
+def test_every_dense_convolution_of_segformer_is_rewritten_but_no_depthwise_one(tiny):
     names = dense_convs(tiny)
     assert "decode_head.classifier" in names and "decode_head.linear_fuse" in names
     assert not any("dwconv" in name for name in names)
     inputs = torch.randn(1, 3, 64, 96)
     with torch.inference_mode():
-        wanted = tiny(inputs).logits
+        expected = tiny(inputs).logits
         rewrite(tiny, names)
-        got = tiny(inputs).logits
+        actual = tiny(inputs).logits
     assert dense_convs(tiny) == []
-    assert (got - wanted).abs().max() < 1e-5
+    assert (actual - expected).abs().max() < 1e-5

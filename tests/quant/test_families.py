@@ -1,4 +1,4 @@
-"""Every size of SegFormer, and other families of transformers."""
+"""Quantize every size of SegFormer, and other model families of transformers."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from segquant.quant.artifacts import describe_artifact, load_quantized
 from segquant.quant.build import build
 from segquant.quant.coverage import choose
 
-# depths and hidden sizes of the paper (E. Xie et al., SegFormer, 2021), table 7
+# size -> depths, hidden sizes, decoder size (E. Xie et al., SegFormer, 2021, table 7)
 SIZES = {
     "b0": ([2, 2, 2, 2], [32, 64, 160, 256], 256),
     "b1": ([2, 2, 2, 2], [64, 128, 320, 512], 256),
@@ -61,7 +61,7 @@ OTHERS = {
         num_labels=7,
         use_relative_position_bias=True,
     ),
-    "upernet": UperNetConfig(  # some of its layers' outputs do not depend on the image
+    "upernet": UperNetConfig(  # the outputs of a few layers do not depend on the image
         backbone_config=Swinv2Config(
             image_size=64,
             embed_dim=16,
@@ -91,7 +91,7 @@ def _config(size):
 
 
 @pytest.mark.parametrize("size", list(SIZES))
-def test_all_covers_every_size_of_segformer(size):
+def test_layers_all_covers_every_size_of_segformer(size):
     with torch.device("meta"):
         model = AutoModelForSemanticSegmentation.from_config(_config(size))
     names = choose(model, "all")
@@ -109,15 +109,16 @@ def test_other_families_are_quantized_and_reload(family, recipe, tmp_path):
     torch.manual_seed(0)
     model = AutoModelForSemanticSegmentation.from_config(OTHERS[family]).eval()
     for parameter in model.parameters():
-        if parameter.ndim in (2, 4):  # the small random weights of a new model leave nothing of the image
+        if parameter.ndim in (2, 4):  # with the small initial weights, the output would not depend on the image
             nn.init.kaiming_normal_(parameter)
     models.save(model, tmp_path / "m")
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    build(tmp_path / "m", recipe, tmp_path / "a", torch.device("cpu"), images)  # reads it back, bit for bit
+    # `build` checks that the artifact reloads bit for bit.
+    build(tmp_path / "m", recipe, tmp_path / "a", torch.device("cpu"), images)
     assert describe_artifact(tmp_path / "a")["quantized_fraction"] > 0.8
     with torch.inference_mode():
-        wanted, got = model(images).logits, load_quantized(tmp_path / "a")(images).logits
-    error = ((wanted - got).norm() / wanted.norm()).item()
+        expected, actual = model(images).logits, load_quantized(tmp_path / "a")(images).logits
+    error = ((expected - actual).norm() / expected.norm()).item()
     assert 0 < error < {"int8": 0.4, "int4": 0.8, "int3": 0.8}[recipe.weights]
 
 

@@ -13,7 +13,7 @@ from segquant.quant.packing import pack, unpack
     seed=st.integers(0, 2**32 - 1),
 )
 @settings(deadline=None)
-def test_every_width_and_shape_comes_back(bits, shape, seed):
+def test_unpack_reverses_pack_for_every_width_and_shape(bits, shape, seed):
     half = 1 << (bits - 1)
     codes = torch.from_numpy(np.random.default_rng(seed).integers(-half, half, shape).astype(np.int8))
     packed = pack(codes, bits)
@@ -22,11 +22,11 @@ def test_every_width_and_shape_comes_back(bits, shape, seed):
     assert torch.equal(unpack(packed, bits, shape), codes)
 
 
-def test_four_bits_are_two_codes_a_byte_the_first_in_the_low_half():
+def test_at_4_bits_a_byte_holds_two_codes_the_first_in_its_low_half():
     assert pack(torch.tensor([-8, 7], dtype=torch.int8), 4).tolist() == [0xF0]
 
 
-def test_two_bits_are_four_codes_a_byte():
+def test_at_2_bits_a_byte_holds_four_codes():
     assert pack(torch.tensor([-2, -1, 0, 1], dtype=torch.int8), 2).tolist() == [0b11100100]
 
 

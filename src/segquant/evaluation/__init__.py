@@ -1,1 +1,1 @@
-"""Metric, prediction, the evaluation loop and speed."""
+"""Metrics, prediction, the evaluation loop and speed measurements."""

@@ -1,4 +1,4 @@
-"""Each image's confusion in a Parquet file: what intervals, matrices and figures of any subset are made from."""
+"""The confusion of each image in a Parquet file: the source of intervals, matrices and figures of any subset."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ HEADER = "label,prediction,percent\n"  # of confusion.csv
 
 @dataclass(frozen=True)
 class Counts:
-    """Entry i of `pixels` int64 (n,) counts the pixels of image `ids[image[i]]` with `label[i]` and `prediction[i]`.
+    """The nonzero entries of each image's confusion, as four int64 arrays (n,).
 
-    A prediction of `len(classes)` is of no class.
+    Image `ids[image[i]]` has `pixels[i]` pixels with label `label[i]` and prediction `prediction[i]`. The prediction
+    `len(classes)` stands for all predictions of no class.
     """
 
     classes: list[str]
@@ -36,28 +37,28 @@ class Counts:
     pixels: np.ndarray
 
     def by_image(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Pixels int64 (images, C) that are right, labelled and predicted."""
+        """Counts int64 (images, C) of correct, labelled and predicted pixels."""
         shape = len(self.ids), len(self.classes) + 1
-        right = self.label == self.prediction
+        correct = self.label == self.prediction
         hit, labelled, predicted = (np.zeros(shape, np.int64) for _ in range(3))
-        np.add.at(hit, (self.image[right], self.label[right]), self.pixels[right])
+        np.add.at(hit, (self.image[correct], self.label[correct]), self.pixels[correct])
         np.add.at(labelled, (self.image, self.label), self.pixels)
         np.add.at(predicted, (self.image, self.prediction), self.pixels)
         return hit[:, :-1], labelled[:, :-1], predicted[:, :-1]
 
     def alike(self, other: Counts) -> bool:
-        """Whether both are of the same images, labels, classes and protocol."""
-        names = all(getattr(self, name) == getattr(other, name) for name in ("ids", "classes", "protocol"))
-        return names and np.array_equal(self.by_image()[1], other.by_image()[1])
+        """Whether both have the same images, labels, classes and protocol."""
+        same_names = all(getattr(self, name) == getattr(other, name) for name in ("ids", "classes", "protocol"))
+        return same_names and np.array_equal(self.by_image()[1], other.by_image()[1])
 
     def confusion(self) -> np.ndarray:
-        """int64 (C, C + 1) over all images: rows are labels, columns predictions, the last one those of no class."""
+        """int64 (C, C + 1) over all images: rows are labels, columns predictions, the last of which means no class."""
         matrix = np.zeros((len(self.classes), len(self.classes) + 1), np.int64)
         np.add.at(matrix, (self.label, self.prediction), self.pixels)
         return matrix
 
     def confusion_csv(self) -> str:
-        """A line for each label and prediction: its percentage of the label's pixels, where that is not 0.00."""
+        """A line for each label and prediction with its percentage of the label's pixels, omitted where it is 0.00."""
         matrix, names = self.confusion(), [*self.classes, "none of them"]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -70,48 +71,49 @@ class Counts:
 def write_counts(
     path: str | Path, images: Iterable[tuple[str, np.ndarray]], classes: Sequence[str], protocol: str
 ) -> None:
-    """Write (id, `metric.cells`) of each image, sorted by id: a row an entry, classes and protocol as metadata."""
-    images = sorted(images, key=lambda one: one[0])
-    cells = np.concatenate([own for _, own in images])
-    names = [name for name, own in images for _ in range(len(own))]
+    """Write (id, `metric.cells`) of each image, sorted by id: one row per cell, classes and protocol as metadata."""
+    images = sorted(images, key=lambda image: image[0])
+    cells = np.concatenate([image_cells for _, image_cells in images])
+    names = [name for name, image_cells in images for _ in range(len(image_cells))]
     table = pa.Table.from_arrays([names, *(pa.array(column) for column in cells.T)], [f.name for f in _SCHEMA])
-    told = {"classes": json.dumps(list(classes)), "protocol": protocol, "images": json.dumps([n for n, _ in images])}
+    ids = [name for name, _ in images]
+    metadata = {"classes": json.dumps(list(classes)), "protocol": protocol, "images": json.dumps(ids)}
     with replacing(path) as part:
-        pq.write_table(table.cast(_SCHEMA).replace_schema_metadata(told), part)
+        pq.write_table(table.cast(_SCHEMA).replace_schema_metadata(metadata), part)
 
 
 def read_counts(path: str | Path) -> Counts:
-    """Raises DataError when there is no such file or it is another's."""
+    """Read a file of `write_counts`. Raises DataError when it is missing or is some other file."""
     try:
         table = pq.read_table(path)
-        told = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-        ids = json.loads(told["images"])
-        at = {name: i for i, name in enumerate(ids)}
+        metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        ids = json.loads(metadata["images"])
+        index = {name: i for i, name in enumerate(ids)}
         columns = (table[name].to_numpy().astype(np.int64) for name in ("label", "prediction", "pixels"))
-        image = np.array([at[name] for name in table["image"].to_pylist()], np.int64)
-        return Counts(json.loads(told["classes"]), told["protocol"], ids, image, *columns)
+        image = np.array([index[name] for name in table["image"].to_pylist()], np.int64)
+        return Counts(json.loads(metadata["classes"]), metadata["protocol"], ids, image, *columns)
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist") from error
+        raise DataError(f"{path} does not exist: evaluate the method first") from error
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise DataError(f"{path} holds no counts by image ({str(error).splitlines()[0]}): evaluate again") from error
 
 
 def all_counts(metrics: str | Path) -> dict[str, Path]:
-    """{method: the file of its counts} below `metrics`, a folder of dvc repro or of segquant run."""
+    """Map each method to the file of its counts below `metrics`, a folder of `dvc repro` or `segquant run`."""
     pipeline, run = Path(metrics) / "predictions", Path(metrics) / "confusion"
-    there = {path.parent.name: path for path in sorted(pipeline.glob("*/confusion.parquet"))}
-    return there | {path.stem: path for path in sorted(run.glob("*.parquet"))}
+    files = {path.parent.name: path for path in sorted(pipeline.glob("*/confusion.parquet"))}
+    return files | {path.stem: path for path in sorted(run.glob("*.parquet"))}
 
 
 def locate_counts(metrics: str | Path, name: str) -> Path:
-    """The file of a method's counts as `all_counts` has it; or `name` itself, a file.
+    """The file of a method's counts below `metrics`, or `name` itself if it is a file.
 
-    Raises DataError that lists the methods which have one.
+    Raises DataError, which lists the methods that have counts.
     """
     if Path(name).is_file():
         return Path(name)
-    there = all_counts(metrics)
-    if name not in there:
-        known = f"choose from {', '.join(sorted(there))}" if there else "run `dvc repro` or `segquant run` first"
-        raise DataError(f"{metrics} has no counts by image of '{name}': {known}")
-    return there[name]
+    files = all_counts(metrics)
+    if name not in files:
+        advice = f"choose from {', '.join(sorted(files))}" if files else "run `dvc repro` or `segquant run` first"
+        raise DataError(f"{metrics} has no counts by image of '{name}': {advice}")
+    return files[name]

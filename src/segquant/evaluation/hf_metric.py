@@ -1,6 +1,6 @@
-"""The same metric as an `evaluate.Metric`, for those who script with Hugging Face's evaluate.
+"""The same metric as an `evaluate.Metric`, for scripts that use Hugging Face's evaluate.
 
-`evaluate.load("mean_iou")` downloads its script; this one needs no hub.
+`evaluate.load("mean_iou")` downloads a script; this class needs no connection.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _INPUTS = """
     predictions (list of (H, W) integer arrays): predicted class ids.
     references (list of (H, W) integer arrays): labelled class ids.
     num_labels (int): the number of classes.
-    ignore_index (int): the label of pixels that do not count, after label_map and reduce_labels.
-    nan_to_num (float, optional): what to give instead of NaN for absent classes, before the means.
-    label_map (dict, optional): other ids for some labels, applied first.
+    ignore_index (int): the label of ignored pixels, after label_map and reduce_labels.
+    nan_to_num (float, optional): the value that replaces NaN for absent classes, before the means.
+    label_map (dict, optional): old label to new label, applied first.
     reduce_labels (bool): subtract 1 from every label, 0 becoming 255 (raw ADE20K annotations).
 """
 
@@ -27,7 +27,7 @@ _INPUTS = """
 class MeanIoU(evaluate.Metric):
     """`MeanIoU().compute(predictions=..., references=..., num_labels=150, ignore_index=255)`.
 
-    Gives the keys of Hugging Face's `mean_iou`: `mean_iou`, `mean_accuracy`, `overall_accuracy`,
+    Returns the keys of Hugging Face's `mean_iou`: `mean_iou`, `mean_accuracy`, `overall_accuracy`,
     `per_category_iou`, `per_category_accuracy`.
     """
 
@@ -52,10 +52,10 @@ class MeanIoU(evaluate.Metric):
     ):
         confusion = new_confusion(num_labels)
         for prediction, reference in zip(predictions, references):
-            stored = np.asarray(reference).astype(np.int64)
-            label = stored.copy()
+            original = np.asarray(reference).astype(np.int64)
+            label = original.copy()
             for old, new in (label_map or {}).items():
-                label[stored == old] = new
+                label[original == old] = new
             if reduce_labels:
                 label = np.where((label == 0) | (label == 255), 255, label - 1)
             label = np.where(label == ignore_index, 255, label)

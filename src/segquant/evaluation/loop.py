@@ -1,4 +1,4 @@
-"""Score a model on labelled rows: one confusion matrix, and the share of pixels that float32 gives too."""
+"""Score a model on labelled rows: the confusion matrix, and the share of pixels that agree with float32."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _DEFAULTS = Eval()
 
 @dataclass
 class Tally:
-    """Counts over some images, which add up: `same` of all `pixels` have the reference's class.
+    """Counts over a part of the images, which `summary` adds up: `same` of `pixels` have the reference's class.
 
-    `images` has each image's id and `metric.cells`; `pictures` are class maps uint8 (H, W) by id, in the data set's
-    classes; `skipped` says which rows were, and why.
+    `images` holds each image's id and `metric.cells`; `pictures` maps ids to class maps uint8 (H, W) in the data set's
+    classes; `skipped` holds the error of each row that was skipped.
     """
 
     confusion: torch.Tensor
@@ -54,20 +54,20 @@ class Tally:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Tally:
-        with np.load(io.BytesIO(data)) as held:  # refuses pickles
-            pictures = {str(name): held[f"arr_{i}"] for i, name in enumerate(held["names"])}
-            images = list(zip(held["ids"].tolist(), np.split(held["cells"], held["ends"][:-1])))
-            counts = held["counts"].tolist()
-            return cls(torch.from_numpy(held["confusion"]), *counts, images, pictures, held["skipped"].tolist())
+        with np.load(io.BytesIO(data)) as file:  # np.load refuses pickles by default
+            pictures = {str(name): file[f"arr_{i}"] for i, name in enumerate(file["names"])}
+            images = list(zip(file["ids"].tolist(), np.split(file["cells"], file["ends"][:-1])))
+            counts = file["counts"].tolist()
+            return cls(torch.from_numpy(file["confusion"]), *counts, images, pictures, file["skipped"].tolist())
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`agreement` is the fraction of all pixels with the reference's class (of the model's own classes),
-    None without a reference.
+    """The result of an evaluation.
 
-    `images` has each image's id and `metric.cells`; `pictures` are the class maps uint8 (H, W) of the first images,
-    by id, in the data set's classes; `skipped` says for each row that was left out which and why.
+    `agreement` is the fraction of all pixels where the model's class (before the label map) is the reference's, or
+    None without a reference. `images` holds each image's id and `metric.cells`; `pictures` maps the ids of the first
+    images to class maps uint8 (H, W) in the data set's classes; `skipped` holds the error of each row that was skipped.
     """
 
     scores: metric.Scores
@@ -84,7 +84,7 @@ class Evaluation:
 def evaluate(
     model: nn.Module, rows: Iterable[dict], total: int, *, desc: str = "evaluate", **options: Any
 ) -> Evaluation:
-    """Evaluate on `rows` (as in shards), `total` of them, in this process; options as `tally` takes them."""
+    """Evaluate on `rows` (as in shards) in this process; `total` is their number, `options` are those of `tally`."""
     with progress(total=total, desc=desc, unit="image") as bar:
         return summary([tally(model, rows, done=bar.update, **options)])
 
@@ -103,74 +103,79 @@ def tally(
     origin: str = "",
     done: Callable[[int], Any] = lambda images: None,
 ) -> Tally:
-    """Count `model`'s predictions on `rows` against their annotations at the labels' own size.
+    """Compare the predictions of `model` on `rows` with their annotations, at the labels' original size.
 
-    `label_map` (model classes,) gives each model class its class of the data set; `reference` holds (id, class
-    map as PNG) of the same rows in the same order; the first `pictures` predictions are kept. Raises DataError for
-    a broken row, named after `origin`, unless settings say to skip it, and for a reference of other images.
+    `label_map` (model classes,) maps each class of the model to one of the data set. `reference` holds (id, class map
+    as PNG) of the same rows in the same order. The first `pictures` predictions are kept. `done` is called with the
+    number of images finished since its last call. Raises DataError, which begins with `origin`, for a broken row
+    unless the settings skip it, and SegquantError for a reference of other images.
     """
     device = next(model.parameters()).device
-    to_data = None if label_map is None else torch.from_numpy(label_map).to(device)
+    to_data_class = None if label_map is None else torch.from_numpy(label_map).to(device)
 
-    def beside(index: int, row: dict, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def targets(index: int, row: dict, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         label = decode_annotation(row["annotation"], name)
         if label.ndim != 2:
-            raise DataError(f"{name} has a label of {label.shape[2]} channels: it must have one class id a pixel")
+            raise DataError(f"{name} has a label of {label.shape[2]} channels: give one class id per pixel")
         if label.shape != (row["height"], row["width"]):
             sizes = f"{label.shape[1]}x{label.shape[0]} for an image of {row['width']}x{row['height']}"
-            raise DataError(f"{name} has a label of {sizes}: they must be of one size")
-        bad = label[(label >= num_classes) & (label != IGNORE)]
-        if bad.size:
-            raise DataError(f"{name} has class id {bad[0]} in its label, but there are {num_classes} classes")
-        return torch.from_numpy(label), None if reference is None else _wanted(reference, index, row)
+            raise DataError(f"{name} has a label of {sizes}: give a label of the image's size")
+        invalid = label[(label >= num_classes) & (label != IGNORE)]
+        if invalid.size:
+            raise DataError(
+                f"{name} has class id {invalid[0]} in its label, but there are {num_classes} classes: "
+                f"use ids below {num_classes}, or {IGNORE} to ignore a pixel"
+            )
+        return torch.from_numpy(label), None if reference is None else _reference_map(reference, index, row)
 
-    found = Tally(metric.new_confusion(num_classes, device))
+    result = Tally(metric.new_confusion(num_classes, device))
     same = torch.zeros((), dtype=torch.int64, device=device)
-    for one in predict(model, rows, protocol, settings, normalization, beside, origin):
+    for prediction in predict(model, rows, protocol, settings, normalization, targets, origin):
         done(1)
-        if one.error:
-            found.skipped.append(str(one.error))
+        if prediction.error:
+            result.skipped.append(str(prediction.error))
             continue
-        label, wanted = one.beside
-        if wanted is not None:
-            same += (wanted.to(device) == one.classes).sum()
-            found.pixels += wanted.numel()
-        mapped = one.classes if to_data is None else to_data[one.classes.long()]
-        own = metric.update(found.confusion, mapped, label.to(device))
-        found.images.append((one.row["id"], metric.cells(own)))
-        if one.index < pictures:
-            found.pictures[one.row["id"]] = mapped.cpu().numpy()
-    found.same = int(same)
-    return found
+        name, classes, (label, reference_map) = prediction.row["id"], prediction.classes, prediction.extra
+        if reference_map is not None:
+            same += (reference_map.to(device) == classes).sum()
+            result.pixels += reference_map.numel()
+        mapped = classes if to_data_class is None else to_data_class[classes.long()]
+        confusion = metric.update(result.confusion, mapped, label.to(device))
+        result.images.append((name, metric.cells(confusion)))
+        if prediction.index < pictures:
+            result.pictures[name] = mapped.cpu().numpy()
+    result.same = int(same)
+    return result
 
 
 def summary(tallies: Iterable[Tally]) -> Evaluation:
-    """What the tallies of all parts come to. Raises DataError when they hold no image or no labelled pixel."""
-    whole = None
-    for one in tallies:
-        if whole is None:
-            whole = one
+    """Add up the tallies of all parts. Raises DataError when they hold no image or no labelled pixel."""
+    total = None
+    for part in tallies:
+        if total is None:
+            total = part
             continue
-        whole.confusion += one.confusion
-        whole.same, whole.pixels = whole.same + one.same, whole.pixels + one.pixels
-        whole.images += one.images
-        whole.pictures |= one.pictures
-        whole.skipped += one.skipped
-    if whole is None or not whole.images:
-        raise DataError("there are no images to evaluate")
-    if not whole.confusion.any():
-        raise DataError("there is no labelled pixel to evaluate on: every one is to be ignored")
-    agreement = whole.same / whole.pixels if whole.pixels else None
-    return Evaluation(metric.compute(whole.confusion), agreement, whole.images, whole.pictures, whole.skipped)
+        total.confusion += part.confusion
+        total.same, total.pixels = total.same + part.same, total.pixels + part.pixels
+        total.images += part.images
+        total.pictures |= part.pictures
+        total.skipped += part.skipped
+    if total is None or not total.images:
+        raise DataError("there are no images to evaluate: give a split with readable images")
+    if not total.confusion.any():
+        raise DataError(f"there is no labelled pixel to evaluate on: every label is {IGNORE}, which is ignored")
+    agreement = total.same / total.pixels if total.pixels else None
+    return Evaluation(metric.compute(total.confusion), agreement, total.images, total.pictures, total.skipped)
 
 
-def _wanted(reference: Sequence[tuple[str, bytes | None]], index: int, row: dict) -> torch.Tensor:
-    name, data = reference[index] if index < len(reference) else ("nothing", None)
+def _reference_map(reference: Sequence[tuple[str, bytes | None]], index: int, row: dict) -> torch.Tensor:
+    """The reference's class map uint8 (H, W) of a row. Raises SegquantError when it is missing or of another size."""
+    name, png = reference[index] if index < len(reference) else ("nothing", None)
     if name != row["id"]:
-        raise SegquantError(f"the reference has {name} where the shards have {row['id']}: make it again")
-    if data is None:
-        raise SegquantError(f"the reference was made without {name}: it could not be read then")
-    wanted = decode_annotation(data, f"the reference of {name}")
-    if wanted.shape != (row["height"], row["width"]):
-        raise SegquantError(f"the reference of {name} is of another size: make it again")
-    return torch.from_numpy(wanted)
+        raise SegquantError(f"the reference has {name} where the shards have {row['id']}: remove it and run again")
+    if png is None:
+        raise SegquantError(f"the reference lacks {name}, which could not be read before: remove it and run again")
+    classes = decode_annotation(png, f"the reference of {name}")
+    if classes.shape != (row["height"], row["width"]):
+        raise SegquantError(f"the reference of {name} has another size than its image: remove it and run again")
+    return torch.from_numpy(classes)

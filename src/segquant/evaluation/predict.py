@@ -1,4 +1,4 @@
-"""From rows to class maps: decode and resize in threads beside the forward pass, then upsample and argmax."""
+"""Predict class maps: decode and resize in threads during the forward pass, then upsample and take the argmax."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from typing import Any
 
@@ -22,25 +22,28 @@ from segquant.evaluation.upsample import class_map
 from segquant.quant.head import fuse_early
 
 log = logging.getLogger(__name__)
-_WINDOW = 64  # rows that are looked at together when images of one input size are put into batches
+_WINDOW = 64  # consecutive rows among which images of the same input size are batched
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """`index` of the row among its fellows; `classes` uint8 (H, W) on the model's device, None with an `error`."""
+    """The class map of a row: `index` is the row's number, `extra` the result of `predict`'s argument of that name.
+
+    `classes` is uint8 (H, W) on the model's device, and None with an `error`.
+    """
 
     index: int
     row: dict
     classes: torch.Tensor | None
-    beside: Any = None
+    extra: Any = None
     error: DataError | None = None
 
 
 @torch.inference_mode()
 def forward(model: nn.Module, inputs: torch.Tensor, dtype: str = "float32") -> torch.Tensor:
-    """Logits (B, C, h, w) of inputs (B, 3, H, W), which are cast to the model's own floating type.
+    """Logits (B, C, h, w) of inputs (B, 3, H, W), which are cast to the dtype of the model's parameters.
 
-    A `dtype` other than float32 is that of autocast.
+    Any `dtype` but float32 turns autocast on with that dtype.
     """
     parameter = next(model.parameters())
     with torch.autocast(parameter.device.type, getattr(torch, dtype), enabled=dtype != "float32"):
@@ -48,15 +51,15 @@ def forward(model: nn.Module, inputs: torch.Tensor, dtype: str = "float32") -> t
 
 
 def prepared(model: nn.Module, settings: Eval) -> nn.Module:
-    """`model`, changed in place to give its logits sooner, and this process ready to run it batch after batch.
+    """Speed up `model` and prepare this process to run it batch after batch; return the model to call.
 
-    The decode head fuses early, and settings may ask for compilation. On CUDA PyTorch stays within
-    `max_gpu_memory_gb` from here on, on a CPU freed memory is kept for the next batch.
+    The decode head is replaced in place (`fuse_early`), and the settings can turn on compilation. On CUDA, PyTorch is
+    limited to `max_gpu_memory_gb` from now on; on a CPU, the process keeps freed memory for the next batch.
     """
     device = next(model.parameters()).device
     if device.type == "cpu":
         keep_freed_memory()
-    if device.type == "cuda":  # CUDA's own context is outside of what PyTorch allots: some 0.6 GB
+    if device.type == "cuda":  # the CUDA context takes about 0.6 GB outside PyTorch's allocator
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, (settings.max_gpu_memory_gb - 1) * 1e9 / total), device)
     fuse_early(model)
@@ -69,13 +72,13 @@ def predict(
     protocol: str,
     settings: Eval,
     normalization: Normalization = IMAGENET,
-    beside: Callable[[int, dict, str], Any] | None = None,
+    extra: Callable[[int, dict, str], Any] | None = None,
     origin: str = "",
 ) -> Iterator[Prediction]:
-    """Predict every row; images of one input size share batches, so rows come in another order, the same each time.
+    """Predict every row. Images of the same input size share batches, which changes the order, always in the same way.
 
-    `beside` (index, row, name) is called in the threads too, for what else has to be decoded. A broken row, named
-    after `origin`, raises DataError; with on_error=skip it comes out with its error.
+    The threads also call `extra` (index, row, name), to decode a label for example. A broken row raises DataError,
+    which begins with `origin`; with on_error=skip, the row's Prediction holds the error instead.
     """
 
     def decode(task: tuple[int, int, dict]) -> tuple[int, Prediction, torch.Tensor | None]:
@@ -84,12 +87,10 @@ def predict(
         try:
             image = decode_image(row["image"], name)
             if image.size != (row["width"], row["height"]):
-                size = f"{row['width']}x{row['height']}"
-                raise DataError(
-                    f"{name} is {image.width}x{image.height} but its row says {size}: make the shards again"
-                )
+                actual, expected = f"{image.width}x{image.height}", f"{row['width']}x{row['height']}"
+                raise DataError(f"{name} is {actual} but its row says {expected}: make the shards again")
             pixels = normalize(resize(image, protocol), normalization)
-            return batch, Prediction(index, row, None, beside(index, row, name) if beside else None), pixels
+            return batch, Prediction(index, row, None, extra(index, row, name) if extra else None), pixels
         except DataError as error:
             if settings.on_error != "skip":
                 raise
@@ -98,37 +99,37 @@ def predict(
     limit = [settings.batch_size]
     tasks = _batches(rows, protocol, settings.batch_size)
     workers = settings.workers
-    if workers is None:  # on a CPU they would only take the model's cores: 10 % slower with two of two
+    if workers is None:  # on a CPU, threads compete with the model for cores: two threads on two cores cost 10 %
         workers = 0 if next(model.parameters()).device.type == "cpu" else 4
     decoded = _ahead(decode, tasks, workers, settings.batch_size + workers)
-    for _, members in groupby(decoded, key=lambda found: found[0]):
-        whole, inputs = [], []
-        for _, found, pixels in members:
+    for _, batch in groupby(decoded, key=lambda item: item[0]):
+        readable, inputs = [], []
+        for _, prediction, pixels in batch:
             if pixels is None:
-                yield found
+                yield prediction
             else:
-                whole.append(found)
+                readable.append(prediction)
                 inputs.append(pixels)
-        for found, logits in zip(whole, _logits(model, inputs, settings.dtype, limit)):
-            classes = class_map(logits, found.row["height"], found.row["width"])
-            yield Prediction(found.index, found.row, classes, found.beside)
+        for prediction, logits in zip(readable, _logits(model, inputs, settings.dtype, limit)):
+            classes = class_map(logits, prediction.row["height"], prediction.row["width"])
+            yield replace(prediction, classes=classes)
 
 
 def _batches(rows: Iterable[dict], protocol: str, size: int) -> Iterator[tuple[int, int, dict]]:
-    """Number of the batch, index and row, for rows of one input size together within each window."""
+    """Yield (batch number, index, row); in each window of rows, a batch takes rows of the same input size."""
     batch, numbered = 0, enumerate(rows)
     while window := list(islice(numbered, _WINDOW)):
-        alike: dict[tuple[int, int], list[tuple[int, dict]]] = {}
+        by_size: dict[tuple[int, int], list[tuple[int, dict]]] = {}
         for index, row in window:
-            alike.setdefault(resize_steps(protocol, row["width"], row["height"])[-1], []).append((index, row))
-        for group in alike.values():
-            for place, (index, row) in enumerate(group):
-                yield batch + place // size, index, row
+            by_size.setdefault(resize_steps(protocol, row["width"], row["height"])[-1], []).append((index, row))
+        for group in by_size.values():
+            for position, (index, row) in enumerate(group):
+                yield batch + position // size, index, row
             batch += -(-len(group) // size)
 
 
 def _ahead(call: Callable, items: Iterable, workers: int, ahead: int) -> Iterator:
-    """`call` of each item, in order, made up to `ahead` items early in `workers` threads (Pillow frees the GIL)."""
+    """Yield `call(item)` in order, computed up to `ahead` items early by `workers` threads; Pillow frees the GIL."""
     if not workers:
         yield from map(call, items)
         return
@@ -147,7 +148,7 @@ def _ahead(call: Callable, items: Iterable, workers: int, ahead: int) -> Iterato
 
 
 def _logits(model: nn.Module, inputs: list[torch.Tensor], dtype: str, limit: list[int]) -> Iterator[torch.Tensor]:
-    """Logits (C, h, w) of each input, at most `limit[0]` at a time, which is halved when memory runs out."""
+    """Yield logits (C, h, w) of each input; run at most `limit[0]` at a time, and halve that when memory runs out."""
     start = 0
     while start < len(inputs):
         chunk = inputs[start : start + limit[0]]
@@ -155,12 +156,11 @@ def _logits(model: nn.Module, inputs: list[torch.Tensor], dtype: str, limit: lis
             logits = forward(model, torch.stack(chunk), dtype)
         except torch.OutOfMemoryError as error:
             if len(chunk) == 1:
-                raise SegquantError(
-                    "one image does not fit into the GPU's memory: raise eval.max_gpu_memory_gb"
-                ) from error
+                message = "one image does not fit into GPU memory: raise eval.max_gpu_memory_gb"
+                raise SegquantError(message) from error
             torch.cuda.empty_cache()
             limit[0] = len(chunk) // 2
-            log.warning("out of GPU memory with %d images at a time: going on with %d", len(chunk), limit[0])
+            log.warning("out of GPU memory with %d images at a time: continuing with %d", len(chunk), limit[0])
             continue
         yield from logits
         start += len(chunk)

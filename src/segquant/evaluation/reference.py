@@ -1,4 +1,4 @@
-"""Float32's class maps, kept so that every method's agreement is counted pixel by pixel."""
+"""Store the float32 model's class maps, with which the agreement of every method is counted pixel by pixel."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _SCHEMA = pa.schema([("id", pa.string()), ("prediction", pa.binary())])
 def write_reference(
     source: str | Path, shards: Sequence[Shard], folder: str | Path, *, protocol: str, settings: Eval, partial: Path
 ) -> None:
-    """Predict with the float32 baseline at `source`: for each shard a file of its name in `folder`.
+    """Predict with the float32 model at `source`; write one Parquet file per shard, of the same name, to `folder`.
 
-    A row is (id, class map as PNG), the PNG null where the image could not be read. Finished shards are kept in
-    `partial` until all are there.
+    A row holds an id and a class map as PNG, which is null where the image could not be read. `partial` keeps the
+    finished shards until all are finished.
     """
     model, normalization = models.load(source).to(models.device(settings.device)), models.normalization(source)
     settings = replace(settings, dtype="float32", compile=False)
@@ -39,11 +39,12 @@ def write_reference(
 
     def work(_: int, shard: Shard, done: Any) -> bytes:
         rows: dict[int, dict] = {}
-        for one in predict(model, shard_rows(shard), protocol, settings, normalization, origin=str(shard.path)):
-            encoded = io.BytesIO()
-            if one.classes is not None:
-                Image.fromarray(one.classes.cpu().numpy()).save(encoded, "PNG", compress_level=3)
-            rows[one.index] = {"id": one.row["id"], "prediction": encoded.getvalue() or None}
+        predictions = predict(model, shard_rows(shard), protocol, settings, normalization, origin=str(shard.path))
+        for prediction in predictions:
+            png = io.BytesIO()
+            if prediction.classes is not None:
+                Image.fromarray(prediction.classes.cpu().numpy()).save(png, "PNG", compress_level=3)
+            rows[prediction.index] = {"id": prediction.row["id"], "prediction": png.getvalue() or None}
             done(1)
         table = pa.Table.from_pylist([rows[index] for index in sorted(rows)], _SCHEMA)
         file = io.BytesIO()
@@ -61,7 +62,7 @@ def write_reference(
     with kept(partial):
         results = over_shards(work, shards, partial, identity, "reference float32")
         if ranks()[0]:
-            list(results)  # nothing comes, but the work is done
+            list(results)  # empty on this rank, but iterating does the work
             return
         with replacing(folder) as part:
             part.mkdir()
@@ -70,9 +71,10 @@ def write_reference(
 
 
 def read_reference(folder: str | Path, shard: Shard) -> list[tuple[str, bytes | None]]:
-    """(id, class map as PNG) of each row of a shard, in its order."""
+    """Read (id, class map as PNG) of each row of a shard, in the shard's order. Raises SegquantError if it cannot."""
     path = Path(folder) / shard.path.name
     try:
         return [(row["id"], row["prediction"]) for row in pq.read_table(path).to_pylist()]
     except (OSError, pa.ArrowException) as error:
-        raise SegquantError(f"reference {path} cannot be read ({str(error).splitlines()[0]}): make it again") from error
+        reason = str(error).splitlines()[0]
+        raise SegquantError(f"reference {path} cannot be read ({reason}): remove it and run again") from error

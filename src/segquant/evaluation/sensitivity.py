@@ -1,4 +1,4 @@
-"""What each layer costs when it alone is quantized: points of mean IoU, and noise in the logits."""
+"""Quantize one layer at a time and measure the cost: points of mean IoU, and noise in the logits."""
 
 from __future__ import annotations
 
@@ -33,61 +33,61 @@ COLUMNS = ("module", "parameters", "bits", "mean_iou_loss", "snr_db")
 def sensitivity(
     model: nn.Module,
     rows: Sequence[dict],
-    asked: Sensitivity,
+    settings: Sensitivity,
     *,
     num_classes: int,
     protocol: str,
     normalization: Normalization,
     label_map: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
-    """Quantize the weights of each Linear and dense Conv2d in turn, all else float32, and score the labelled `rows`.
+    """Quantize the weights of each Linear and dense Conv2d alone, keep all else float32, and score labelled `rows`.
 
-    Gives a row of COLUMNS for each width of `asked.bits` and layer, in the model's order: the loss in points of
-    mIoU (0 to 100) and the logits' signal-to-noise in dB (None where they did not change). The images are held in
-    memory, with float32's logits.
+    Returns a dict of COLUMNS for each number of bits and each layer, in the model's order: the loss in points of mIoU
+    (0 to 100) and the signal-to-noise ratio of the logits in dB (None if they did not change). The images and the
+    float32 logits stay in memory. Raises DataError when no pixel has a label.
     """
     images = [normalize(resize(decode_image(row["image"], row["id"]), protocol), normalization)[None] for row in rows]
     labels = [torch.from_numpy(decode_annotation(row["annotation"]).copy()) for row in rows]
     exact = [forward(model, image)[0] for image in images]
 
     if all(bool((label == IGNORE).all()) for label in labels):
-        raise DataError("there is no labelled pixel to score on: every one is to be ignored")
+        raise DataError(f"there is no labelled pixel to score on: every label is {IGNORE}, which is ignored")
 
     def score(logits: Iterable[torch.Tensor]) -> float:
         confusion = metric.new_confusion(num_classes)
-        for one, label in zip(logits, labels, strict=True):
-            prediction = class_map(one, *label.shape).cpu()
+        for image_logits, label in zip(logits, labels, strict=True):
+            prediction = class_map(image_logits, *label.shape).cpu()
             if label_map is not None:
                 prediction = torch.from_numpy(label_map)[prediction.long()]
             metric.update(confusion, prediction, label)
         return 100 * metric.compute(confusion).mean_iou
 
-    wanted = score(exact)
-    power = sum(one.square().sum().item() for one in exact)
+    float_score = score(exact)
+    power = sum(logits.square().sum().item() for logits in exact)
     dense, names = set(dense_convs(model)), choose(model, "all")
     names = [name for name in names if name in dense or isinstance(model.get_submodule(name), nn.Linear)]
-    found = []
-    with progress(total=len(names) * len(asked.bits), desc="sensitivity", unit="layer") as bar:
-        for width in asked.bits:
+    costs = []
+    with progress(total=len(names) * len(settings.bits), desc="sensitivity", unit="layer") as bar:
+        for bits in settings.bits:
             for name in names:
                 layer = model.get_submodule(name)
                 original = layer.weight.data
-                fitted = fitting(layer.weight[0].numel(), asked.group_size)
-                layer.weight.data = _quantized(layer, Recipe(f"int{width}", fitted, asked.algorithm))
+                group_size = fitting(layer.weight[0].numel(), settings.group_size)
+                layer.weight.data = _quantized_weight(layer, Recipe(f"int{bits}", group_size, settings.algorithm))
                 try:
                     logits = [forward(model, image)[0] for image in images]
                 finally:
                     layer.weight.data = original
                 noise = sum((a - b).square().sum().item() for a, b in zip(logits, exact, strict=True))
                 snr = 10 * math.log10(power / noise) if noise and power else None
-                values = (name, original.numel(), width, wanted - score(logits), snr)
-                found.append(dict(zip(COLUMNS, values, strict=True)))
+                values = (name, original.numel(), bits, float_score - score(logits), snr)
+                costs.append(dict(zip(COLUMNS, values, strict=True)))
                 bar.update()
-    return found
+    return costs
 
 
-def _quantized(layer: nn.Module, recipe: Recipe) -> torch.Tensor:
-    """The weight of a layer as `recipe` leaves it, as float32 of its own shape."""
+def _quantized_weight(layer: nn.Module, recipe: Recipe) -> torch.Tensor:
+    """A layer's weight after quantization by `recipe`, dequantized to float32, in its original shape."""
     holder = nn.ModuleDict({"layer": copy.deepcopy(layer)})
     (name,) = quantize(holder, recipe, layer.weight.device)
     return holder.get_submodule(name).weight.dequantize().view_as(layer.weight)
@@ -115,6 +115,7 @@ def layers(
 
 
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """The result of `sensitivity` as CSV text with a header."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()

@@ -1,4 +1,4 @@
-"""Work shard by shard that a killed run takes up again and that the processes of `torchrun` share."""
+"""Process shards one by one: a killed run resumes, and the processes of `torchrun` share the shards."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DIGEST = hashlib.sha256().digest_size
 
 @contextmanager
 def kept(folder: str | Path) -> Iterator[Path]:
-    """A folder for finished shards that outlives a failure, and is removed once the block has ended well."""
+    """Keep the finished shards in `folder` if the block fails, and remove the folder once the block succeeds."""
     yield Path(folder)
     if ranks()[0] == 0:
         shutil.rmtree(folder, ignore_errors=True)
@@ -39,22 +39,24 @@ def over_shards(
     identity: Any,
     desc: str,
 ) -> Iterator[bytes]:
-    """What `work` (number, shard, progress) gives for each shard, in order, on rank 0; nothing on the others.
+    """Yield the result of `work` (shard number, shard, progress callback) for each shard, in order, on rank 0.
 
-    Each result is written to `folder`, whole or not at all, as soon as there is one. It is taken from there, and
-    not made again, while the shard, this package's code and `identity` (all else that it depends on) are the same.
+    The other ranks yield nothing. Each result is written to `folder`, complete or not at all, as soon as it is ready. A
+    later run reuses it if the shard, this package's code and `identity` (everything else that the result depends on)
+    are unchanged.
     """
     rank, world = ranks()
     join()
     keys = [json.dumps([identity, shard.sha256, _code(), torch.__version__]) for shard in shards]
     paths = [folder / f"{n:05d}-{hashlib.sha256(key.encode()).hexdigest()[:32]}" for n, key in enumerate(keys)]
     mine = range(rank, len(shards), world)
-    left = [number for number in mine if _read(paths[number]) is None]
-    if len(left) < len(mine):
-        log.info("%s: %d of %d shards are there from a run that was stopped", desc, len(mine) - len(left), len(mine))
-    total, ahead = (sum(shards[number].rows for number in some) for some in (mine, left))
-    with progress(total=total, initial=total - ahead, desc=desc, unit="image", quiet=rank > 0) as bar:
-        for number in left:
+    missing = [number for number in mine if _read(paths[number]) is None]
+    if len(missing) < len(mine):
+        reused = len(mine) - len(missing)
+        log.info("%s: reusing %d of %d shards of a run that was stopped", desc, reused, len(mine))
+    total, remaining = (sum(shards[number].rows for number in numbers) for numbers in (mine, missing))
+    with progress(total=total, initial=total - remaining, desc=desc, unit="image", quiet=rank > 0) as bar:
+        for number in missing:
             result = work(number, shards[number], bar.update)
             write_bytes(paths[number], hashlib.sha256(result).digest() + result)
     for number, path in enumerate(paths):
@@ -70,7 +72,7 @@ def over_shards(
 
 
 def _read(path: Path) -> bytes | None:
-    """What was kept; None where there is nothing whole."""
+    """A stored result, or None when the file is missing or damaged."""
     try:
         data = path.read_bytes()
     except OSError:
@@ -80,7 +82,7 @@ def _read(path: Path) -> bytes | None:
 
 @cache
 def _code() -> str:
-    """A digest of this package's source: what was kept by other code is of no use."""
+    """A digest of this package's source code: results of other code are not reused."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())

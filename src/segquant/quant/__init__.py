@@ -1,1 +1,1 @@
-"""Methods, bit packing and artifacts."""
+"""Recipes, quantization algorithms, bit packing and artifacts."""

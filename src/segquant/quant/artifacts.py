@@ -1,9 +1,9 @@
-"""A quantized model as a folder: config.json, preprocessor_config.json, quantization.json, model.safetensors.
+"""Save and load a quantized model: config.json, preprocessor_config.json, quantization.json, model.safetensors.
 
-The tensors are torchao's own, flattened: codes below 8 bits packed to their true width, floats as float16
-where that loses nothing, all-zero zero points left out. What torchao needs to rebuild them stands in
-quantization.json (the header of a safetensors file has no stable order, and the bytes must be reproducible),
-with a digest of each file, so that a flipped bit is found.
+model.safetensors holds torchao's tensors, flattened: codes below 8 bits are packed to their true width, floats are
+stored as float16 where that is exact, and zero points that are all zero are omitted. quantization.json holds the
+metadata from which torchao rebuilds the tensors, and a digest of each file, which reveals any change. (The header of a
+safetensors file could hold the metadata too, but its order is not stable, and artifacts must be reproducible.)
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FORMAT = "segquant-2"
 
 @dataclass(frozen=True)
 class Artifact:
-    """A loaded artifact: the model in eval mode and what quantization.json says of it."""
+    """A loaded artifact: the model in eval mode and the content of quantization.json."""
 
     model: nn.Module
     info: dict[str, Any]
@@ -56,10 +56,10 @@ def save_quantized(
     float32_bytes: int,
     run: str | None = None,
 ) -> None:
-    """Write the artifact of a model that `methods.quantize` was run on; the folder exists whole or not at all.
+    """Write a model that `recipes.quantize` has quantized; the folder appears complete or not at all.
 
-    `baseline` is the folder whose preprocessor_config.json goes along, `float32_bytes` the size of its own
-    float32 safetensors file, to compare with; `run` names the training that made it, if any.
+    `baseline` is the folder whose preprocessor_config.json is copied, `float32_bytes` the size of the float32
+    safetensors file to compare with, and `run` the name of the training that made the model, if any.
     """
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     tensors, metadata = flatten_tensor_state_dict(state)
@@ -68,7 +68,7 @@ def save_quantized(
     for name, tensor in state.items():
         if is_quantized(tensor):
             keys = [_key(name, part) for part in json.loads(metadata[name])["_tensor_data_names"]]
-            packed |= _packed(tensors, keys, bits(tensor))
+            packed |= _pack(tensors, keys, bits(tensor))
             parts[name] = [key for key in keys if key in tensors]
     if recipe.weights not in CASTS:
         tensors = {name: narrowed(tensor) for name, tensor in tensors.items()}
@@ -100,52 +100,52 @@ def save_quantized(
         part.mkdir()
         model.config.save_pretrained(part)
         save_preprocessor(part, baseline)
-        # Not by save_file, which lets nobody but the owner read.
+        # safetensors' save_file would make the file readable by its owner only.
         write_bytes(part / "model.safetensors", save({k: v.contiguous() for k, v in sorted(tensors.items())}))
         seal(part, recipe, info)
 
 
 def save_unavailable(recipe: Method, reason: str, folder: str | Path) -> None:
-    """Write the artifact of a method that this machine cannot run: its recipe and the reason."""
+    """Write the artifact of a method that this machine cannot run: the recipe and the reason."""
     with replacing(folder) as part:
         part.mkdir()
         seal(part, recipe, {"unavailable": reason})
 
 
 def seal(folder: Path, recipe: Method, info: dict[str, Any]) -> None:
-    """Write quantization.json: format, recipe, `info`, and digests of it and of all other files in `folder`."""
+    """Write quantization.json: format, recipe, `info`, a digest of each other file in `folder`, and one of itself."""
     files = {file.name: sha256(file) for file in sorted(folder.iterdir())}
     whole = {"format": FORMAT, "recipe": asdict(recipe), **info, **({"files": files} if files else {})}
     write_json(folder / "quantization.json", {**whole, "digest": digest(whole)})
 
 
 def describe_artifact(folder: str | Path) -> dict[str, Any]:
-    """quantization.json of an artifact. Raises ModelError when `folder` is none or that file was changed."""
+    """Read an artifact's quantization.json. Raises ModelError when it is missing, changed or of another format."""
     path = Path(folder) / "quantization.json"
     if not path.is_file():
-        raise ModelError(f"{folder} is not a quantized model: it has no quantization.json")
+        raise ModelError(f"{folder} is not a quantized model: it has no quantization.json; give another folder")
     info = read_json(path)
     if not isinstance(info, dict) or info.get("format") != FORMAT:
-        found = info.get("format") if isinstance(info, dict) else None
-        raise ModelError(f"{path} has format {found!r}; this version reads {FORMAT!r}: quantize again")
+        actual = info.get("format") if isinstance(info, dict) else None
+        raise ModelError(f"{path} has format {actual!r}, but this version reads {FORMAT!r}: quantize again")
     if info.pop("digest", None) != digest(info):
         raise ModelError(f"{path} is not as it was written: quantize again")
     return info
 
 
 def intact(folder: str | Path, info: dict[str, Any]) -> None:
-    """Raise ModelError unless the files in `folder` are those that `info`, its quantization.json, lists."""
-    for name, wanted in info["files"].items():
+    """Raise ModelError unless every file that `info` (quantization.json) lists is in `folder` and unchanged."""
+    for name, expected in info["files"].items():
         path = Path(folder) / name
-        if not path.is_file() or sha256(path) != wanted:
+        if not path.is_file() or sha256(path) != expected:
             raise ModelError(f"{path} is missing or not as it was written: quantize again")
 
 
 def load_artifact(folder: str | Path, device: torch.device | str = "cpu") -> Artifact:
-    """Load an artifact; its logits are bit-identical to those of the model that was saved.
+    """Load an artifact; its logits are bit-identical to those of the saved model. Logs time and memory.
 
-    Logs time and memory. Raises UnavailableError for a method that could not be run where the
-    artifact was made, ModelError for a folder that is no artifact or a broken one.
+    Raises UnavailableError when the machine that made the artifact could not run its method, and ModelError for a
+    folder that is not an artifact or is damaged.
     """
     folder = Path(folder)
     info = describe_artifact(folder)
@@ -153,22 +153,23 @@ def load_artifact(folder: str | Path, device: torch.device | str = "cpu") -> Art
         raise UnavailableError(info["unavailable"])
     if "engine" in info["recipe"]:
         raise ModelError(f"{folder} is a graph for {info['recipe']['engine']}: segquant.load_quantized runs it")
-    start, before = time.perf_counter(), psutil.Process().memory_info().rss
+    start, memory_before = time.perf_counter(), psutil.Process().memory_info().rss
     intact(folder, info)
     path = folder / "model.safetensors"
     try:
-        state = _unpacked(load_file(path), info)
+        state = _unpack(load_file(path), info)
         with no_init_weights():
             model = AutoModelForSemanticSegmentation.from_config(AutoConfig.from_pretrained(folder))
         rewrite(model, info["linear_convs"])
         model.load_state_dict(state, assign=True)
         compute_in_bfloat16(model)
     except Exception as error:  # safetensors, torch and transformers raise many types
-        raise ModelError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        message = " ".join(str(error).split())[:300]
+        raise ModelError(f"{folder} cannot be loaded: {message}; quantize again") from error
     model = model.to(device).eval().requires_grad_(False)
     seconds, size = time.perf_counter() - start, path.stat().st_size
-    grown = psutil.Process().memory_info().rss - before
-    log.info("loaded %s: %.2f MB on disk, %.2f s, %+.1f MB memory", folder, size / 1e6, seconds, grown / 1e6)
+    memory = psutil.Process().memory_info().rss - memory_before
+    log.info("loaded %s: %.2f MB on disk, %.2f s, %+.1f MB memory", folder, size / 1e6, seconds, memory / 1e6)
     return Artifact(model, info, size, seconds)
 
 
@@ -179,38 +180,39 @@ def load_quantized(
     revision: str | None = None,
     sha256: str | None = None,
 ) -> nn.Module:
-    """A quantized model in eval mode, from a folder, a hub id or an https URL as `hub.locate` takes them.
+    """Load a quantized model in eval mode from a folder, a hub id or an https URL (see `hub.locate`).
 
-    Raises as `load_artifact` and `locate` do.
+    Raises the errors of `load_artifact` and `locate`.
     """
     return load_artifact(locate(source, revision, sha256), device).model
 
 
 def _key(name: str, part: str) -> str:
-    """torchao's name for one part of a flattened tensor: `a.b.weight`, `qdata` -> `a.b._weight_qdata`."""
+    """torchao's key for a part of a flattened tensor: `a.b.weight`, `qdata` -> `a.b._weight_qdata`."""
     module, leaf = name.rsplit(".", 1)
     return f"{module}._{leaf}_{part}"
 
 
 def _module(name: str, convs: list[str]) -> str:
-    """The float model's name for the layer of a weight: of a convolution, not of the Linear inside it."""
+    """The float model's name for a weight's layer: a LinearConv2d's own name, not that of the Linear inside it."""
     module = name.removesuffix(".weight")
     return module.removesuffix(".linear") if module.removesuffix(".linear") in convs else module
 
 
-def _packed(tensors: dict[str, torch.Tensor], keys: list[str], width: int) -> dict[str, dict[str, Any]]:
-    """Pack the codes among `tensors[keys]` and drop zero points of nothing but zeros, in place; say how."""
-    how = {}
+def _pack(tensors: dict[str, torch.Tensor], keys: list[str], width: int) -> dict[str, dict[str, Any]]:
+    """Pack the codes among `tensors[keys]` and drop all-zero zero points, in place; return how to undo it."""
+    packed = {}
     for key in keys:
         if key.endswith("_zero_point") and not tensors[key].any():
-            how[key] = {"zeros": list(tensors[key].shape), "dtype": dtype_name(tensors.pop(key).dtype)}
+            packed[key] = {"zeros": list(tensors[key].shape), "dtype": dtype_name(tensors.pop(key).dtype)}
         elif key.endswith("_qdata") and width < 8:
-            how[key] = {"bits": width, "shape": list(tensors[key].shape)}
+            packed[key] = {"bits": width, "shape": list(tensors[key].shape)}
             tensors[key] = pack(tensors[key], width)
-    return how
+    return packed
 
 
-def _unpacked(tensors: dict[str, torch.Tensor], info: dict[str, Any]) -> dict[str, torch.Tensor]:
+def _unpack(tensors: dict[str, torch.Tensor], info: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Reverse `_pack`, the rounding to float16 and torchao's flattening."""
     if info["recipe"]["weights"] not in CASTS:
         tensors = {k: v.float() if v.dtype == torch.float16 else v for k, v in tensors.items()}
     for key, entry in info["packed"].items():
@@ -220,5 +222,5 @@ def _unpacked(tensors: dict[str, torch.Tensor], info: dict[str, Any]) -> dict[st
             tensors[key] = unpack(tensors[key], entry["bits"], tuple(entry["shape"]))
     state, leftover = unflatten_tensor_state_dict(tensors, info["tensors"])
     if leftover:
-        raise ModelError(f"tensors without a place: {sorted(leftover)[:3]}")
+        raise ModelError(f"model.safetensors has tensors that quantization.json does not name: {sorted(leftover)[:3]}")
     return state

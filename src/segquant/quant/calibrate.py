@@ -1,14 +1,14 @@
-"""GPTQ through a whole model in one forward pass, on images without labels.
+"""Quantize a whole model by GPTQ in one forward pass, on images without labels.
 
-Layers are quantized in the order in which the model calls them. The pass carries every image twice: one half
-of the batch goes through the layers as they have been quantized so far, the other through the float ones. So
-each layer sees the inputs that it will really have, is fitted to the outputs that the float model has there
-(Y. Li et al., "GPTAQ", 2025, https://arxiv.org/abs/2504.02692), and makes up for errors of those before it.
+The layers are quantized in the order in which the model calls them. The batch holds every image twice: one half passes
+through the layers quantized so far, the other through the float layers. Each layer therefore sees its real inputs, is
+fitted to the float model's outputs, and compensates for the errors of earlier layers (Y. Li et al., "GPTAQ", 2025,
+https://arxiv.org/abs/2504.02692).
 
-Positions of an image count by how much they matter to the prediction: by the gradient, at the layer's output,
-of the log-likelihood of classes drawn from the float model's own prediction. Its square would be the Fisher
-information (J. Kim et al., "GuidedQuant", 2025, https://arxiv.org/abs/2505.07004), but so few positions hold most
-of that that the fit is to them alone: on photographs the norm itself lost half as much mIoU at 2 bits.
+Image positions are weighted by their influence on the prediction: the norm, at the layer's output, of the gradient of
+the log-likelihood of classes sampled from the float model's prediction. The squared norm would be the Fisher
+information (J. Kim et al., "GuidedQuant", 2025, https://arxiv.org/abs/2505.07004), but a few positions dominate it and
+the fit ignores all others: on photographs at 2 bits, the norm lost half as much mIoU.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from segquant.base.progress import progress
 from segquant.quant.gptq import Codes, dequantize, quantize_weight
 from segquant.quant.tensors import as_float16
 
-DAMPING = 0.05  # share of the mean diagonal added to second moments; deep layers see few positions
+DAMPING = 0.05  # added to second moments, as a share of their mean diagonal; deep layers see few positions
 
 
 def calibrate(
     model: nn.Module, layers: Mapping[str, tuple[int, int]], images: torch.Tensor
 ) -> dict[str, tuple[Codes, torch.Tensor | None]]:
-    """Codes and the corrected bias of each named Linear of `model`, which is left as it is.
+    """Compute codes and a corrected bias for each named Linear layer, without changing `model`.
 
-    `layers` gives (bits, group size); `images` (N, 3, H, W) are the model's inputs. One that the model does
-    not call is rounded on its own. Memory grows with N: every image's activations at a layer are held at once.
+    `layers` maps names to (bits, group size); `images` (N, 3, H, W) are model inputs. A layer that the model does not
+    call is rounded to nearest. Memory grows with N: a layer's activations on all images are held at once.
     """
     keep_freed_memory()
     importance = position_weights(model, list(layers), images)
-    done: dict[str, tuple[Codes, torch.Tensor | None]] = {}
+    results: dict[str, tuple[Codes, torch.Tensor | None]] = {}
     with progress(total=len(layers), desc="gptq", unit="layer") as bar:
 
         def quantize(name: str):
             def hook(linear: nn.Linear, args: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
-                if name not in importance:  # it cannot be fitted: no gradient reaches it from the logits
+                if name not in importance:  # no gradient reaches the layer from the logits, so it cannot be fitted
                     return output
-                now, exact = args[0].chunk(2)
-                if name not in done:
-                    done[name] = _solve(linear, now, exact, importance[name], *layers[name])
+                inputs, float_inputs = args[0].chunk(2)
+                if name not in results:
+                    results[name] = _solve(linear, inputs, float_inputs, importance[name], *layers[name])
                     bar.update()
-                codes, bias = done[name]
-                return torch.cat([F.linear(now, dequantize(codes), bias), output[len(now) :]])
+                codes, bias = results[name]
+                return torch.cat([F.linear(inputs, dequantize(codes), bias), output[len(inputs) :]])
 
             return hook
 
@@ -60,35 +60,36 @@ def calibrate(
         finally:
             for handle in handles:
                 handle.remove()
-        for name in layers.keys() - done.keys():
+        for name in layers.keys() - results.keys():
             linear = model.get_submodule(name)
-            nothing = torch.zeros(linear.in_features, linear.in_features, device=linear.weight.device)
-            done[name] = quantize_weight(linear.weight, nothing, *layers[name]), linear.bias
+            zeros = torch.zeros(linear.in_features, linear.in_features, device=linear.weight.device)
+            results[name] = quantize_weight(linear.weight, zeros, *layers[name]), linear.bias
             bar.update()
-    keep_freed_memory(False)  # gigabytes, of no use to what comes next
-    return {name: done[name] for name in layers}
+    keep_freed_memory(False)  # return gigabytes that the next steps do not need
+    return {name: results[name] for name in layers}
 
 
 def position_weights(
     model: nn.Module, names: list[str], images: torch.Tensor, seed: int = 0
 ) -> dict[str, torch.Tensor]:
-    """How much each position of each named layer's output matters: (N, positions), with a mean of one.
+    """The influence (N, positions) of each position of each named layer's output on the prediction, with mean 1.
 
-    Mean IoU gives every class the same weight, so a pixel counts by one over the root of its predicted class's
-    frequency. One backward pass an image. Layers that the model does not call are missing.
+    Mean IoU weights all classes equally, so a pixel counts by the inverse square root of its predicted class's
+    frequency. Each image takes one backward pass. The result omits layers that the model does not call.
     """
     with torch.no_grad():
         predicted = torch.cat([model(image).logits.argmax(1) for image in images.split(1)])
     rarity = predicted.flatten().bincount().clamp_min(1).rsqrt()
-    found: dict[str, list[torch.Tensor]] = {}
+    norms: dict[str, list[torch.Tensor]] = {}
     generator = torch.Generator().manual_seed(seed)
 
     def watch(name: str):
         def hook(_module: nn.Module, _args: tuple, output: torch.Tensor) -> None:
             def keep(gradient: torch.Tensor) -> None:
-                seen[name] = gradient.norm(dim=-1).flatten()  # of several calls, backward comes to the first last
+                # Backward visits calls in reverse, so a layer that is called repeatedly keeps its first call.
+                image_norms[name] = gradient.norm(dim=-1).flatten()
 
-            if output.requires_grad:  # not where the image has no part in it
+            if output.requires_grad:  # an output that does not depend on the image has no gradient
                 output.register_hook(keep)
 
         return hook
@@ -97,44 +98,49 @@ def position_weights(
     try:
         with progress(total=len(images), desc="importance", unit="image") as bar:
             for image, classes in zip(images.split(1), predicted, strict=True):
-                seen: dict[str, torch.Tensor] = {}
+                image_norms: dict[str, torch.Tensor] = {}
                 logits = model(image.detach().requires_grad_()).logits[0].flatten(1).T
-                drawn = torch.multinomial(logits.detach().cpu().softmax(1), 1, generator=generator)[:, 0]
-                losses = F.cross_entropy(logits, drawn.to(logits.device), reduction="none")
+                sampled = torch.multinomial(logits.detach().cpu().softmax(1), 1, generator=generator)[:, 0]
+                losses = F.cross_entropy(logits, sampled.to(logits.device), reduction="none")
                 (losses * rarity[classes.flatten()]).sum().backward()
-                for name, weights in seen.items():
-                    found.setdefault(name, []).append(weights)
+                for name, norm in image_norms.items():
+                    norms.setdefault(name, []).append(norm)
                 bar.update()
     finally:
         for handle in handles:
             handle.remove()
-    joined = {name: torch.stack(parts) for name, parts in found.items()}
-    return {name: w / w.mean() if w.mean() > 0 else torch.ones_like(w) for name, w in joined.items()}
+    stacked = {name: torch.stack(parts) for name, parts in norms.items()}
+    return {name: w / w.mean() if w.mean() > 0 else torch.ones_like(w) for name, w in stacked.items()}
 
 
 def _solve(
-    linear: nn.Linear, now: torch.Tensor, exact: torch.Tensor, importance: torch.Tensor, bits: int, group_size: int
+    linear: nn.Linear,
+    inputs: torch.Tensor,
+    float_inputs: torch.Tensor,
+    importance: torch.Tensor,
+    bits: int,
+    group_size: int,
 ) -> tuple[Codes, torch.Tensor | None]:
-    """Codes and bias of one layer from its inputs so far, `now`, and the float model's, `exact`."""
+    """Codes and bias of one layer, from its inputs in the quantized and in the float model, both (N, ..., columns)."""
     columns, images = linear.in_features, len(importance)
     weights = importance / importance.sum()
     parts = [
         (w[:, None], x.reshape(-1, columns), y.reshape(-1, columns))
-        for w, x, y in zip(weights, now.chunk(images), exact.chunk(images), strict=True)
+        for w, x, y in zip(weights, inputs.chunk(images), float_inputs.chunk(images), strict=True)
     ]
-    mean_now, mean_exact = sum((w * x).sum(0) for w, x, _ in parts), sum((w * y).sum(0) for w, _, y in parts)
-    # A bias takes the mean error on itself, and the weights need not.
-    center_now, center_exact = (mean_now, mean_exact) if linear.bias is not None else (0.0, 0.0)
-    hessian, cross = now.new_zeros(columns, columns), now.new_zeros(columns, columns)
-    for w, x, y in parts:  # an image at a time: the products' memory
-        x = x - center_now
+    mean, float_mean = sum((w * x).sum(0) for w, x, _ in parts), sum((w * y).sum(0) for w, _, y in parts)
+    # The bias corrects the mean error, so the weights are fitted to centred inputs.
+    center, float_center = (mean, float_mean) if linear.bias is not None else (0.0, 0.0)
+    hessian, cross = inputs.new_zeros(columns, columns), inputs.new_zeros(columns, columns)
+    for w, x, y in parts:  # one image at a time, to save memory
+        x = x - center
         weighted = (w * x).T
         hessian += weighted @ x
-        cross += weighted @ (y - center_exact)
-    damped = torch.eye(columns, device=now.device) * (DAMPING * hessian.diagonal().mean()).clamp_min(1e-12)
-    # The float weight that would give the float outputs from the inputs so far
-    wanted = torch.linalg.solve((hessian + damped).double(), ((cross + damped) @ linear.weight.T).double())
-    codes = quantize_weight(wanted.T.to(linear.weight.dtype).contiguous(), hessian, bits, group_size, damping=DAMPING)
+        cross += weighted @ (y - float_center)
+    damping = torch.eye(columns, device=inputs.device) * (DAMPING * hessian.diagonal().mean()).clamp_min(1e-12)
+    # The float weight that would reproduce the float outputs from the quantized model's inputs
+    target = torch.linalg.solve((hessian + damping).double(), ((cross + damping) @ linear.weight.T).double())
+    codes = quantize_weight(target.T.to(linear.weight.dtype).contiguous(), hessian, bits, group_size, damping=DAMPING)
     if linear.bias is None:
         return codes, None
-    return codes, as_float16(linear.bias + linear.weight @ mean_exact - dequantize(codes) @ mean_now)
+    return codes, as_float16(linear.bias + linear.weight @ float_mean - dequantize(codes) @ mean)

@@ -1,8 +1,8 @@
-"""Which layers are quantized, and dense convolutions as Linear layers, so that what takes Linear takes them all.
+"""Choose the layers to quantize, and rewrite dense convolutions as Linear layers.
 
-torchao's configurations take Linear only, which is 65 % of a SegFormer-B0. A convolution with one group
-is a matrix product over unfolded patches, exactly; rewritten so, 98.7 % are in Linear layers. Convolutions
-with groups (depthwise ones, 1.1 %) stay as they are and are quantized in place, at 8 bits a weight.
+torchao quantizes Linear layers only, which hold 65 % of a SegFormer-B0's weights. A convolution with one group is
+exactly a matrix product over unfolded patches; rewriting these puts 98.7 % of the weights into Linear layers.
+Convolutions with groups (depthwise ones, 1.1 %) are quantized in place, at 8 bits a weight.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from segquant.base.errors import ConfigError
 
 
 class LinearConv2d(nn.Module):
-    """A dense Conv2d computed by `linear` over patches: (B, C, H, W) to (B, C', H', W')."""
+    """A dense Conv2d that applies `linear` to unfolded patches: (B, C, H, W) to (B, C', H', W')."""
 
     def __init__(self, conv: nn.Conv2d):
         super().__init__()
         self.kernel_size, self.stride = conv.kernel_size, conv.stride
         self.padding, self.dilation = conv.padding, conv.dilation
-        weight = conv.weight.detach().flatten(1)  # unfold's order: channel, row, column
+        weight = conv.weight.detach().flatten(1)  # F.unfold's order: channel, row, column
         self.linear = nn.Linear(weight.shape[1], weight.shape[0], bias=conv.bias is not None, device="meta")
         self.linear.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
         self.linear.bias = conv.bias
@@ -45,20 +45,20 @@ class LinearConv2d(nn.Module):
 
 
 def dense_convs(model: nn.Module) -> list[str]:
-    """Names of the convolutions that can be rewritten: one group, zeros as padding."""
+    """Names of the convolutions that can be rewritten: one group, zero padding."""
     return [name for name, m in model.named_modules() if _is_dense(m)]
 
 
 def rewrite(model: nn.Module, names: Iterable[str]) -> None:
-    """Replace the named convolutions by LinearConv2d in place."""
+    """Replace the named convolutions with LinearConv2d, in place."""
     for name in names:
         model.set_submodule(name, LinearConv2d(model.get_submodule(name)))
 
 
 def choose(model: nn.Module, layers: str | Iterable[str]) -> list[str]:
-    """Names of the layers to quantize: `all` Linear and Conv2d, the `linear` ones, or those that patterns match.
+    """Names of the layers to quantize: `all` (Linear and Conv2d), `linear`, or every layer that matches a pattern.
 
-    Raises ConfigError for a pattern that matches none of them.
+    Raises ConfigError for a pattern that matches no layer.
     """
     names = [name for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     if layers == "all":
@@ -70,12 +70,12 @@ def choose(model: nn.Module, layers: str | Iterable[str]) -> list[str]:
 
 
 def match(pattern: str, names: list[str], key: str) -> list[str]:
-    """The `names` that a pattern (`*` for any text) fits. Raises ConfigError when there is none."""
-    found = [name for name in names if fnmatchcase(name, pattern)]
-    if not found:
-        example = f"such as {names[0]} and {names[-1]}" if names else "of which there are none"
-        raise ConfigError(f"{key} has '{pattern}', which matches none of the {len(names)} layers it may, {example}")
-    return found
+    """The `names` that match a shell pattern; `key` names the setting. Raises ConfigError when there is no match."""
+    matches = [name for name in names if fnmatchcase(name, pattern)]
+    if not matches:
+        example = f": choose from names such as {names[0]} and {names[-1]}" if names else ""
+        raise ConfigError(f"{key} has '{pattern}', which matches none of the {len(names)} available layers{example}")
+    return matches
 
 
 def _is_dense(module: nn.Module) -> bool:

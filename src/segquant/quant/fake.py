@@ -1,11 +1,11 @@
-"""Weights that are quantized on their way into their layers, so that training moves what will be stored.
+"""Fake quantization: layers compute with quantized weights while training moves the underlying real numbers.
 
-A layer's parameter becomes its codes, as real numbers in units of one code; what the layer sees is what the
-artifact will hold: (round(code) - zero) * scale, with scale and zero as float16 holds them. Gradients pass
-rounding as if it were not there (Y. Bengio et al., "Estimating or Propagating Gradients Through Stochastic
-Neurons", 2013, https://arxiv.org/abs/1308.3432), and so train codes, and scales and zeros too (S. Esser et al.,
-"Learned Step Size Quantization", 2019, https://arxiv.org/abs/1902.08153). In units of codes one learning rate
-fits every layer, and a range that moves takes its codes along.
+A layer's parameter holds its codes as real numbers. The layer computes with the weight that the artifact will store:
+(round(code) - zero) * scale, with scale and zero rounded to float16. Gradients pass through the rounding unchanged
+(the straight-through estimator: Y. Bengio et al., "Estimating or Propagating Gradients Through Stochastic Neurons",
+2013, https://arxiv.org/abs/1308.3432), so they train codes, scales and zeros (S. Esser et al., "Learned Step Size
+Quantization", 2019, https://arxiv.org/abs/1902.08153). With parameters in units of codes, one learning rate fits every
+layer, and a change of a range moves its weights along.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from segquant.quant.tensors import as_float16
 
 
 class FakeCodes(nn.Module):
-    """From real codes (rows, columns) to the weight that their integers stand for; scale and zero (rows, groups)."""
+    """Map real codes (rows, columns) to the weight that their integers represent; scale and zero are (rows, groups)."""
 
     def __init__(self, codes: Codes, bits: int):
         super().__init__()
         self.low, self.high = bounds(bits)
         self.register_buffer("start", codes.scale.clone())
-        self.stretch = nn.Parameter(torch.zeros_like(codes.scale))  # the scale is start * exp(stretch)
+        self.stretch = nn.Parameter(torch.zeros_like(codes.scale))  # scale = start * exp(stretch)
         self.zero = nn.Parameter(codes.zero.clone())
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
-        scale, zero = (_straight(values, as_float16(values.detach())) for values in self.ranges())
-        grouped = _straight(codes, self.integers(codes)).unflatten(1, (scale.shape[1], -1))
+        scale, zero = (_straight_through(values, as_float16(values.detach())) for values in self.ranges())
+        grouped = _straight_through(codes, self.integers(codes)).unflatten(1, (scale.shape[1], -1))
         return ((grouped - zero[..., None]) * scale[..., None]).flatten(1)
 
     def ranges(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,48 +45,48 @@ class FakeCodes(nn.Module):
 
 
 class FakeInt8(nn.Module):
-    """A convolution's weight as int8 codes with one scale an output channel give it back."""
+    """Round a convolution's weight to int8 codes with one scale per output channel."""
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         stored = int8(weight)
         stored.scale.copy_(as_float16(stored.scale))
-        return _straight(weight, stored.dequantize())
+        return _straight_through(weight, stored.dequantize())
 
 
 def int8(weight: torch.Tensor) -> IntxUnpackedToInt8Tensor:
-    """A weight (channels, ...) as int8 codes, one symmetric scale a channel."""
+    """Quantize a weight (channels, ...) to int8 codes with one symmetric scale per channel."""
     return IntxUnpackedToInt8Tensor.from_hp(weight.detach(), (1, *weight.shape[1:]), torch.int8)
 
 
 def attach(linear: nn.Linear, codes: Codes, bits: int) -> FakeCodes:
-    """Have `linear` compute with `codes`, and train them.
+    """Make `linear` compute with trainable `codes`; return the module that holds the scales and zeros.
 
-    They start in the middle of their bins. (Nearest to the layer's own weight inside them, thousands lie at an edge,
-    and flip together in the first steps.)
+    The codes start in the middle of their bins. If they started at the point nearest to the float weight instead,
+    thousands would lie at an edge and flip together in the first steps.
     """
     linear.weight = nn.Parameter(codes.codes.to(codes.scale.dtype))
     fake = FakeCodes(codes, bits)
     parametrize.register_parametrization(linear, "weight", fake, unsafe=True)
     original = linear.parametrizations.weight.original
 
-    def stay(gradient: torch.Tensor) -> torch.Tensor:
-        """Nothing for what is past the last code, where it would go further and be long in coming back."""
-        past = (original > fake.high + 0.5) & (gradient < 0) | (original < fake.low - 0.5) & (gradient > 0)
-        return gradient.masked_fill(past, 0.0)
+    def keep_in_range(gradient: torch.Tensor) -> torch.Tensor:
+        """Zero the gradient that would push a code further out of range, from where it would return late."""
+        outward = (original > fake.high + 0.5) & (gradient < 0) | (original < fake.low - 0.5) & (gradient > 0)
+        return gradient.masked_fill(outward, 0.0)
 
-    original.register_hook(stay)
+    original.register_hook(keep_in_range)
     return fake
 
 
 def detach(linear: nn.Linear) -> Codes:
-    """The codes of a layer that `attach` was called on, which is left with the weight that they stand for."""
+    """Undo `attach`: return the layer's codes and leave it the weight that they represent."""
     fake, codes = linear.parametrizations.weight[0], linear.parametrizations.weight.original
     scale, zero = (as_float16(values.detach()) for values in fake.ranges())
-    found = Codes(fake.integers(codes).to(torch.int8), scale, zero)
+    result = Codes(fake.integers(codes).to(torch.int8), scale, zero)
     parametrize.remove_parametrizations(linear, "weight")
-    return found
+    return result
 
 
-def _straight(values: torch.Tensor, instead: torch.Tensor) -> torch.Tensor:
-    """`instead`, to the last bit, with the gradient of `values`."""
-    return instead + (values - values.detach())
+def _straight_through(values: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
+    """Return `rounded`, to the last bit, with the gradient of `values`."""
+    return rounded + (values - values.detach())

@@ -1,4 +1,4 @@
-"""Linear layers whose activations are float8: torchao's kernels with a scale a row take and give bfloat16 alone."""
+"""Linear layers with float8 activations: torchao's kernels with one scale per row accept and return bfloat16 only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from segquant.quant.tensors import is_quantized, quantizes_activations
 
 
 class Float8Linear(nn.Linear):
-    """A Linear layer that computes its product in bfloat16 and adds its bias in the model's own dtype."""
+    """A Linear layer that computes its product in bfloat16 and adds its bias in the dtype of its inputs."""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         outputs = F.linear(inputs.to(torch.bfloat16), self.weight).to(inputs.dtype)
@@ -20,12 +20,12 @@ class Float8Linear(nn.Linear):
 
 
 def takes_float8(weight: torch.Tensor) -> bool:
-    """Whether a product of float8 operands exists for a weight (rows, columns): both are multiples of 16."""
+    """Whether the float8 kernel supports a weight (rows, columns): both sides must be multiples of 16."""
     return weight.shape[0] % 16 == 0 and weight.shape[1] % 16 == 0
 
 
 def to_bfloat16(model: nn.Module, names: Iterable[str]) -> None:
-    """Cast the weights of the named Linear layers that a float8 product exists for, in place."""
+    """Cast the weights of the named Linear layers to bfloat16 where the float8 kernel supports them, in place."""
     for name in names:
         linear = model.get_submodule(name)
         if takes_float8(linear.weight):
@@ -33,11 +33,11 @@ def to_bfloat16(model: nn.Module, names: Iterable[str]) -> None:
 
 
 def compute_in_bfloat16(model: nn.Module) -> None:
-    """Replace the Linear layers of `model` with float8 activations by Float8Linear, in place."""
+    """Replace every Linear layer that has float8 activations with a Float8Linear, in place."""
     for name, linear in list(model.named_modules()):
         if type(linear) is not nn.Linear or not is_quantized(linear.weight):
             continue
         if linear.weight.dtype == torch.bfloat16 and quantizes_activations(linear.weight):
-            new = Float8Linear(linear.in_features, linear.out_features, bias=False, device="meta")
-            new.weight, new.bias = linear.weight, linear.bias
-            model.set_submodule(name, new)
+            replacement = Float8Linear(linear.in_features, linear.out_features, bias=False, device="meta")
+            replacement.weight, replacement.bias = linear.weight, linear.bias
+            model.set_submodule(name, replacement)

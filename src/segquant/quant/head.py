@@ -1,4 +1,4 @@
-"""SegFormer's decode head with its matrix products before the upsampling instead of after: half the model's work."""
+"""Compute SegFormer's decode head with its matrix products before the upsampling, which halves the model's work."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from segquant.quant.tensors import is_quantized, quantizes_activations
 
 
 class EarlyFuse(nn.Module):
-    """A decode head's logits, computed in another order.
+    """Compute a decode head's logits with fewer operations.
 
-    The head projects each stage's map to D channels, upsamples all to the largest, puts them together and fuses
-    4 D channels to D by a 1x1 convolution and batch normalization: all linear, and a matrix product over channels
-    commutes with an interpolation over places. So each stage's projection, its part of the fusion and the
-    normalization become one matrix, applied at the stage's own size. Same numbers but for float32's rounding.
+    The head projects each stage's map to D channels, upsamples all maps to the largest, concatenates them and fuses
+    4 D channels to D by a 1x1 convolution and batch normalization. All these steps are linear, and a matrix product
+    over channels commutes with an interpolation over positions. So each stage's projection, its part of the fusion and
+    the normalization become one matrix, applied at the stage's own size. Results differ by float32 rounding only.
 
-    1x1 convolutions are matrix products here: oneDNN's convolution rounds otherwise with another number of threads.
+    1x1 convolutions are matrix products here, because oneDNN's convolution rounds differently for each number of
+    threads.
     """
 
     def __init__(self, head: SegformerDecodeHead):
@@ -33,7 +34,7 @@ class EarlyFuse(nn.Module):
         self.classifier = head.classifier
 
     def products(self) -> tuple[Sequence[torch.Tensor], torch.Tensor]:
-        """A matrix (D, channels) for each stage, and the bias (D,)."""
+        """One matrix (D, channels) per stage, and the bias (D,)."""
         return self.weights, self.bias
 
     def forward(self, encoder_hidden_states: tuple[torch.Tensor, ...], **_kwargs) -> torch.Tensor:
@@ -49,7 +50,7 @@ class EarlyFuse(nn.Module):
 
 
 class LiveFuse(EarlyFuse):
-    """EarlyFuse of a head that is being trained: its matrices are made anew from it at each call, with gradients."""
+    """EarlyFuse for a head in training: it computes the matrices from the head at every call, with gradients."""
 
     def __init__(self, head: SegformerDecodeHead):
         nn.Module.__init__(self)
@@ -67,7 +68,7 @@ class LiveFuse(EarlyFuse):
 
 @contextmanager
 def fused_live(model: nn.Module) -> Iterator[nn.Module]:
-    """`model`, with a LiveFuse inside where it has SegFormer's head; its BatchNorm computes as in eval mode."""
+    """Replace SegFormer's head, if `model` has one, with a LiveFuse for a while; BatchNorm computes as in eval mode."""
     head = model.decode_head if has_segformers_head(model) else None
     if head:
         model.decode_head = LiveFuse(head)
@@ -79,10 +80,9 @@ def fused_live(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def fuse_early(model: nn.Module) -> nn.Module:
-    """`model`, its decode head an EarlyFuse where that changes rounding only, in place.
+    """Replace the decode head with an EarlyFuse, in place, if that changes nothing but rounding; return `model`.
 
-    That is where a SegFormer's head computes in float32: not in bfloat16, nor where layers quantize their inputs.
-    (`reshape_last_stage: false`, which no published model has, gives maps of another layout.)
+    This needs a SegFormer head that computes in float32: neither in bfloat16 nor with quantized activations.
     """
     if has_segformers_head(model):
         head = model.decode_head
@@ -94,26 +94,28 @@ def fuse_early(model: nn.Module) -> nn.Module:
 
 
 def has_segformers_head(model: nn.Module) -> bool:
+    """Whether `model` has SegFormer's head. `reshape_last_stage: false`, in no published model, changes the layout."""
     head = getattr(model, "decode_head", None)
     return isinstance(head, SegformerDecodeHead) and head.config.reshape_last_stage
 
 
 def fused_products(head: SegformerDecodeHead, dtype: torch.dtype) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """What each stage's map is multiplied by, (D, channels), and the bias (D,) that is added to their sum."""
+    """The matrix (D, channels) that multiplies each stage's map, and the bias (D,) that is added to the sum."""
     norm = head.batch_norm
     scale = norm.weight.to(dtype) / (norm.running_var.to(dtype) + norm.eps).sqrt()
     bias = norm.bias.to(dtype) - norm.running_mean.to(dtype) * scale
     fuse = scale[:, None] * _matrix(head.linear_fuse, dtype)
     parts = fuse.split(fuse.shape[1] // len(head.linear_projections), 1)
     weights = []
-    for projection, part in zip(head.linear_projections, reversed(parts), strict=True):  # the last stage is first
+    # The fusion's input begins with the last stage.
+    for projection, part in zip(head.linear_projections, reversed(parts), strict=True):
         weights.append(part @ _matrix(projection.proj, dtype))
         bias = bias + part @ projection.proj.bias.to(dtype)
     return weights, bias
 
 
 def _pointwise(maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """The 1x1 convolution of (B, C, h, w) by a weight (D, C): (B, D, h, w)."""
+    """Apply the 1x1 convolution with `weight` (D, C) to maps (B, C, h, w): (B, D, h, w)."""
     product = torch.matmul(weight, maps.flatten(2)).unflatten(2, maps.shape[2:])
     return product if bias is None else product.add_(bias[:, None, None])
 

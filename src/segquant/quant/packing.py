@@ -1,4 +1,4 @@
-"""Signed codes of 1 to 8 bits, stored at exactly that many bits each."""
+"""Pack signed codes of 1 to 8 bits into exactly that many bits each."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import torch
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """Pack int8 `codes` of any shape, each in [-2**(bits-1), 2**(bits-1)), into flat uint8.
 
-    The codes, offset to be unsigned, are one little-endian bit stream in row-major order: at 4 bits
-    two codes a byte (the first in the low half), at 2 bits four. Raises ValueError out of range.
+    The codes are shifted to be unsigned and form one little-endian bit stream in row-major order: a byte holds two
+    codes of 4 bits (the first in its low half) or four of 2 bits. Raises ValueError for a code out of range.
     """
     half = 1 << (bits - 1)
     if codes.numel() and not (-half <= int(codes.min()) and int(codes.max()) < half):
-        raise ValueError(f"codes do not fit {bits} bits: they span {int(codes.min())} to {int(codes.max())}")
+        raise ValueError(f"codes do not fit {bits} bits: they range from {int(codes.min())} to {int(codes.max())}")
     unsigned = (codes.to(torch.int16) + half).to(torch.uint8).numpy().reshape(-1, 1)
     stream = np.unpackbits(unsigned, axis=1, count=bits, bitorder="little")
     return torch.from_numpy(np.packbits(stream, bitorder="little"))
 
 
 def unpack(packed: torch.Tensor, bits: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """The int8 codes of `shape` that `pack` was given. Raises ValueError when the length does not fit."""
+    """Reverse `pack`: int8 codes of `shape`. Raises ValueError when the number of bytes does not fit the shape."""
     count = math.prod(shape)
     if packed.numel() != -(-count * bits // 8):
         raise ValueError(f"{packed.numel()} bytes do not hold {count} codes of {bits} bits")

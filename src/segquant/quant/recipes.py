@@ -1,9 +1,9 @@
-"""What each recipe does to a model: one registry from (weights, activations) to torchao's configuration."""
+"""Apply a recipe to a model; CONFIGS maps (weights, activations) to torchao's configuration."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,14 +24,13 @@ from segquant.quant.tensors import CASTS, as_float16, is_quantized
 log = logging.getLogger(__name__)
 BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}
 
-
-Found = dict[str, tuple[Codes, torch.Tensor | None]]  # of each Linear, its codes and its bias
-# (model, what calibration found, bits of each layer, convolutions with groups) -> what training made of it
+Found = dict[str, tuple[Codes, torch.Tensor | None]]  # name of a Linear layer -> its codes and bias
+# (model, calibrated codes, bits of each layer, names of convolutions with groups) -> trained codes
 Refine = Callable[[nn.Module, Found, Mapping[str, int], Sequence[str]], Found]
 
 
 class Layer(NamedTuple):
-    """How one layer's weights are quantized; group_size None is one scale a row."""
+    """How one layer's weights are quantized; with group_size None, each row has one scale."""
 
     weights: str
     group_size: int | None
@@ -63,13 +62,16 @@ def _intx_dynamic(layer: Layer):
 
 
 def _per_row(make: Callable, otherwise: Callable | None = None) -> Callable:
-    """torchao's own configuration where a row has one scale from its span, else `otherwise`."""
+    """Call `make` for algorithm affine with one scale per row, else call `otherwise` with the layer.
+
+    Raises ConfigError where there is no `otherwise`.
+    """
 
     def config(layer: Layer):
         if not layer.group_size and layer.algorithm == "affine":
             return make()
         if otherwise is None:
-            raise ConfigError(f"{layer.weights} weights have one scale a row: leave group_size and algorithm out")
+            raise ConfigError(f"{layer.weights} weights have one scale per row: leave group_size and algorithm out")
         return otherwise(layer)
 
     return config
@@ -87,7 +89,7 @@ CONFIGS: dict[tuple[str, str | None], Callable] = {
 
 
 def describe(recipe: Recipe) -> str:
-    """The recipe in words, for tables."""
+    """The recipe in words, for tables. Names of trainings contain this text: a change retrains them."""
     if recipe.weights in CASTS:
         return f"all weights and activations {recipe.weights}"
     group = f"groups of {recipe.group_size}" if recipe.group_size else "one scale a row"
@@ -110,7 +112,7 @@ def describe(recipe: Recipe) -> str:
 
 
 def unavailable(recipe: Recipe, device: torch.device) -> str | None:
-    """Why `recipe` cannot run on `device`, or None when it can."""
+    """The reason why `recipe` cannot run on `device`, or None when it can."""
     if recipe.activations == "float8":
         if device.type != "cuda":
             return "float8 activations need a CUDA device of capability 8.9 or higher; this run is on the CPU"
@@ -126,12 +128,12 @@ def quantize(
     images: torch.Tensor | None = None,
     refine: Refine | None = None,
 ) -> list[str]:
-    """Quantize `model` in place and move it to `device`; give back the names of the quantized modules.
+    """Quantize `model` in place and move it to `device`; return the names of the quantized modules.
 
-    `images` (N, 3, H, W) are model inputs to calibrate on, needed where recipe.calibration_images is not 0; `refine`
-    trains what calibration found, needed where there is a recipe.train. Scales and what stays float are rounded to
-    what float16 holds, as they are stored so. Raises UnavailableError for a recipe that `device` cannot run,
-    ConfigError for one that does not exist or fits no layer.
+    `images` (N, 3, H, W) are model inputs for calibration, required if recipe.calibration_images is not 0. `refine`
+    trains the calibrated codes, required if the recipe has `train`. Scales and all remaining floats are rounded to
+    float16, the type in which an artifact stores them. Raises UnavailableError for a recipe that `device` cannot run,
+    and ConfigError for a recipe that is not supported or fits no layer.
     """
     todo = plan(model, recipe)
     reason = unavailable(recipe, device)
@@ -141,52 +143,56 @@ def quantize(
     if recipe.weights in CASTS:
         model.to(CASTS[recipe.weights])
         return []
-    learned = {n: (BITS[one.weights], one.group_size) for n, one in todo.layers.items() if one.algorithm == "gptq"}
-    if learned and images is None:
-        raise ConfigError("algorithm gptq calibrates on images of the train split: there are none")
+    by_gptq = {
+        name: (BITS[layer.weights], layer.group_size)
+        for name, layer in todo.layers.items()
+        if layer.algorithm == "gptq"
+    }
+    if by_gptq and images is None:
+        raise ConfigError("algorithm gptq calibrates on images of the train split, but there are none: give some")
     if recipe.train and refine is None:
-        raise ConfigError("the recipe trains: it needs images to train on")
+        raise ConfigError("the recipe has a train section but there are no images to train on: give some")
     rewrite(model, todo.dense)
 
     def calibrated() -> Found:
-        return _on(torch.device("cpu"), calibrate(model, learned, images.to(device)))
+        return _to(torch.device("cpu"), calibrate(model, by_gptq, images.to(device)))
 
-    if learned:
-        found = from_first(calibrated) if recipe.train else calibrated()  # ranks train together, from one start
-        found = _on(device, found)
+    if by_gptq:
+        # Ranks that train together start from the same codes.
+        results = _to(device, from_first(calibrated) if recipe.train else calibrated())
         if recipe.train:
-            found = refine(model, found, {name: bits for name, (bits, _) in learned.items()}, todo.convs)
-        _set(model, found, learned, recipe.activations)
+            results = refine(model, results, {name: bits for name, (bits, _) in by_gptq.items()}, todo.convs)
+        _set_codes(model, results, by_gptq, recipe.activations)
     for layer, config in sorted(todo.configs.items(), key=str):
         if config is not None:
-            chosen = {name for name, one in todo.layers.items() if one == layer}
+            chosen = {name for name, planned in todo.layers.items() if planned == layer}
             if recipe.activations == "float8":
                 to_bfloat16(model, chosen)
             ao.quantize_(model, config, filter_fn=lambda _module, name, chosen=chosen: name in chosen)
     compute_in_bfloat16(model)
     for name in todo.convs:
         _quantize_conv(model.get_submodule(name))
-    done = [name for name, m in model.named_modules() if is_quantized(getattr(m, "weight", None))]
-    missed = len(todo.layers) + len(todo.convs) - len(done)
-    if not done:
-        raise ConfigError("the recipe quantized no layer: torchao skipped them all")
-    if missed:
-        log.info("%d of %d layers stay float: torchao takes no such shape", missed, missed + len(done))
-    _round(model)
-    return done
+    quantized = [name for name, m in model.named_modules() if is_quantized(getattr(m, "weight", None))]
+    skipped = len(todo.layers) + len(todo.convs) - len(quantized)
+    if not quantized:
+        raise ConfigError("torchao supports the shape of no chosen layer: choose other layers or another method")
+    if skipped:
+        log.info("%d of %d layers stay float: torchao does not support their shape", skipped, skipped + len(quantized))
+    _round_floats(model)
+    return quantized
 
 
 class Plan(NamedTuple):
-    """Convolutions to rewrite as Linear and those quantized in place; every Linear, then, and its configuration."""
+    """What `quantize` does to a model; `layers` names the Linear layers after the rewrite."""
 
-    dense: list[str]
-    convs: list[str]
+    dense: list[str]  # convolutions to rewrite as Linear layers
+    convs: list[str]  # convolutions to quantize in place
     layers: dict[str, Layer]
-    configs: dict[Layer, object | None]
+    configs: dict[Layer, object | None]  # torchao's configuration, None for gptq
 
 
 def plan(model: nn.Module, recipe: Recipe) -> Plan:
-    """What `quantize` will do to `model`, which is left as it is. Raises ConfigError for what it cannot do."""
+    """Plan what `quantize` will do. Raises ConfigError for a recipe that is not supported or fits no layer."""
     if recipe.weights in CASTS:
         if recipe != Recipe(recipe.weights):
             raise ConfigError(f"{recipe.weights} is a plain cast: leave the other keys out")
@@ -201,49 +207,49 @@ def plan(model: nn.Module, recipe: Recipe) -> Plan:
     fitted = _fit({name: layers[name] for name in inputs}, inputs)
     configs = {layer: _config(layer, recipe.activations) for layer in set(fitted.values())}
     if recipe.train and (recipe.activations or {layer.algorithm for layer in fitted.values()} != {"gptq"}):
-        raise ConfigError("train starts from algorithm gptq in every layer and float activations: leave others out")
-    inside = {f"{name}.linear" if name in dense else name: layer for name, layer in fitted.items()}
-    return Plan(dense, convs, inside, configs)
+        raise ConfigError("train starts from algorithm gptq in every layer and float activations: choose these")
+    rewritten = {f"{name}.linear" if name in dense else name: layer for name, layer in fitted.items()}
+    return Plan(dense, convs, rewritten, configs)
 
 
 def _overridden(sizes: Mapping[str, int], recipe: Recipe) -> dict[str, Layer]:
-    """How each layer of so many weights is quantized, with the recipe's overrides; of several the last one holds."""
-    names, usual = list(sizes), Layer(recipe.weights, recipe.group_size, recipe.algorithm)
-    layers = dict.fromkeys(names, usual)
+    """The recipe's settings for each layer, given its number of weights; the last override that matches applies."""
+    names, default = list(sizes), Layer(recipe.weights, recipe.group_size, recipe.algorithm)
+    layers = dict.fromkeys(names, default)
     if small := recipe.small_layers:
-        fewer = [name for name, size in sizes.items() if size <= small.weights]
-        layers.update(dict.fromkeys(fewer, usual._replace(group_size=small.group_size)))
+        small_names = [name for name, size in sizes.items() if size <= small.weights]
+        layers.update(dict.fromkeys(small_names, default._replace(group_size=small.group_size)))
     for pattern, override in recipe.overrides.items():
         weights = override.weights or recipe.weights
         inherited = (None, "affine") if weights == "float8" else (recipe.group_size, recipe.algorithm)
-        layer = Layer(weights, override.group_size or inherited[0], override.algorithm or inherited[1])
         if override == Override():
             raise ConfigError(f"overrides has '{pattern}' without keys: give weights, group_size or algorithm")
+        layer = Layer(weights, override.group_size or inherited[0], override.algorithm or inherited[1])
         layers.update(dict.fromkeys(match(pattern, names, "overrides"), layer))
     return layers
 
 
 def fitting(inputs: int, group_size: int) -> int:
-    """The largest group, up to `group_size`, that divides a layer's inputs; all of them where that is tiny."""
+    """The largest divisor of a layer's `inputs` up to `group_size`; `inputs` itself when that divisor is below 4."""
     best = max(n for n in range(1, group_size + 1) if inputs % n == 0)
     return best if best >= min(4, group_size) else inputs
 
 
 def _config(layer: Layer, activations: str | None):
-    """torchao's configuration, or None where GPTQ does it."""
+    """torchao's configuration, or None for algorithm gptq."""
     make = CONFIGS.get((layer.weights, activations))
     if make is None:
         known = ", ".join(f"{w}+{a}" if a else w for w, a in CONFIGS)
-        raise ConfigError(f"no method has {layer.weights} weights with {activations} activations: there are {known}")
+        raise ConfigError(f"no method has {layer.weights} weights with {activations} activations: choose from {known}")
     if layer.algorithm != "gptq":
         return make(layer)
     if layer.weights == "float8":
-        raise ConfigError("algorithm gptq chooses integer codes: weights must be int8, int4, int3 or int2")
+        raise ConfigError(f"algorithm gptq does not support {layer.weights} weights: choose int8, int4, int3 or int2")
     return None
 
 
 def _fit(layers: dict[str, Layer], inputs: dict[str, int]) -> dict[str, Layer]:
-    """Layers with a group that divides their inputs. Raises ConfigError for a group_size that divides none's."""
+    """Fit each layer's group size to its inputs. Raises ConfigError for a group_size that divides those of no layer."""
     for size in {layer.group_size for layer in layers.values() if layer.group_size}:
         if not any(layer.group_size == size and inputs[name] % size == 0 for name, layer in layers.items()):
             raise ConfigError(f"group_size {size} divides the inputs of no layer: choose 8, 16 or 32")
@@ -258,19 +264,19 @@ def _fit(layers: dict[str, Layer], inputs: dict[str, int]) -> dict[str, Layer]:
 
 
 def _quantize_conv(conv: nn.Conv2d) -> None:
-    """A convolution with groups: int8 codes, one scale an output channel; computed in float."""
+    """Quantize a convolution with groups to int8 codes, one scale per output channel; it computes in float."""
     conv.weight = nn.Parameter(int8(conv.weight), requires_grad=False)
 
 
-def _on(device: torch.device, found: Found) -> Found:
+def _to(device: torch.device, results: Found) -> Found:
     return {
         name: (Codes(*(part.to(device) for part in codes)), None if bias is None else bias.to(device))
-        for name, (codes, bias) in found.items()
+        for name, (codes, bias) in results.items()
     }
 
 
-def _set(model: nn.Module, results: Found, layers: dict[str, tuple[int, int]], activations: str | None) -> None:
-    """Give layers the codes that calibration found, as torchao's tensors."""
+def _set_codes(model: nn.Module, results: Found, layers: dict[str, tuple[int, int]], activations: str | None) -> None:
+    """Replace the weights by torchao tensors that hold the codes, and set the biases."""
     dynamic = "int8_asym_per_token" if activations else None
     for name, (codes, bias) in results.items():
         bits, group_size = layers[name]
@@ -289,16 +295,16 @@ def _set(model: nn.Module, results: Found, layers: dict[str, tuple[int, int]], a
             linear.bias = nn.Parameter(bias, requires_grad=False)
 
 
-def _round(model: nn.Module) -> None:
-    """Round scales, zeros and everything that is not quantized to what float16 holds."""
-    for tensor in _floats(model.state_dict(keep_vars=True).values()):
-        tensor.copy_(as_float16(tensor))
+def _round_floats(model: nn.Module) -> None:
+    """Round scales, zeros and all tensors that are not quantized to float16, keeping their dtype."""
+    for tensor in model.state_dict(keep_vars=True).values():
+        for part in _parts(tensor):
+            if part.is_floating_point():
+                part.data.copy_(as_float16(part.data))
 
 
-def _floats(tensors: Iterable[torch.Tensor]) -> Iterable[torch.Tensor]:
-    for tensor in tensors:
-        quantized = is_quantized(tensor)
-        parts = (
-            [getattr(tensor, part) for part in tensor.tensor_data_names if part != "qdata"] if quantized else [tensor]
-        )
-        yield from (part.data for part in parts if part.is_floating_point())
+def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The scales and zeros of a quantized tensor; any other tensor itself."""
+    if not is_quantized(tensor):
+        return [tensor]
+    return [getattr(tensor, name) for name in tensor.tensor_data_names if name != "qdata"]

@@ -1,4 +1,4 @@
-"""What torchao's quantized tensors have in common, and what float16 can hold."""
+"""Helpers for torchao's quantized tensors and for rounding to float16."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ def is_quantized(weight: torch.Tensor | None) -> bool:
 
 
 def quantizes_activations(weight: torch.Tensor) -> bool:
-    """Whether a product with `weight` quantizes the other operand too, as it comes."""
+    """Whether a product with `weight` also quantizes the other operand at run time."""
     return bool(getattr(weight, "act_quant_kwargs", None) or getattr(weight, "activation_quantization", None))
 
 
 def bits(weight: torch.Tensor) -> int:
-    """Bits of a quantized tensor's codes: of int4 in torchao's IntxUnpackedToInt8Tensor 4, though in a byte each."""
+    """Bits of a quantized tensor's codes: 4 for int4, although IntxUnpackedToInt8Tensor holds each code in a byte."""
     target = getattr(weight, "target_dtype", None)
     return 8 * weight.qdata.itemsize if target is None else int(dtype_name(target).removeprefix("int"))
 
@@ -28,9 +28,10 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def as_float16(values: torch.Tensor) -> torch.Tensor:
-    """`values` rounded to what float16 holds, in their own dtype; as they are where that would cost accuracy.
+    """Round `values` to float16 and return them in their own dtype, or unchanged where that would cost accuracy.
 
-    That is where one moves by more than 0.1 % of the largest: beyond 65504, or when all are tiny.
+    They stay unchanged when any value would move by more than 0.1 % of the largest: beyond float16's maximum of
+    65504, or when all values are tiny.
     """
     rounded = values.half().to(values.dtype)
     moved = (rounded - values).abs()
@@ -38,7 +39,7 @@ def as_float16(values: torch.Tensor) -> torch.Tensor:
 
 
 def narrowed(values: torch.Tensor) -> torch.Tensor:
-    """float32 as float16 where that is exact."""
+    """Convert float32 to float16 where that is exact; return anything else unchanged."""
     if values.dtype != torch.float32:
         return values
     narrow = values.half()
