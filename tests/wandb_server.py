@@ -68,7 +68,7 @@ def server(accepts: str = KEY):
 def synced(folder):
     """Sync the offline runs below `folder`, and return the server's record of each, from the first run to the last.
 
-    A record also has the `run`'s names, its `config` and its `folder`.
+    A record also has the names of the `run` and its `config`.
     """
     records = []
     for run in sorted(folder.glob("wandb/offline-run-*")):
@@ -81,7 +81,6 @@ def synced(folder):
             first = record.upserts[0]
             record.run = {key: first[key] for key in ("displayName", "groupName", "jobType", "project")}
             record.config = {key: entry["value"] for key, entry in json.loads(record.upserts[-1]["config"]).items()}
-            record.folder = run
             records.append(record)
     return records
 

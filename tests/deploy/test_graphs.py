@@ -226,13 +226,13 @@ def test_a_size_that_graphs_cannot_take_is_one_line(work):
         runtime.logits(torch.zeros(1, 3, 64, 100))
 
 
-def foreign(path, input_shape, output_shape, opset=20):
+def foreign(path, input_shape, output_shape):
     """Write an ONNX file of another origin, which gives its input back."""
     node = helper.make_node("Identity", ["x"], ["y"])
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, input_shape)]
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, output_shape)]
     graph = helper.make_graph([node], "foreign", inputs, outputs)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10), path)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
     return path
 
 
