@@ -1,4 +1,4 @@
-"""Distill a larger teacher into a smaller student on the train split; a killed run goes on from its checkpoint."""
+"""Distill a larger teacher into a smaller student on the train split; a killed run resumes from its checkpoint."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Export the float32 baseline as ONNX, float32 and float16; without the extra, say so."""
+"""Export the baseline as ONNX in float32 and float16, or record why this machine cannot."""
 
 import argparse
 
@@ -11,9 +11,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("baseline", "output"):
         parser.add_argument(f"--{name}", required=True)
-    a = parser.parse_args()
+    arguments = parser.parse_args()
     config.load().wandb.resolve()
-    write_exports(a.baseline, a.output)
+    write_exports(arguments.baseline, arguments.output)
 
 
 if __name__ == "__main__":

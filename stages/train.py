@@ -1,4 +1,4 @@
-"""Train the built-in baseline on the data source's train split; a killed run goes on from its checkpoint."""
+"""Train the built-in baseline on the data source's train split; a killed run resumes from its checkpoint."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""What a real browser makes of the page."""
+"""Render the report page in a real browser."""
 
 import re
 import shutil
@@ -27,21 +27,23 @@ def _browse(path, folder, *options):
 
 
 def shot(path, target, width, height, *options):
-    """The page as int (height, width, 3), and as a PNG in `target`."""
+    """Take a screenshot: pixels int (height, width, 3), also written as a PNG to `target`."""
     size = ("--hide-scrollbars", "--force-device-scale-factor=1", f"--window-size={width},{height}")
-    done = _browse(path, target.parent, *size, f"--screenshot={target}", *options)
-    assert target.is_file(), done.stderr
+    result = _browse(path, target.parent, *size, f"--screenshot={target}", *options)
+    assert target.is_file(), result.stderr
     return np.asarray(Image.open(target).convert("RGB")).astype(int)
 
 
 def colours(pixels):
-    """How many there are in each of eight bands from top to bottom: few where there is nothing to see."""
+    """The number of colours in each of eight bands from top to bottom; an empty band has few."""
     return [len(np.unique(band.reshape(-1, 3), axis=0)) for band in np.array_split(pixels, 8)]
 
 
 def probed(path, folder, width):
-    """What the page itself reports in a window of such a width, after its script has run: how wide it is, what its
-    tables, choices and plots hold, and their order after a click."""
+    """Load the page in a window of `width` pixels, run its script, click through it, and read what it shows.
+
+    Returns texts by name: its width, and the content of its table (before and after sorting), choices and plots.
+    """
     probe = folder / "probe.html"
     probe.write_text(path.read_text().replace("</body>", PROBE + "</body>"))
     html = _browse(probe, folder, f"--window-size={width},900", "--dump-dom").stdout
@@ -49,19 +51,24 @@ def probed(path, folder, width):
 
 
 PROBE = """<script>
-const put = (name, text) => document.body.append(Object.assign(document.createElement("i"), {id: "probe-" + name, textContent: text}));
+const put = (name, text) => {
+  const element = document.createElement("i");
+  document.body.append(Object.assign(element, {id: "probe-" + name, textContent: text}));
+};
 put("window", innerWidth);
 put("width", document.documentElement.scrollWidth);
-const rows = () => [...document.querySelectorAll("#table tbody th")].map((one) => one.textContent).join(" ");
+const rows = () => [...document.querySelectorAll("#table tbody th")].map((cell) => cell.textContent).join(" ");
 put("rows", rows());
 document.querySelectorAll("#table thead button")[2].click();
 put("sorted", rows());
 const selects = document.querySelectorAll(".browser select");
-put("choices", [...selects[2].options].map((one) => one.value).join(" "));
+const choices = [...selects[2].options].map((option) => option.value);
+put("choices", choices.join(" "));
 const images = document.querySelectorAll(".stage img");
-put("stage", [images.length, ...[...images].map((one) => one.alt)].join(" "));
+put("stage", [images.length, ...[...images].map((image) => image.alt)].join(" "));
 const box = document.querySelectorAll(".browser input[type=checkbox]")[1];
 box.click();
 put("masked", document.querySelectorAll(".stage .mask").length);
-put("plots", [...document.querySelectorAll(".plots text")].map((one) => one.textContent.trim()).filter((one) => [...selects[2].options].some((own) => own.value === one)).join(" "));
+const labels = [...document.querySelectorAll(".plots text")].map((text) => text.textContent.trim());
+put("plots", labels.filter((label) => choices.includes(label)).join(" "));
 </script>"""

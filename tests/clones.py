@@ -1,4 +1,4 @@
-"""Clones of the working tree, and commands in them."""
+"""Clone the working tree, and run commands in the clone."""
 
 import os
 import re
@@ -14,24 +14,26 @@ ENV = {
     "HF_HUB_OFFLINE": "1",
     "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
     "DVC_NO_ANALYTICS": "1",
-    "WANDB_MODE": "disabled",  # but for the first run, which has one of each kind
+    "WANDB_MODE": "disabled",  # tests that read W&B's runs set it to offline
 }
 
 
 def sh(folder, command, code=0):
-    done = subprocess.run(
+    """Run a shell command in `folder`: its output. Fails unless it exits with `code` (None: with any code)."""
+    result = subprocess.run(
         command, shell=True, cwd=folder, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    assert code is None or done.returncode == code, f"$ {command}\n{done.stdout}"
-    return done.stdout
+    assert code is None or result.returncode == code, f"$ {command}\n{result.stdout}"
+    return result.stdout
 
 
 def ran(output):
+    """The stages that DVC ran, by its output."""
     return set(re.findall(r"Running stage '(.*)'", output))
 
 
 def fails_in_one_line(folder, change, message):
-    """`dvc exp run` with such a change ends with the message, once and without a traceback, and is undone afterwards."""
+    """Check that `dvc exp run -S change` prints `message` once, without a traceback, and undo the change."""
     output = sh(folder, f"dvc exp run -S '{change}'", code=None)
     assert output.count(message) == 1
     assert "Traceback" not in output
@@ -40,16 +42,20 @@ def fails_in_one_line(folder, change, message):
 
 
 def copied(folder, methods):
-    """A clone of the working tree in `folder` with these methods, four images of each split and nothing built yet."""
+    """Clone the working tree to `folder` with these methods, four images of each split, and no results.
+
+    Returns the clone's parameters.
+    """
     listed = sh(ROOT, "git ls-files --cached --others --exclude-standard").splitlines()
-    for name in (n for n in listed if (ROOT / n).is_file()):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, folder / name)
+    for name in listed:
+        if (ROOT / name).is_file():  # a deleted file is still listed
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
     for stale in [*folder.glob("metrics/**/*.*"), folder / "dvc.lock"]:
         if stale.name != "dvc.yaml":
             stale.unlink(missing_ok=True)
     params = yaml.safe_load((folder / "params.yaml").read_text())
-    params["quant"]["methods"] = {k: params["quant"]["methods"][k] for k in methods}
+    params["quant"]["methods"] = {name: params["quant"]["methods"][name] for name in methods}
     params["data"]["limit"] = 4
     params["protocol"] = "fixed-64x64-v1"
     params["eval"]["pictures"] = 2

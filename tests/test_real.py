@@ -1,4 +1,4 @@
-"""The real model on real photographs, against 30 lines of plain PyTorch that share nothing with segquant."""
+"""Check the real model on real photographs against 30 lines of plain PyTorch that share no code with segquant."""
 
 import shutil
 from dataclasses import replace
@@ -44,9 +44,9 @@ def plain_miou(real, limit):
         up = torch.nn.functional.interpolate(logits, label.shape, mode="bilinear", align_corners=False)
         prediction = np.array(TO_CAMVID)[up[0].argmax(0).numpy()]
         for c in range(11):
-            p, t = (prediction == c) & (label != 11), label == c
-            intersection[c] += (p & t).sum()
-            union[c] += (p | t).sum()
+            predicted, labelled = (prediction == c) & (label != 11), label == c
+            intersection[c] += (predicted & labelled).sum()
+            union[c] += (predicted | labelled).sum()
     with np.errstate(invalid="ignore"):
         return float(np.nanmean(intersection / union))
 
@@ -70,24 +70,25 @@ def our_miou(real, recipe, limit, folder, images=None, material=None):
 
 
 @pytest.mark.parametrize("limit", [8, pytest.param(51, marks=pytest.mark.slow)])
-def test_float32_is_the_plain_figure_and_int8_is_near_it(real, limit, tmp_path):
-    wanted = plain_miou(real, limit)
+def test_float32_matches_plain_pytorch_and_int8_comes_close(real, limit, tmp_path):
+    expected = plain_miou(real, limit)
     float32 = our_miou(real, Recipe("float32"), limit, tmp_path / "float32")
     int8 = our_miou(real, config.load(ROOT / "params.yaml").quant.methods["int8"], limit, tmp_path / "int8")
-    print(f"{limit} photographs: plain {wanted:.4f}, float32 {float32:.4f}, int8 {int8:.4f}")
-    assert abs(float32 - wanted) < 0.0005
+    print(f"{limit} photographs: plain {expected:.4f}, float32 {float32:.4f}, int8 {int8:.4f}")
+    assert abs(float32 - expected) < 0.0005
     assert abs(float32 - int8) < 0.003
 
 
-def test_the_metric_on_ade20k_is_an_independent_computation(real, tiny):
-    """All 135 pairs, a random model of 150 classes: class by class, against the PNGs themselves."""
+def test_the_metric_on_ade20k_matches_an_independent_computation(real, tiny):
+    """All 135 pairs and a random model of 150 classes, computed class by class from the PNG files."""
     root = real / "ADEChallengeData2016"
     sources = [open_source(str(root), split) for split in ("training", "validation")]
-    found = evaluate(tiny, chain(*map(rows, sources)), 135, num_classes=150, protocol="fixed-128x128-v1", pictures=135)
-    assert found.n_images == len(found.pictures) == 135
+    pairs = chain(*map(rows, sources))
+    result = evaluate(tiny, pairs, 135, num_classes=150, protocol="fixed-128x128-v1", pictures=135)
+    assert result.n_images == len(result.pictures) == 135
     intersection, predicted, labelled = np.zeros((3, 150))
     for path in root.glob("annotations/*/*.png"):
-        label, prediction = np.array(Image.open(path)), found.pictures[path.stem]
+        label, prediction = np.array(Image.open(path)), result.pictures[path.stem]
         for c in np.union1d(label[label > 0].astype(int) - 1, prediction):
             is_c, says_c = label == c + 1, (label > 0) & (prediction == c)
             intersection[c] += (is_c & says_c).sum()
@@ -95,42 +96,42 @@ def test_the_metric_on_ade20k_is_an_independent_computation(real, tiny):
             predicted[c] += says_c.sum()
     with np.errstate(invalid="ignore"):
         iou, accuracy = intersection / (labelled + predicted - intersection), intersection / labelled
-    print(f"mIoU {found.scores.mean_iou:.12f}, independent {np.nanmean(iou):.12f}")
-    assert abs(found.scores.mean_iou - np.nanmean(iou)) < 1e-9
-    assert abs(found.scores.mean_accuracy - np.nanmean(accuracy)) < 1e-9
-    assert abs(found.scores.overall_accuracy - intersection.sum() / labelled.sum()) < 1e-9
+    print(f"mIoU {result.scores.mean_iou:.12f}, independent {np.nanmean(iou):.12f}")
+    assert abs(result.scores.mean_iou - np.nanmean(iou)) < 1e-9
+    assert abs(result.scores.mean_accuracy - np.nanmean(accuracy)) < 1e-9
+    assert abs(result.scores.overall_accuracy - intersection.sum() / labelled.sum()) < 1e-9
 
 
 # method: (most points of mIoU lost, most megabytes with 150 classes)
-MOST = {"int8": (0.2, 4.3), "int4": (0.5, 2.5), "int3": (1.8, 2.1), "int2": (5.0, 1.6)}
+LIMITS = {"int8": (0.2, 4.3), "int4": (0.5, 2.5), "int3": (1.8, 2.1), "int2": (5.0, 1.6)}
 
 
 @pytest.mark.slow
-def test_no_width_loses_more_than_it_may(real, tmp_path):
-    """The methods of params.yaml, calibrated on CamVid's train photographs, on its 51 val photographs."""
+def test_every_bit_width_keeps_to_its_limits(real, tmp_path):
+    """The methods of params.yaml, calibrated on the train photographs of CamVid, scored on its 51 val photographs."""
     train = open_source(str(real / "camvid"), "train")
     methods = config.load(ROOT / "params.yaml").quant.methods
     float32 = our_miou(real, Recipe("float32"), 51, tmp_path / "float32")
-    for method, (most, size) in MOST.items():
-        chosen = spread(len(train), methods[method].calibration_images)
-        images = calibration_batch((train[i] for i in chosen), PROTOCOL) if chosen else None
+    for method, (max_loss, max_size) in LIMITS.items():
+        indices = spread(len(train), methods[method].calibration_images)
+        images = calibration_batch((train[i] for i in indices), PROTOCOL) if indices else None
         loss = 100 * (float32 - our_miou(real, methods[method], 51, tmp_path / method, images))
         megabytes = (tmp_path / method / "model.safetensors").stat().st_size / 1e6
         print(f"{method}: {loss:.2f} points lost, {megabytes:.2f} MB")
-        assert loss <= most and megabytes <= size
+        assert loss <= max_loss and megabytes <= max_size
 
 
 # method: (steps, most points of mIoU lost, most megabytes with 150 classes)
-TRAINED = {"int4": (500, 0.2, 2.5), "int3": (1000, 0.7, 2.1), "int2": (2000, 2.0, 1.6)}
+TRAINED_LIMITS = {"int4": (500, 0.2, 2.5), "int3": (1000, 0.7, 2.1), "int2": (2000, 2.0, 1.6)}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", TRAINED)
-def test_training_on_photographs_alone_loses_little(method, real, tmp_path):
-    """A copy of CamVid's train photographs without their labels; some 3, 6 and 12 minutes on two cores."""
+@pytest.mark.parametrize("method", TRAINED_LIMITS)
+def test_training_on_photographs_alone_keeps_to_its_limits(method, real, tmp_path):
+    """A copy of CamVid's train photographs without labels; about 3, 6 and 12 minutes on two cores."""
     shutil.copytree(real / "camvid" / "train", tmp_path / "photos")
     photos = open_images(Data(str(tmp_path / "photos")), "train")
-    steps, most, size = TRAINED[method]
+    steps, max_loss, max_size = TRAINED_LIMITS[method]
     recipe = replace(config.load(ROOT / "params.yaml").quant.methods[method], train=Qat(steps=steps))
     images = calibration_batch((photos[i] for i in spread(len(photos), recipe.calibration_images)), PROTOCOL)
     float32 = our_miou(real, Recipe("float32"), 51, tmp_path / "float32")
@@ -138,11 +139,11 @@ def test_training_on_photographs_alone_loses_little(method, real, tmp_path):
     loss = 100 * (float32 - our_miou(real, recipe, 51, tmp_path / method, images, material))
     megabytes = (tmp_path / method / "model.safetensors").stat().st_size / 1e6
     print(f"{method} after {steps} steps: {loss:.2f} points lost, {megabytes:.2f} MB")
-    assert loss <= most and megabytes <= size
+    assert loss <= max_loss and megabytes <= max_size
 
 
 # method of benchmarks/engines.py: (most points of mIoU lost, most megabytes)
-DEPLOYED = {
+GRAPH_LIMITS = {
     "onnx_float32": (0.02, 15.1),
     "onnx_int8": (0.3, 4.4),
     "openvino_int8": (0.5, 5.0),
@@ -153,7 +154,7 @@ DEPLOYED = {
 
 @pytest.mark.slow
 def test_int8_graphs_lose_little_and_nncfs_default_preset_destroys_the_model(real, tmp_path):
-    """Some 9 minutes on two cores, of which the training of 4 epochs on photographs without labels takes 4."""
+    """About 9 minutes on two cores, of which 4 train 4 epochs on photographs without labels."""
     model, train = real / "segformer-b0-cityscapes", open_source(str(real / "camvid"), "train")
     label_map = load_label_map(ROOT / "data/label_maps/cityscapes_to_camvid.yaml", 19, train.classes)
     export_onnx(model, tmp_path / "onnx")
@@ -162,23 +163,23 @@ def test_int8_graphs_lose_little_and_nncfs_default_preset_destroys_the_model(rea
     source, losses = open_source(str(real / "camvid"), "val"), {}
 
     def miou(runtime, rows_):
-        found = evaluate(runtime, rows_, len(rows_), num_classes=11, protocol=PROTOCOL, label_map=label_map)
-        return 100 * found.scores.mean_iou
+        result = evaluate(runtime, rows_, len(rows_), num_classes=11, protocol=PROTOCOL, label_map=label_map)
+        return 100 * result.scores.mean_iou
 
-    for name, (most, size) in {**DEPLOYED, "openvino_int8_default": (100, 5.0)}.items():
+    for name, (max_loss, max_size) in {**GRAPH_LIMITS, "openvino_int8_default": (100, 5.0)}.items():
         recipe = methods[name]
-        chosen = [train[i] for i in spread(len(train), recipe.calibration_images)]
-        images = calibration_batch(chosen, PROTOCOL) if chosen else None
+        calibration_rows = [train[i] for i in spread(len(train), recipe.calibration_images)]
+        images = calibration_batch(calibration_rows, PROTOCOL) if calibration_rows else None
         if recipe.train:
             material = Material(train, train.classes, "photographs", PROTOCOL)
             checkpoint = tmp_path / "training.pt"
             build_finetuned(model, recipe, tmp_path / name, torch.device("cpu"), images, material, checkpoint)
         else:
-            score = partial(miou, rows_=chosen)
+            score = partial(miou, rows_=calibration_rows)
             build_graph(model, recipe, tmp_path / name, tmp_path / "onnx", images, score)
         loaded = load(tmp_path / name)
         loss = losses[name] = 100 * float32 - miou(loaded.model, list(rows(source)))
         print(f"{name}: {loss:.2f} points lost, {loaded.size_bytes / 1e6:.2f} MB")
-        assert loss <= most and loaded.size_bytes <= 1e6 * size
+        assert loss <= max_loss and loaded.size_bytes <= 1e6 * max_size
     assert losses["openvino_int8_default"] > 50
     assert losses["int8_static_qat"] <= losses["int8_static"]

@@ -1,7 +1,7 @@
-"""A W&B server on this machine that keeps what `wandb sync` brings: W&B's own reader of offline runs, without an account.
+"""A local W&B server that records what `wandb sync` uploads, so that tests read offline runs without an account.
 
-It answers what W&B's client asks (GraphQL over HTTP, as wandb 0.31 does) as far as syncing needs; artifacts are told to be
-there already, so that their files stay where they are.
+It answers the requests of W&B's client (GraphQL over HTTP, as of wandb 0.31) as far as syncing needs them. It reports
+artifacts as already committed, so that the client does not upload their files.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ KEY = "k" * 40
 
 @contextmanager
 def server(accepts: str = KEY):
-    """A server that takes the key `accepts`: gives its `url`, and what it was brought.
+    """A server that accepts the key `accepts`; yields a record of its uploads, with its `url`.
 
-    `upserts`: the variables of each UpsertBucket; `history` and `summary`; `artifacts`: the input of each
-    CreateArtifact; `files`: {name: bytes}.
+    `upserts`: the variables of each UpsertBucket; `history` and `summary` of the run; `artifacts`: the input of each
+    CreateArtifact; `files`: {name: bytes}; `asked`: the names of all GraphQL operations.
     """
-    kept = SimpleNamespace(upserts=[], history=[], summary={}, artifacts=[], files={}, asked=[])
+    record = SimpleNamespace(upserts=[], history=[], summary={}, artifacts=[], files={}, asked=[])
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self):
@@ -38,11 +38,11 @@ def server(accepts: str = KEY):
             status, reply = 200, {}
             if self.path == "/graphql":
                 request = json.loads(body)
-                status, reply = _graphql(kept, self, request, accepts)
+                status, reply = _graphql(record, self, request, accepts)
             elif self.path.endswith("/file_stream"):
-                _stream(kept, json.loads(body))
+                _stream(record, json.loads(body))
             elif self.command == "PUT":
-                kept.files[self.path.removeprefix("/put/")] = body
+                record.files[self.path.removeprefix("/put/")] = body
             data = json.dumps(reply).encode()
             self.send_response(status)
             self.send_header("content-type", "application/json")
@@ -56,43 +56,45 @@ def server(accepts: str = KEY):
             pass
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    kept.url = f"http://127.0.0.1:{http.server_address[1]}"
+    record.url = f"http://127.0.0.1:{http.server_address[1]}"
     threading.Thread(target=http.serve_forever, daemon=True).start()
     try:
-        yield kept
+        yield record
     finally:
         http.shutdown()
         http.server_close()
 
 
 def synced(folder):
-    """What `wandb sync` brings of the offline runs below `folder`: [server's record of each, in the order of time]."""
-    found = []
+    """Sync the offline runs below `folder`, and return the server's record of each, from the first run to the last.
+
+    A record also has the names of the `run` and its `config`.
+    """
+    records = []
     for run in sorted(folder.glob("wandb/offline-run-*")):
-        with server() as kept:
-            env = {**os.environ, "WANDB_BASE_URL": kept.url, "WANDB_API_KEY": KEY}
+        with server() as record:
+            env = {**os.environ, "WANDB_BASE_URL": record.url, "WANDB_API_KEY": KEY}
             env.pop("WANDB_MODE", None)
             command = [sys.executable, "-m", "wandb", "sync", str(run)]
-            done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=120)
-            assert done.returncode == 0, done.stderr
-            first = kept.upserts[0]
-            kept.run = {key: first[key] for key in ("displayName", "groupName", "jobType", "project")}
-            kept.config = {key: one["value"] for key, one in json.loads(kept.upserts[-1]["config"]).items()}
-            kept.folder = run
-            found.append(kept)
-    return found
+            result = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=120)
+            assert result.returncode == 0, result.stderr
+            first = record.upserts[0]
+            record.run = {key: first[key] for key in ("displayName", "groupName", "jobType", "project")}
+            record.config = {key: entry["value"] for key, entry in json.loads(record.upserts[-1]["config"]).items()}
+            records.append(record)
+    return records
 
 
-def _graphql(kept, handler, request, accepts):
+def _graphql(record, handler, request, accepts):
     name = re.search(r"(?:query|mutation)\s+(\w+)", request["query"]).group(1)
     variables = request.get("variables") or {}
-    kept.asked.append(name)
+    record.asked.append(name)
     credentials = handler.headers.get("authorization", "").removeprefix("Basic ")
     if base64.b64decode(credentials).decode() != f"api:{accepts}":
         return 401, {"errors": [{"message": "user is not logged in"}]}
     data = {}
     if name == "UpsertBucket":
-        kept.upserts.append(variables)
+        record.upserts.append(variables)
         bucket = {
             "id": "run",
             "name": variables["name"],
@@ -103,14 +105,11 @@ def _graphql(kept, handler, request, accepts):
         }
         data = {"upsertBucket": {"bucket": bucket, "inserted": True}}
     elif name == "CreateArtifact":
-        kept.artifacts.append(variables["input"])
-        data = {
-            "createArtifact": {
-                "artifact": {"id": "a", "state": "COMMITTED", "artifactSequence": {"latestArtifact": None}}
-            }
-        }
+        record.artifacts.append(variables["input"])
+        artifact = {"id": "a", "state": "COMMITTED", "artifactSequence": {"latestArtifact": None}}
+        data = {"createArtifact": {"artifact": artifact}}
     elif name == "CreateRunFiles":
-        files = [{"name": one, "uploadUrl": f"{kept.url}/put/{one}"} for one in variables["files"]]
+        files = [{"name": file, "uploadUrl": f"{record.url}/put/{file}"} for file in variables["files"]]
         data = {"createRunFiles": {"runID": "run", "uploadHeaders": [], "files": files}}
     elif "viewer" in request["query"]:
         data = {"viewer": {"id": "v", "entity": "entity", "username": "user", "flags": "{}", "teams": {"edges": []}}}
@@ -119,10 +118,10 @@ def _graphql(kept, handler, request, accepts):
     return 200, {"data": data}
 
 
-def _stream(kept, body):
+def _stream(record, body):
     for name, file in (body.get("files") or {}).items():
         lines = [json.loads(line) for line in file["content"]]
         if name == "wandb-history.jsonl":
-            kept.history += lines
+            record.history += lines
         elif name == "wandb-summary.json":
-            kept.summary |= lines[-1]
+            record.summary |= lines[-1]

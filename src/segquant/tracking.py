@@ -1,4 +1,4 @@
-"""Weights & Biases: a run for each evaluation, training and report. The only module that imports wandb."""
+"""Weights & Biases: one run per evaluation, training and report. No other module imports wandb."""
 
 from __future__ import annotations
 
@@ -21,31 +21,32 @@ log = logging.getLogger(__name__)
 
 
 def login(wandb: Wandb) -> None:
-    """Ask W&B whether it takes the key, where runs go online. Raises ConfigError when it does not: before any work."""
+    """Check the API key with W&B before any work, if runs go online. Raises ConfigError if W&B does not accept it."""
     if wandb.resolve() != "online" or ranks()[0]:
         return
     try:
         _client().login(verify=True)
-    except Exception as error:  # of the key, of the network
+    except Exception as error:  # wandb raises many types for a wrong key or a missing network
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
-            f"wandb.mode is online, but W&B does not take the key or cannot be reached ({reason}): see WANDB_API_KEY "
-            "and WANDB_BASE_URL, or use wandb.mode=offline"
+            f"wandb.mode is online, but W&B does not take the key or cannot be reached ({reason}): check WANDB_API_KEY "
+            "and WANDB_BASE_URL, or set wandb.mode=offline"
         ) from error
 
 
 def log_evaluation(
     wandb: Wandb, name: str, recipe: Method, metrics: dict[str, Any], classes: list[dict[str, Any]]
 ) -> None:
-    """Log one finished evaluation: config = the recipe, summary = the metrics, and the per-class table.
+    """Log a finished evaluation: the recipe as config, the metrics as summary, and a table of the `classes`.
 
-    A failure of W&B is logged and goes no further: the evaluation is already on disk.
+    If W&B fails, a warning says so and nothing is raised: the evaluation is already on disk.
     """
     config = {"method": name, **asdict(recipe), "protocol": metrics["protocol"]}
     with _run(wandb, name, "evaluation", config) as (client, run):
         if run:
             with _tolerated("evaluation"):
-                run.log({"classes": client.Table(columns=list(classes[0]), data=[list(c.values()) for c in classes])})
+                table = client.Table(columns=list(classes[0]), data=[list(row.values()) for row in classes])
+                run.log({"classes": table})
                 run.summary.update(metrics)
 
 
@@ -112,28 +113,28 @@ def _overlay(client: Any, name: str, photo: np.ndarray, maps: dict[str, np.ndarr
 
 @contextmanager
 def training(wandb: Wandb, name: str, options: Training) -> Iterator[Callable[..., None]]:
-    """One run for a training: gives `record(step, values, pictures)`, which logs curves and RGB arrays by name.
+    """Open a run for a training; yields `record(step, values, pictures)`, which logs curves and RGB arrays by name.
 
-    A failure of W&B is logged and does not stop the training.
+    If W&B fails, a warning says so and the training continues.
     """
     with _run(wandb, name, "training", asdict(options)) as (client, run):
 
         def record(step: int, values: dict[str, float], pictures: dict[str, Any]) -> None:
             if run:
                 with _tolerated("training"):
-                    shown = {f"predictions/{name}": client.Image(array) for name, array in pictures.items()}
-                    run.log({**values, **shown}, step=step)
+                    predictions = {f"predictions/{name}": client.Image(array) for name, array in pictures.items()}
+                    run.log({**values, **predictions}, step=step)
 
         yield record
 
 
 @contextmanager
-def _run(wandb: Wandb, name: str, what: str, config: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
-    """W&B and one run of it; (None, None) where it is disabled, fails, or another rank of torchrun logs."""
+def _run(wandb: Wandb, name: str, kind: str, config: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """Yield wandb and a new run; the run is None if W&B is disabled or fails, or on torchrun's ranks above 0."""
     mode = wandb.resolve()
     client = run = None
     if mode != "disabled" and not ranks()[0]:
-        with _tolerated(what):
+        with _tolerated(kind):
             client = _client()
             run = client.init(
                 mode=mode,
@@ -142,21 +143,21 @@ def _run(wandb: Wandb, name: str, what: str, config: dict[str, Any]) -> Iterator
                 name=name,
                 group=_group(),
                 config=config,
-                job_type={"evaluation": "evaluate", "training": "train", "report": "report"}[what],
+                job_type={"evaluation": "evaluate", "training": "train", "report": "report"}[kind],
                 settings=client.Settings(console="off", x_disable_stats=True),
             )
     try:
         yield client, run
     finally:
         if run:
-            with _tolerated(what):
+            with _tolerated(kind):
                 run.finish()
-                client.teardown()  # finish() may return before W&B's service has flushed an offline run's file
+                client.teardown()  # finish() may return before W&B's service has written an offline run's file
                 log.log(logging.INFO if mode == "online" else logging.DEBUG, "W&B run %s (%s)", run.id, mode)
 
 
 def _client() -> Any:
-    """wandb, which says on the terminal what it fails at and nothing else."""
+    """Import wandb, so that it prints its errors only."""
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
@@ -164,16 +165,16 @@ def _client() -> Any:
 
 
 @contextmanager
-def _tolerated(what: str) -> Iterator[None]:
-    """A failure inside is a warning: a tracker must not undo what it tracks."""
+def _tolerated(kind: str) -> Iterator[None]:
+    """Turn a failure into a warning: a tracker must not stop the work that it tracks."""
     try:
         yield
     except Exception as error:
-        log.warning("W&B could not log this %s (%s)", what, error)
+        log.warning("W&B could not log this %s (%s)", kind, error)
 
 
 def _group() -> str:
-    """The DVC experiment's name, or the commit."""
+    """The name of the DVC experiment, otherwise the commit."""
     if os.environ.get("DVC_EXP_NAME"):
         return os.environ["DVC_EXP_NAME"]
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""A small model and a recipe for every engine and route, for the tests of graphs."""
+"""A small model, and a recipe for every engine and algorithm, for the tests of graphs."""
 
 import torch
 from conftest import small_segformer
@@ -26,7 +26,7 @@ def images(count=4):
 
 
 def float_model(stages=4):
-    """With what training leaves in a decode head's normalization, and classes that differ."""
+    """A small SegFormer with random statistics in its batch normalization, as after training, and varied classes."""
     model = small_segformer(11, stages)
     generator = torch.Generator().manual_seed(1)
     for module in model.modules():

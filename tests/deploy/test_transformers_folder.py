@@ -20,9 +20,9 @@ RECIPES = {
     "int8_dynamic": Recipe("int8", activations="int8", layers="linear"),
     "int4": Recipe("int4", 32, "hqq", layers="linear"),
     "int2": Recipe("int2", 32, "gptq", layers="linear"),
-    "some": Recipe("int4", 32, "hqq", layers=("*.fc1", "*.q_proj")),
+    "int4_chosen_layers": Recipe("int4", 32, "hqq", layers=("*.fc1", "*.q_proj")),
 }
-# A process in which segquant cannot be imported.
+# Runs in a process that cannot import segquant.
 LOAD = """
 import sys, torch
 sys.modules["segquant"] = None
@@ -37,7 +37,7 @@ for folder in map(Path, sys.argv[2:]):
 """
 
 
-def test_transformers_alone_loads_it_with_the_same_logits(tiny_folder, tmp_path):
+def test_transformers_loads_the_folder_without_segquant_and_gives_the_same_logits(tiny_folder, tmp_path):
     torch.save(IMAGES, tmp_path / "pixels.pt")
     folders = [tmp_path / "out" / method for method in RECIPES]
     for folder in folders:
@@ -45,19 +45,19 @@ def test_transformers_alone_loads_it_with_the_same_logits(tiny_folder, tmp_path)
         size = export_transformers(tmp_path / folder.name, folder)
         assert size == (folder / "model.safetensors").stat().st_size
     arguments = map(str, [tmp_path / "pixels.pt", *folders])
-    done = subprocess.run([sys.executable, "-c", LOAD, *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    kinds = dict(line.split() for line in done.stdout.splitlines())
+    result = subprocess.run([sys.executable, "-c", LOAD, *arguments], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    classes = dict(line.split() for line in result.stdout.splitlines())
     for folder in folders:
         model = load_quantized(tmp_path / folder.name)
         with torch.inference_mode():
-            wanted = model(IMAGES.to(next(model.parameters()).dtype)).logits
-        assert torch.equal(torch.load(folder / "logits.pt", weights_only=True), wanted), folder.name
+            expected = model(IMAGES.to(next(model.parameters()).dtype)).logits
+        assert torch.equal(torch.load(folder / "logits.pt", weights_only=True), expected), folder.name
         quantized = folder.name not in ("float32", "bfloat16")
-        assert ("Parameter" in kinds[folder.name]) != quantized, kinds  # a torchao tensor, where there is one
+        assert ("Parameter" in classes[folder.name]) != quantized, classes  # quantized weights are torchao's tensors
 
 
-def test_what_torchao_has_no_class_for_is_said_and_nothing_is_written(tiny_folder, tmp_path):
+def test_quantized_convolutions_are_refused_and_nothing_is_written(tiny_folder, tmp_path):
     build(tiny_folder, Recipe("int8"), tmp_path / "a", CPU)
     with pytest.raises(
         ModelError, match=r"13 quantized convolutions such as .*: export a method with `layers: linear`"

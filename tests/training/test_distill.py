@@ -29,8 +29,8 @@ OPTIONS = Distill(
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A teacher, a student and labelled pictures, where the stage would run."""
+def workspace(tmp_path, monkeypatch):
+    """The current folder, with a teacher, a student and labelled pictures."""
     monkeypatch.chdir(tmp_path)
     models.save(small_segformer(), tmp_path / "student")
     teacher = small_segformer()
@@ -41,7 +41,7 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def make(place, label_map=None, **options):
+def make(workspace, label_map=None, **options):
     params = replace(
         load(ROOT / "params.yaml"),
         data=Data("data", train_split="train", validation_split="val", label_map=label_map),
@@ -49,78 +49,79 @@ def make(place, label_map=None, **options):
         eval=Eval(device="cpu"),
         distill=replace(OPTIONS, **options),
     )
-    distill.make_student(params, place / "out", place / "c.pt", silent)
-    return models.load(place / "out")
+    distill.make_student(params, workspace / "out", workspace / "c.pt", silent)
+    return models.load(workspace / "out")
 
 
 def divergence(model, teacher):
-    x = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        return float(distill.distillation(model(x).logits, teacher(x).logits))
+        return float(distill.distillation(model(pixels).logits, teacher(pixels).logits))
 
 
-def test_the_student_comes_nearer_to_its_teacher_and_is_saved_whole(place):
+def test_the_student_approaches_its_teacher_and_is_saved_with_card_and_metrics(workspace):
     student, teacher = models.load("student"), models.load("teacher")
-    taught = make(place, alpha=1.0, steps=40, lr=0.05)
-    assert divergence(taught, teacher) < 0.7 * divergence(student, teacher)
-    card = (place / "out" / "README.md").read_text()
+    distilled = make(workspace, alpha=1.0, steps=40, lr=0.05)
+    assert divergence(distilled, teacher) < 0.7 * divergence(student, teacher)
+    card = (workspace / "out" / "README.md").read_text()
     assert "`student`, trained further" in card and "`teacher`: 1.0 of the loss" in card
-    metrics = json.loads((place / "out" / "metrics.json").read_text())
+    metrics = json.loads((workspace / "out" / "metrics.json").read_text())
     assert metrics["n_images"] == 2 and metrics["protocol"] == "fixed-64x64-v1"
-    assert not (place / "c.pt").exists()
+    assert not (workspace / "c.pt").exists()
 
 
-def test_the_start_is_the_students_own_weights(place):
-    still = make(place, lr=0.0, steps=1)
-    for (name, a), (_, b) in zip(still.state_dict().items(), models.load("student").state_dict().items(), strict=True):
+def test_training_starts_from_the_students_weights(workspace):
+    unchanged, student = make(workspace, lr=0.0, steps=1).state_dict(), models.load("student").state_dict()
+    for (name, actual), (_, expected) in zip(unchanged.items(), student.items(), strict=True):
         if "running" not in name and "num_batches" not in name:
-            assert torch.allclose(a, b, atol=1e-3), name
+            assert torch.allclose(actual, expected, atol=1e-3), name
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5])
-def test_labels_count_as_alpha_says(place, alpha, monkeypatch):
+def test_alpha_weighs_teacher_and_labels(workspace, alpha, monkeypatch):
     calls = []
     for name in ("cross_entropy", "distillation"):
-        real = getattr(distill, name)
-        monkeypatch.setattr(distill, name, lambda *a, real=real, name=name: calls.append(name) or real(*a))
-    make(place, alpha=alpha, steps=1)
+        loss = getattr(distill, name)
+        monkeypatch.setattr(distill, name, lambda *a, loss=loss, name=name: calls.append(name) or loss(*a))
+    make(workspace, alpha=alpha, steps=1)
     assert set(calls) == ({"cross_entropy", "distillation"} if alpha else {"cross_entropy"})
 
 
-def test_a_teacher_of_other_classes_is_one_line(place):
-    models.save(small_segformer(19), place / "teacher")
-    with pytest.raises(ModelError, match="teacher teacher has 19 classes, not the 150 of student: take another"):
-        make(place)
-    assert not (place / "out").exists()
+def test_a_teacher_with_other_classes_is_one_line(workspace):
+    models.save(small_segformer(19), workspace / "teacher")
+    with pytest.raises(
+        ModelError, match="teacher teacher has 19 classes, not the 150 of student: take another teacher"
+    ):
+        make(workspace)
+    assert not (workspace / "out").exists()
 
 
-def test_labels_of_other_classes_are_one_line(place):
+def test_labels_with_other_classes_are_one_line(workspace):
     for name in ("teacher", "student"):
-        models.save(small_segformer(19), place / name)
-    with pytest.raises(ConfigError, match=r"student has 19 classes and data 150: .* does without \(distill.alpha 1"):
-        make(place)
+        models.save(small_segformer(19), workspace / name)
+    with pytest.raises(ConfigError, match=r"student has 19 classes and data 150: .*without labels \(distill.alpha: 1"):
+        make(workspace)
 
 
-def test_labels_that_a_map_leads_to_are_not_the_models_own(place):
-    """Though they are as many."""
+def test_mapped_labels_are_refused_even_with_as_many_classes(workspace):
     with pytest.raises(ConfigError, match="data others, as there is a label map: it cannot learn from these labels"):
-        make(place, label_map="data/label_maps/x.yaml")
-    assert not (place / "out").exists()
+        make(workspace, label_map="data/label_maps/x.yaml")
+    assert not (workspace / "out").exists()
 
 
-def test_a_teacher_alone_needs_no_labels(place):
-    """CamVid's layout, the train split without trainannot/."""
+def test_a_teacher_alone_needs_no_labels(workspace):
+    """The layout of CamVid, whose train split lacks trainannot/."""
     for name in ("teacher", "student"):
-        models.save(small_segformer(11), place / name)
-    shutil.rmtree(place / "data")
+        models.save(small_segformer(11), workspace / name)
+    shutil.rmtree(workspace / "data")
     for folder, kind in (("train", "RGB"), ("val", "RGB"), ("valannot", "L")):
-        (place / "data" / folder).mkdir(parents=True)
-        Image.new(kind, (60, 40), 3 if kind == "L" else (90, 60, 30)).save(place / "data" / folder / "a.png")
+        (workspace / "data" / folder).mkdir(parents=True)
+        Image.new(kind, (60, 40), 3 if kind == "L" else (90, 60, 30)).save(workspace / "data" / folder / "a.png")
     with pytest.raises(DataError, match="no split 'train'"):
-        make(place)
-    make(place, alpha=1.0)
+        make(workspace)
+    make(workspace, alpha=1.0)
 
 
-def test_a_missing_teacher_is_one_line(place):
+def test_a_missing_teacher_is_one_line(workspace):
     with pytest.raises(ModelError, match="model 'nowhere' is not there"):
-        make(place, teacher="nowhere")
+        make(workspace, teacher="nowhere")

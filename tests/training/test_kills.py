@@ -1,4 +1,4 @@
-"""The quantize stage of a method that trains, killed for real: the same artifact in the end."""
+"""Kill the quantize stage of a method that trains: it ends with the same artifact."""
 
 import contextlib
 import os
@@ -18,16 +18,16 @@ from segquant import models
 from segquant.data.shards import write_shards
 from segquant.data.sources import open_source
 
-# Sums are parted by the number of threads, so that must be the same in every run whose bytes are compared.
+# The number of threads decides how sums are split, so every run whose bytes are compared must have the same number.
 ENV = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/src", "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-ONE = (sys.executable,)
-TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+ONE_PROCESS = (sys.executable,)
+TWO_RANKS = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 STEPS = 30
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("place")
+def workspace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workspace")
     models.save(small_segformer(), folder / "tiny")
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["protocol"] = "fixed-96x96-v1"
@@ -54,53 +54,43 @@ def place(tmp_path_factory):
 
 
 def command(launcher):
-    return [
-        *launcher,
-        "-m",
-        "stages.quantize",
-        "--method",
-        "mine",
-        "--baseline",
-        "tiny",
-        "--shards",
-        "shards",
-        "--trained",
-        "trained",
-        "--output",
-        "out/mine",
-        "--times",
-        "out/times.json",
-    ]
+    options = "--method mine --baseline tiny --shards shards --trained trained --output out/mine --times out/times.json"
+    return [*launcher, "-m", "stages.quantize", *options.split()]
 
 
-def finish(place, launcher):
-    done = subprocess.run(command(launcher), cwd=place, env=ENV, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    written = {path.name: path.read_bytes() for path in (place / "out" / "mine").iterdir()}
-    shutil.rmtree(place / "out")
-    assert not list((place / "models" / "checkpoints").glob("*.pt"))
-    return written, done.stderr
+def finish(workspace, launcher):
+    """Run the stage to its end: the files of its artifact, and its log."""
+    result = subprocess.run(command(launcher), cwd=workspace, env=ENV, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    artifact = {path.name: path.read_bytes() for path in (workspace / "out" / "mine").iterdir()}
+    shutil.rmtree(workspace / "out")
+    assert not list((workspace / "models" / "checkpoints").glob("*.pt"))
+    return artifact, result.stderr
+
+
+def kill(process):
+    for victim in [*psutil.Process(process.pid).children(recursive=True), process]:  # torchrun's ranks outlive it
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victim.send_signal(signal.SIGKILL)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [ONE, TWO], ids=["one process", "two ranks"])
-def test_killed_at_random_steps_it_ends_with_the_same_bytes(launcher, place):
-    wanted, _ = finish(place, launcher)
+@pytest.mark.parametrize("launcher", [ONE_PROCESS, TWO_RANKS], ids=["one process", "two ranks"])
+def test_a_stage_killed_at_random_steps_ends_with_the_same_bytes(launcher, workspace):
+    expected, _ = finish(workspace, launcher)
     rng, kills = random.Random(0), 0
-    checkpoint = place / "models" / "checkpoints" / "mine.pt"
+    checkpoint = workspace / "models" / "checkpoints" / "mine.pt"
     while kills < 6:
-        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-        with subprocess.Popen(command(launcher), cwd=place, env=ENV, stderr=subprocess.DEVNULL) as process:
-            while process.poll() is None and (not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before):
+        saved_at = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        with subprocess.Popen(command(launcher), cwd=workspace, env=ENV, stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None and (not checkpoint.exists() or checkpoint.stat().st_mtime_ns == saved_at):
                 time.sleep(0.01)
             time.sleep(rng.uniform(0, 0.6))
             if process.poll() is not None:
                 break
-            for one in [*psutil.Process(process.pid).children(recursive=True), process]:  # torchrun leaves ranks behind
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    one.send_signal(signal.SIGKILL)
+            kill(process)
             kills += 1
-    assert kills >= 2 and not (place / "out" / "mine").exists()
-    found, said = finish(place, launcher)
-    assert found == wanted
-    assert "resumed models/checkpoints/mine.pt at step" in said
+    assert kills >= 2 and not (workspace / "out" / "mine").exists()
+    artifact, log = finish(workspace, launcher)
+    assert artifact == expected
+    assert "resumed models/checkpoints/mine.pt at step" in log

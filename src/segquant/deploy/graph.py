@@ -1,4 +1,4 @@
-"""A SegFormer as a graph of any batch, height and width (multiples of 32): by torch.export, and as ONNX."""
+"""Export a SegFormer as a graph for any batch, height and width (multiples of 32): torch.export and ONNX."""
 
 from __future__ import annotations
 
@@ -22,16 +22,15 @@ from segquant.quant.head import fused_products, has_segformers_head
 if TYPE_CHECKING:
     import onnx
 
-OPSET = 20  # the first with Gelu; with 23 attention is one node too, which ONNX Runtime 1.31 runs at half the speed
+OPSET = 20  # the first with Gelu; 23 makes attention one node, which ONNX Runtime 1.31 runs at half the speed
 INPUT, LOGITS = "pixel_values", "logits"
-_EXAMPLE = (2, 3, 128, 192)  # a batch of 1 would be taken for a constant
+_EXAMPLE = (2, 3, 128, 192)  # torch.export would take a batch of 1 for a constant
 
 
 class Pixels(nn.Module):
-    """A model from pixels (B, 3, H, W) to logits (B, C, h, w), or to class maps uint8 (B, H, W) where `classes`.
+    """A copy of a model that maps pixels (B, 3, H, W) to logits (B, C, h, w), or to class maps uint8 (B, H, W).
 
-    Its decode head's products are taken before the upsampling (evaluation/head.py), here as 1x1 convolutions. It is
-    a copy.
+    `classes` chooses class maps. The decode head multiplies before it upsamples (quant/head.py), by 1x1 convolutions.
     """
 
     def __init__(self, model: nn.Module, classes: bool = False):
@@ -49,12 +48,14 @@ class Pixels(nn.Module):
 
 
 class ConvFuse(nn.Module):
-    """evaluation.head.EarlyFuse in layers that quantizers know."""
+    """quant.head.EarlyFuse built from convolutions, which quantizers know."""
 
     def __init__(self, head: nn.Module):
         super().__init__()
         weights, bias = fused_products(head, torch.float64)
-        self.stages = nn.ModuleList(nn.Conv2d(w.shape[1], w.shape[0], 1, bias=i == 0) for i, w in enumerate(weights))
+        self.stages = nn.ModuleList(
+            nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=i == 0) for i, weight in enumerate(weights)
+        )
         for stage, weight in zip(self.stages, weights, strict=True):
             stage.weight = nn.Parameter(weight.float()[:, :, None, None], requires_grad=False)
         self.stages[0].bias = nn.Parameter(bias.float(), requires_grad=False)
@@ -70,42 +71,43 @@ class ConvFuse(nn.Module):
 
 
 def exported(pixels: nn.Module, named: bool = True) -> ExportedProgram:
-    """torch.export of what takes pixels (B, 3, H, W), for any B, H and W up to 256, 4096 and 4096.
+    """Export a module that takes pixels (B, 3, H, W), for B up to 256, and H and W up to 4096, by torch.export.
 
-    Of what is exported once more, its sizes `named` only then: what torch.export simplifies by the names makes the
-    second export take twice as long. Raises ModelError for a model that cannot be exported.
+    Pass named=False for a graph that will be exported again: simplifications derived from named sizes double the time
+    of the second export. Raises ModelError for a model that cannot be exported.
     """
     sizes = {0: Dim("batch", max=256), 2: STEP * Dim("rows", max=128), 3: STEP * Dim("columns", max=128)}
     dynamic = sizes if named else dict.fromkeys(sizes, Dim.AUTO)
     try:
         return torch.export.export(pixels, (torch.zeros(_EXAMPLE),), dynamic_shapes=(dynamic,))
     except Exception as error:  # it raises many types
-        raise ModelError(f"torch.export cannot take this model: {' '.join(str(error).split())[:200]}") from error
+        raise ModelError(f"torch.export cannot export this model: {' '.join(str(error).split())[:200]}") from error
 
 
 def to_onnx(
     program: ExportedProgram, config: Any, normalization: Normalization, opset: int = OPSET, output: str = LOGITS
 ) -> onnx.ModelProto:
-    """ONNX of an exported program, checked, without what exporters note for themselves.
+    """Convert an exported program to ONNX, check it and strip the exporter's notes.
 
-    The model's metadata has `labels` (JSON, a name for each class) and `preprocessing` (JSON). Raises ConfigError for
-    an opset that the exporter cannot write.
+    The model's metadata holds `labels` (JSON: a name for each class) and `preprocessing` (JSON: how to normalize
+    pixels). Raises ConfigError for an opset that the exporter cannot write, ModelError for a model that does not
+    convert to valid ONNX.
     """
     onnx = needs("onnx", "onnxscript")
-    known = onnx.defs.onnx_opset_version()
-    if not 18 <= opset <= known:
-        raise ConfigError(f"opset {opset} is unknown: onnx {onnx.__version__} and PyTorch write 18 to {known}")
+    newest = onnx.defs.onnx_opset_version()
+    if not 18 <= opset <= newest:
+        raise ConfigError(f"opset {opset} is unknown: onnx {onnx.__version__} and PyTorch write 18 to {newest}")
     try:
         with _quiet():
             written = torch.onnx.export(
                 program, (), dynamo=True, opset_version=opset, input_names=[INPUT], output_names=[output], verbose=False
             )
     except Exception as error:  # it raises many types
-        raise ModelError(f"torch.onnx cannot take this model: {' '.join(str(error).split())[:200]}") from error
+        raise ModelError(f"torch.onnx cannot convert this model: {' '.join(str(error).split())[:200]}") from error
     model = written.model_proto
-    if model.opset_import[0].version != opset:
-        found = model.opset_import[0].version
-        raise ConfigError(f"opset {opset} cannot be written for this model: PyTorch gives {found}")
+    actual_opset = model.opset_import[0].version
+    if actual_opset != opset:
+        raise ConfigError(f"PyTorch cannot write opset {opset} for this model: choose opset {actual_opset}")
     strip(model)
     names = [config.id2label[i] for i in range(config.num_labels)]
     mean, std = map(list, normalization)
@@ -120,24 +122,24 @@ def to_onnx(
 
 
 def strip(model: onnx.ModelProto) -> None:
-    """Take out, in place, what exporters and quantizers note of their own work, and opsets that no node is of."""
-    ours = [one for one in model.metadata_props if one.key in ("labels", "preprocessing")]
+    """Remove, in place, the notes of exporters and quantizers, and the opsets that no node uses."""
+    metadata = [entry for entry in model.metadata_props if entry.key in ("labels", "preprocessing")]
     del model.metadata_props[:]
-    model.metadata_props.extend(ours)
+    model.metadata_props.extend(metadata)
     model.ClearField("doc_string")
     graph = model.graph
     for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
-    used = {node.domain for node in graph.node}
-    kept = [one for one in model.opset_import if one.domain in used]
+    domains = {node.domain for node in graph.node}
+    opsets = [opset for opset in model.opset_import if opset.domain in domains]
     del model.opset_import[:]
-    model.opset_import.extend(kept)
+    model.opset_import.extend(opsets)
 
 
 @contextmanager
 def _quiet():
-    """Without what torch.onnx tells of torchvision's operators and of its own future."""
+    """Silence torch.onnx's warnings about torchvision's operators and deprecations."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

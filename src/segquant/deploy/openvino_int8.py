@@ -1,4 +1,4 @@
-"""Static int8 for OpenVINO, by NNCF."""
+"""Static int8 for OpenVINO by NNCF."""
 
 from __future__ import annotations
 
@@ -15,26 +15,30 @@ from segquant.engines.extras import needs
 
 
 def quantize_nncf(source: str | Path, folder: Path, images: torch.Tensor, recipe: Graph) -> dict[str, Any]:
-    """Write the float32 ONNX model `source`, quantized, to model.xml and model.bin in `folder`.
+    """Quantize the float32 ONNX model `source` to model.xml and model.bin in `folder`.
 
-    Without `recipe.ignored_types` it is NNCF's default preset, which destroys a SegFormer and fits no size but the
-    images': what depthwise convolutions take gets a range for each place instead of each channel. With them, nodes of
-    those types stay float and activations may have a zero point (NNCF's preset `mixed`). Raises ConfigError for a type
-    that the model has not.
+    `images` (N, 3, H, W) give the ranges. Without `recipe.ignored_types` this is NNCF's default preset. That preset
+    destroys a SegFormer and fits the images' size only, as it gives the inputs of depthwise convolutions a range per
+    position instead of per channel. With ignored types, nodes of these types stay float and activations may have a zero
+    point (NNCF's preset `mixed`).
+
+    Returns the number of `quantizers` in the graph. Raises ConfigError for an ignored type that the model lacks.
     """
-    os.environ.setdefault("NNCF_CI", "1")  # it would tell its makers of each use
+    os.environ.setdefault("NNCF_CI", "1")  # turns NNCF's telemetry off
     nncf, openvino = needs("nncf", "openvino", "onnx"), needs("openvino")
-    logging.getLogger("nncf").setLevel(logging.ERROR)  # nncf.set_log_level would set every handler there too
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # nncf.set_log_level would change every handler's level too
     model = openvino.Core().read_model(source)
     types = sorted({op.get_type_name() for op in model.get_ops()})
     unknown = [name for name in recipe.ignored_types if name not in types]
     if unknown:
-        raise ConfigError(f"ignored_types has '{unknown[0]}', of which the model has none: it has {', '.join(types)}")
-    repaired: dict[str, Any] = {}
+        raise ConfigError(
+            f"ignored_types: the model has no node of type '{unknown[0]}': choose from {', '.join(types)}"
+        )
+    options: dict[str, Any] = {}
     if recipe.ignored_types:
         scope = nncf.IgnoredScope(types=list(recipe.ignored_types))
-        repaired = {"preset": nncf.QuantizationPreset.MIXED, "ignored_scope": scope}
+        options = {"preset": nncf.QuantizationPreset.MIXED, "ignored_scope": scope}
     data = nncf.Dataset(list(images[:, None].numpy()))
-    quantized = nncf.quantize(model, data, subset_size=len(images), **repaired)
+    quantized = nncf.quantize(model, data, subset_size=len(images), **options)
     openvino.save_model(quantized, folder / "model.xml", compress_to_fp16=False)
     return {"quantizers": sum(op.get_type_name() == "FakeQuantize" for op in quantized.get_ops())}

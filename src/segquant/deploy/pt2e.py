@@ -1,6 +1,6 @@
-"""torchao's PyTorch 2 export quantization (PT2E): a graph, its fake or real int8, calibrated and, if asked, trained.
+"""Static int8 by torchao's PyTorch 2 export quantization (PT2E): calibrate or train a graph, and convert it.
 
-Static int8 of Linear and Conv2d: weights have a scale a channel, activations one and a zero point a tensor.
+Linear and Conv2d are quantized: weights with a scale per channel, activations with a scale and a zero point per tensor.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
 
 from segquant.deploy.graph import Pixels, exported
 
-_BATCH = 4  # images that are calibrated on at a time
+_BATCH = 4  # images per calibration batch
 
 
 def prepared(model: nn.Module, images: torch.Tensor, trained: bool) -> GraphModule:
-    """The graph of a float model with observers, or with fake quantization if it is to be `trained`, calibrated on
-    images (N, 3, H, W)."""
+    """Insert observers into the graph of a float model, and calibrate them on images (N, 3, H, W).
+
+    With `trained` it inserts trainable fake quantization instead.
+    """
     pixels = Pixels(model).requires_grad_(trained)
     graph = exported(pixels, named=False).module()
     quantizer = Quantizer()
@@ -44,50 +46,54 @@ def prepared(model: nn.Module, images: torch.Tensor, trained: bool) -> GraphModu
     graph = (prepare_qat_pt2e if trained else prepare_pt2e)(graph, quantizer)
     graph.apply(disable_fake_quant)
     with torch.no_grad():
-        for some in images.split(_BATCH):
-            graph(some)
+        for batch in images.split(_BATCH):
+            graph(batch)
     graph.apply(enable_fake_quant)
     return graph
 
 
 def calibrated(model: nn.Module, images: torch.Tensor) -> nn.Module:
-    """The int8 graph of a float model, its ranges from images (N, 3, H, W)."""
+    """The int8 graph of a float model, with ranges from images (N, 3, H, W)."""
     return converted(prepared(model, images, trained=False))
 
 
 def converted(graph: GraphModule) -> GraphModule:
-    """What `prepared` gave, trained or not, with quantize and dequantize operators and int8 weights; it is used up."""
+    """Turn a graph from `prepared`, trained or not, into one with int8 weights and (de)quantize operators.
+
+    This consumes `graph`: do not use it afterwards.
+    """
     move_exported_model_to_eval(graph)
     return convert_pt2e(graph.requires_grad_(False))
 
 
 class Trainable(nn.Module):
-    """A fake-quantized graph as the training loop takes a model, its logits those of the converted one.
+    """A fake-quantized graph as a model for the training loop, with the logits of the converted graph.
 
-    After `observed` training steps the ranges of activations stay as they are, and no evaluation moves them; those of
-    weights are of the weights as they are, always.
+    Activation ranges adapt during the first `observed` forward passes of training and are fixed afterwards; evaluation
+    never changes them. Weight ranges always follow the current weights.
     """
 
     def __init__(self, graph: GraphModule, observed: int):
         super().__init__()
         self.graph = allow_exported_model_train_eval(graph)
         self.observed = observed
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # so that a checkpoint has it
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # a buffer, so that checkpoints hold it
 
     def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
         training = torch.is_grad_enabled()
-        moving = training and self.seen < self.observed
+        adapting = training and self.seen < self.observed
         for module in self.graph.modules():
             if isinstance(module, FakeQuantize) and not module.is_per_channel:
-                module.apply(enable_observer if moving else disable_observer)
+                module.apply(enable_observer if adapting else disable_observer)
         self.seen += training
         return SimpleNamespace(logits=self.graph(pixel_values))
 
 
 class Quantizer(X86InductorQuantizer):
-    """X86InductorQuantizer, and the outputs of convolutions as well, without which ONNX Runtime computes them in float.
+    """X86InductorQuantizer that also quantizes the outputs of convolutions, so that ONNX Runtime computes in int8.
 
-    Not that of the first one, which sees pixels: it costs more accuracy than all other layers together.
+    The output of the first convolution, which sees pixels, stays float: quantizing it would cost more accuracy than all
+    others together.
     """
 
     def annotate(self, model: GraphModule) -> GraphModule:
@@ -99,10 +105,10 @@ class Quantizer(X86InductorQuantizer):
 
 
 def _fake_quantized() -> QuantizationConfig:
-    """X86InductorQuantizer's own configuration for training, but for two things.
+    """X86InductorQuantizer's configuration for training, with two changes.
 
-    Its fused fake quantization rounds otherwise than what `convert_pt2e` makes of it, and its moving average of
-    weights' ranges is of weights that are gone: here it is of the weights as they are.
+    Its fused fake quantization rounds differently from the converted graph, so FakeQuantize replaces it. It averages
+    weight ranges over past weights; averaging_constant=1 takes the range of the current weights instead.
     """
     activations = QuantizationSpec(
         dtype=torch.uint8,

@@ -1,10 +1,10 @@
-"""Static int8 by ONNX Runtime's quantizer, and the search for the nodes that it is better to leave in float."""
+"""Static int8 by ONNX Runtime's quantizer, and a search for the nodes that must stay float."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,56 +20,61 @@ from segquant.engines.extras import needs
 from segquant.engines.load import load_graph
 
 log = logging.getLogger(__name__)
-PROBED = 4  # images that each node's sensitivity is measured on
+PROBED = 4  # images on which each node's sensitivity is measured
 _TYPES = ["Conv", "MatMul"]
 
-Score = Callable[[nn.Module], float]  # of a model, in points of mIoU
+Score = Callable[[nn.Module], float]  # model -> points of mIoU
 
 
 def quantize_qdq(
     source: str | Path, target: Path, images: torch.Tensor, max_drop: float | None = None, score: Score | None = None
 ) -> dict[str, Any]:
-    """Write the float32 ONNX model `source`, quantized, to `target`; images (N, 3, H, W) give the ranges.
+    """Quantize the float32 ONNX model `source` to `target`; images (N, 3, H, W) give the ranges.
 
-    Weights of Conv and of MatMul get a scale a channel, their inputs one a tensor; products of two activations, as in
-    attention, stay float, and so does the first convolution, which sees pixels: it costs more accuracy than the others
-    together. Where `score` falls by more than `max_drop`, each node's sensitivity is measured, quantized
-    alone, and as few as it takes of the most sensitive ones are left in float. Gives `drop` (points), `float_nodes`
-    and `sensitivity` (name, shape of the weight, SNR of the logits in dB) as far as they were measured.
+    Weights of Conv and MatMul get a scale per channel, their inputs a scale per tensor. Products of two activations, as
+    in attention, stay float, and so does the first convolution, which sees pixels: quantizing it would cost more
+    accuracy than all other nodes together.
+
+    If `score` falls by more than `max_drop`, the function quantizes each node alone to measure its sensitivity, and
+    leaves the fewest of the most sensitive nodes in float that keep the drop within `max_drop`. Returns `drop`
+    (points), `float_nodes` and `sensitivity` (node, shape of its weight, SNR of the logits in dB), each if measured.
     """
     with tempfile.TemporaryDirectory() as folder:
-        work = _Work(Path(source), Path(folder), images)
-        work.write(target)
+        quantizer = _Quantizer(Path(source), Path(folder), images)
+        quantizer.write(target)
         if max_drop is None or score is None:
             return {"float_nodes": []}
-        whole = score(load_graph(source))
+        float_score = score(load_graph(source))
 
         @cache
         def drop(count: int) -> float:
-            """Points lost with so many of the most sensitive nodes in float."""
-            work.write(target, names[:count])
-            lost = whole - score(load_graph(target))
-            log.info("%d of %d nodes in float: %.3f points lost", count, len(work.shapes), lost)
-            return lost
+            """Points lost with the `count` most sensitive nodes in float."""
+            quantizer.write(target, ranked[:count])
+            points = float_score - score(load_graph(target))
+            log.info("%d of %d nodes in float: %.3f points lost", count, len(quantizer.shapes), points)
+            return points
 
-        names: list[str] = []
+        ranked: list[str] = []  # node names, the most sensitive first
         if drop(0) <= max_drop:
             return {"drop": drop(0), "float_nodes": []}
-        ranked = work.sensitivity()
-        names = [row["node"] for row in ranked]
+        sensitivity = quantizer.sensitivity()
+        ranked = [row["node"] for row in sensitivity]
         low, high = 0, 1
-        while high < len(names) and drop(high) > max_drop:
-            low, high = high, min(2 * high, len(names))
-        while high - low > 1:  # the fewest that do, as far as fewer cost more
+        while high < len(ranked) and drop(high) > max_drop:
+            low, high = high, min(2 * high, len(ranked))
+        while high - low > 1:  # bisect: with more nodes in float the drop is taken to shrink
             middle = (low + high) // 2
             low, high = (middle, high) if drop(middle) > max_drop else (low, middle)
-        found = {"drop": drop(high), "float_nodes": names[:high], "sensitivity": ranked}
-        work.write(target, names[:high])
-        return found
+        summary = {"drop": drop(high), "float_nodes": ranked[:high], "sensitivity": sensitivity}
+        quantizer.write(target, ranked[:high])
+        return summary
 
 
-class _Work:
-    """One float model, prepared and calibrated, and what is made of it in `folder`."""
+class _Quantizer:
+    """A float model that is preprocessed once, calibrated once, and quantized as often as the search needs.
+
+    `shapes` holds {name: weight shape} of the nodes to quantize. Temporary files go to `folder`.
+    """
 
     def __init__(self, source: Path, folder: Path, images: torch.Tensor):
         onnx = needs("onnx", "onnxscript", "onnxruntime")
@@ -78,7 +83,7 @@ class _Work:
         self.folder, self.images, self.model = folder, images, folder / "prepared.onnx"
         quant_pre_process(source, self.model)
         graph = onnx.load(self.model).graph
-        weights = {one.name: list(one.dims) for one in graph.initializer}
+        weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
         products = [node for node in graph.node if node.op_type in _TYPES]
         first = next(node.name for node in products if INPUT in node.input)
         self.shapes = {
@@ -88,15 +93,15 @@ class _Work:
         }
         self.floats = [node.name for node in products if node.name not in self.shapes]
 
-    def write(self, target: Path, kept: list[str] | None = None, only: str | None = None) -> None:
-        """The quantized model, the nodes `kept` in float, or all but `only`. The ranges are found once."""
+    def write(self, target: Path, float_nodes: Sequence[str] = (), only: str | None = None) -> None:
+        """Write the quantized model, with `float_nodes` in float, or with the node `only` alone in int8."""
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
         quantize_static(
             self.model,
             target,
             _Reader(self.images),
-            calibration_cache_path=self.folder / "ranges.json",
+            calibration_cache_path=self.folder / "ranges.json",  # so that later calls do not calibrate again
             calibrate_method=CalibrationMethod.MinMax,
             quant_format=QuantFormat.QDQ,
             per_channel=True,
@@ -104,8 +109,8 @@ class _Work:
             weight_type=QuantType.QInt8,
             op_types_to_quantize=_TYPES,
             nodes_to_quantize=[only] if only else list(self.shapes),
-            nodes_to_exclude=[*self.floats, *(kept or [])],
-            # The output of a MatMul goes to an addition in float: quantized, it would be rounded for nothing.
+            nodes_to_exclude=[*self.floats, *float_nodes],
+            # An addition in float takes the output of a MatMul: quantizing it would only round it.
             extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"]},
         )
         written = needs("onnx").load(target)
@@ -113,15 +118,15 @@ class _Work:
         write_bytes(target, written.SerializeToString(deterministic=True))
 
     def sensitivity(self) -> list[dict[str, Any]]:
-        """Each node quantized alone: the most sensitive first."""
+        """Quantize each node alone and measure the SNR of the logits; the most sensitive node comes first."""
         inputs = self.images[:: max(1, len(self.images) // PROBED)][:PROBED].numpy()
-        wanted, alone = self._logits(self.model, inputs), self.folder / "alone.onnx"
+        expected, alone = self._logits(self.model, inputs), self.folder / "alone.onnx"
         rows = []
         with progress(total=len(self.shapes), desc="sensitivity", unit="node") as bar:
             for name, shape in self.shapes.items():
                 self.write(alone, only=name)
-                error = float(np.square(self._logits(alone, inputs) - wanted).mean())
-                snr = 10 * np.log10(float(np.square(wanted).mean()) / max(error, 1e-20))
+                error = float(np.square(self._logits(alone, inputs) - expected).mean())
+                snr = 10 * np.log10(float(np.square(expected).mean()) / max(error, 1e-20))
                 rows.append({"node": name, "weight": shape, "snr_db": round(float(snr), 2)})
                 bar.update()
         return sorted(rows, key=lambda row: row["snr_db"])
@@ -132,7 +137,7 @@ class _Work:
 
 
 class _Reader:
-    """onnxruntime.quantization.CalibrationDataReader, which is not imported for its name alone."""
+    """The interface of onnxruntime.quantization.CalibrationDataReader, without importing onnxruntime for it."""
 
     def __init__(self, images: torch.Tensor):
         self._images = iter(images.numpy())

@@ -1,4 +1,4 @@
-"""An artifact as a folder that transformers loads by itself, where torchao has a tensor class for all of it."""
+"""Export an artifact as a folder that transformers loads without segquant, if torchao can hold all its weights."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from segquant.quant.tensors import CASTS
 
 
 def export_transformers(artifact: str | Path, folder: str | Path) -> int:
-    """Write `folder` for `AutoModelForSemanticSegmentation.from_pretrained`; give back the bytes of its weights.
+    """Write `folder` for `AutoModelForSemanticSegmentation.from_pretrained`, and return the bytes of its weights.
 
-    It needs torch, transformers and torchao to load, not segquant. Codes below 8 bits take a byte each there,
-    as torchao keeps them. Raises ModelError for an artifact with quantized convolutions, as transformers makes
-    a Conv2d of each and torchao has no class for their weights, and for a `folder` that exists.
+    Loading it takes torch, transformers and torchao, but not segquant. Codes below 8 bits take a byte each, because
+    torchao stores them so. Raises ModelError for a `folder` that exists and for an artifact with quantized
+    convolutions: transformers makes each a Conv2d, and torchao has no tensor class for its weight.
     """
     if Path(folder).exists():
         raise ModelError(f"{folder} exists: give a new folder, or remove that one first")
@@ -32,14 +32,14 @@ def export_transformers(artifact: str | Path, folder: str | Path) -> int:
     convs = sorted({name for name in info["modules"] if name not in linear} | set(info["linear_convs"]))
     if convs:
         raise ModelError(
-            f"{artifact} has {len(convs)} quantized convolutions such as {convs[0]}, which torchao and transformers "
-            "have no class for: export a method with `layers: linear`"
+            f"{artifact} has {len(convs)} quantized convolutions such as {convs[0]}, for which transformers and "
+            "torchao have no class: export a method with `layers: linear`"
         )
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     if info["recipe"]["weights"] not in CASTS:
-        # The kind of configuration says only that torchao is to rebuild the tensors; the header says how.
-        kept = sorted(linear - info["modules"].keys())
-        model.config.quantization_config = TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=kept or None)
+        # Any torchao configuration makes transformers rebuild the tensors; the header of the file says how.
+        floats = sorted(linear - info["modules"].keys())
+        model.config.quantization_config = TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=floats or None)
     model.config.dtype = next(p.dtype for p in model.parameters())
     tensors, metadata = flatten_tensor_state_dict(state)
     with replacing(folder) as part:

@@ -1,4 +1,4 @@
-"""Make the built-in baseline: a SegFormer-B0 trained from nothing, saved in fp16, scored, and described by a card."""
+"""The built-in baseline: train a SegFormer-B0 from random weights, save it in fp16, score it and write its card."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ mean IoU {mean_iou:.4f}, mean accuracy {mean_accuracy:.4f}, overall accuracy {ov
 
 
 def make_baseline(params: Params, output: str | Path, checkpoint: str | Path, record: Record) -> None:
-    """Train, and save to the folder `output` (whole or not at all) with metrics.json and README.md."""
+    """Train the baseline, and save it to the folder `output` (whole or not at all) with metrics.json and README.md."""
     options, data = params.train, params.data
     source = open_source(data, data.train_split, options.images)
     torch.manual_seed(options.seed)
@@ -96,10 +96,13 @@ def make_baseline(params: Params, output: str | Path, checkpoint: str | Path, re
 
 
 def training_name(params: Params, options: Training, *folders: Path) -> str:
-    """What a training on the data of params is: a digest of all that its result depends on, `folders` of models too."""
+    """Name a training by its kind, its data and a digest of everything its result depends on.
+
+    `folders` hold the models that it starts from or learns from.
+    """
     weights = [sha256(path) for folder in folders for path in files(folder)]
-    depends = [options.result(), asdict(params.data), fingerprint(params.data), params.protocol, weights]
-    return f"{type(options).__name__.lower()} on {params.data.source} [{digest(depends)[:16]}]"
+    inputs = [options.result(), asdict(params.data), fingerprint(params.data), params.protocol, weights]
+    return f"{type(options).__name__.lower()} on {params.data.source} [{digest(inputs)[:16]}]"
 
 
 def scorer(
@@ -109,7 +112,10 @@ def scorer(
     normalization: Normalization,
     label_map: np.ndarray | None,
 ) -> Callable[[nn.Module], Evaluation]:
-    """What evaluates a model on rows of a data set of `classes`, to which `label_map` takes its own."""
+    """A function that evaluates a model on the rows `validation`, whose labels are of `classes`.
+
+    `label_map` leads from the model's classes to these; None if they are the same.
+    """
 
     def score(model: nn.Module) -> Evaluation:
         rows = (validation[i] for i in range(len(validation)))
@@ -141,7 +147,11 @@ def publish(
     preprocessor: str | Path | None = None,
     **card: str,
 ) -> None:
-    """Save a trained model in fp16 with its metrics and its card, and remove its checkpoint; under torchrun once."""
+    """Save a trained model in fp16 with its metrics and its card, and remove its checkpoint; under torchrun on rank 0.
+
+    `images` is the number of training images; `preprocessor` is the folder of a model whose input normalization this
+    one shares; `card` fills the card's `stage`, `license`, `title` and `text`.
+    """
     if ranks()[0]:
         return
     with replacing(output) as part:
@@ -155,10 +165,10 @@ def publish(
             "protocol": params.protocol,
         }
         write_json(part / "metrics.json", metrics)
-        seen = result.scores.pixels > 0
+        present = result.scores.pixels > 0
         data = {"source": params.data.source, "split": params.data.train_split, "images": images}
         steps = "; then ".join(f"{p.steps} of {p.batch_size} crops of {p.crop}x{p.crop}" for p in phases)
-        text = card.pop("text").format(classes=len(seen), known=int(seen.sum()), **asdict(options))
-        known = {**asdict(options), **metrics, **data, **card, "steps": steps, "text": text}
-        write_text(part / "README.md", CARD.format(**known, validation=params.data.validation_split))
-    Path(checkpoint).unlink()  # the next run is another one
+        text = card.pop("text").format(classes=len(present), known=int(present.sum()), **asdict(options))
+        fields = {**asdict(options), **metrics, **data, **card, "steps": steps, "text": text}
+        write_text(part / "README.md", CARD.format(**fields, validation=params.data.validation_split))
+    Path(checkpoint).unlink()  # so that the next run starts over

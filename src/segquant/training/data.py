@@ -1,4 +1,4 @@
-"""Random, reproducible training crops of a labelled source."""
+"""Reproducible random training crops of a data source."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from segquant.data.sources import Scenes
 
 
 class Crops(Dataset):
-    """Samples of an endless shuffled stream over `source`: images resized, cropped, flipped and re-lit.
+    """`length` samples of an endless shuffled stream over `source`, from `first` on, with random augmentation.
 
-    An image is brought to the size that `protocol` gives it (None: squashed to the crop's), times a random factor
-    between the two of `scale`, and no smaller than the crop, which is `crop` pixels a side.
+    Each image is resized, cropped to `crop` x `crop` pixels, flipped half of the time, and changed in brightness,
+    contrast and colour. It is resized to the size that `protocol` gives it (without a protocol, to the crop's size)
+    times a random factor from the range `scale`, and to no less than the crop.
 
-    `[i]` is a pure function of (seed, first + i), so that a resumed run sees what an unbroken one would
-    have seen. Gives float32 (3, crop, crop) and int64 labels (crop, crop), 255 = ignore or no labels. Scenes,
-    which take long to draw, are kept in memory as they are encoded.
+    Item i is a pure function of (seed, first + i), so that a resumed run sees the same samples as an unbroken one. It
+    is an image float32 (3, crop, crop) and labels int64 (crop, crop), 255 = ignored or not labelled. Scenes take long
+    to draw, so their encoded rows stay in memory.
     """
 
     def __init__(
@@ -51,10 +52,10 @@ class Crops(Dataset):
         epoch, position = divmod(index, len(self.source))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.source))
-        place = int(self._order[position])
-        row = self._rows.get(place) or self.source[place]
+        number = int(self._order[position])
+        row = self._rows.get(number) or self.source[number]
         if isinstance(self.source, Scenes):
-            self._rows[place] = row
+            self._rows[number] = row
         rng = np.random.default_rng([self.seed, 1, index])
         image = decode_image(row["image"], row["id"])
         if row["annotation"] is None:
@@ -70,37 +71,38 @@ class Crops(Dataset):
         image = image.resize(size, Image.Resampling.BILINEAR).crop(box)
         labels = labels.resize(size, Image.Resampling.NEAREST).crop(box)
         if rng.random() < 0.5:
-            image, labels = (i.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for i in (image, labels))
+            image, labels = (picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in (image, labels))
         for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
             image = enhance(image).enhance(rng.uniform(0.75, 1.25))
         return normalize(image, self.normalization), torch.from_numpy(np.array(labels)).long()
 
 
 def crop_size(crop: int | None, protocol: str, scale: tuple[float, float]) -> int:
-    """`crop`, or where it is None the shorter side of the model's input by `protocol`.
+    """`crop` in pixels, or if it is None the shorter side of the model's input under `protocol`.
 
-    Raises ConfigError for one that no image fills, which would be enlarged and squashed to it.
+    Raises ConfigError for a crop larger than every scaled image, which would have to be stretched to fill it.
     """
-    own = min(resize_steps(protocol, 512, 512)[-1])
-    if crop and crop > own * scale[1]:
+    side = min(resize_steps(protocol, 512, 512)[-1])
+    if crop and crop > side * scale[1]:
         raise ConfigError(
-            f"crop {crop} is larger than {protocol}'s images ({own} pixels, enlarged {scale[1]} times): "
-            f"give at most {int(own * scale[1])}"
+            f"crop {crop} is larger than {protocol}'s images ({side} pixels, enlarged {scale[1]} times): "
+            f"choose at most {int(side * scale[1])}"
         )
-    return crop or own
+    return crop or side
 
 
 def class_weights(source, num_classes: int, balance: float, images: int = 400) -> torch.Tensor:
     """Loss weights float32 (num_classes,): (median class share / class share) ** balance, within [0.2, 5].
 
-    Median frequency balancing (Eigen and Fergus, 2015) with an exponent; 0 weighs all alike. Shares are
-    counted on the first `images` of the source; a class absent there weighs 1.
+    Median frequency balancing (D. Eigen and R. Fergus, 2015, https://arxiv.org/abs/1411.4734) with an exponent:
+    `balance` 0 gives every class the weight 1. Shares are pixel counts of the first `images` of the source; a class
+    without a pixel there weighs 1.
     """
     counts = np.zeros(256)
     for i in range(min(images, len(source))):
         counts += np.bincount(decode_annotation(source[i]["annotation"]).ravel(), minlength=256)
     counts = counts[:num_classes]
     weights = np.ones(num_classes)
-    seen = counts > 0
-    weights[seen] = np.clip((np.median(counts[seen]) / counts[seen]) ** balance, 0.2, 5)
+    present = counts > 0
+    weights[present] = np.clip((np.median(counts[present]) / counts[present]) ** balance, 0.2, 5)
     return torch.tensor(weights, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Distillation: a smaller student learns a larger teacher's predictions, and the labels."""
+"""Distillation: a smaller student learns from a larger teacher's predictions and from labels."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ is the KL divergence from the teacher's classes at temperature {temperature}, th
 
 
 def make_student(params: Params, output: str | Path, checkpoint: str | Path, record: Record) -> None:
-    """Train params.distill's student, and save it to the folder `output` with metrics.json and README.md.
+    """Train the student of params.distill, and save it to the folder `output` with metrics.json and README.md.
 
-    Raises ModelError when teacher and student do not fit one another, ConfigError when the labels are others'.
+    Raises ModelError if teacher and student differ in classes or input, ConfigError if the labels have other classes
+    than the student.
     """
     options, data = params.distill, params.data
     folders = locate(options.student), locate(options.teacher)
@@ -55,9 +56,9 @@ def make_student(params: Params, output: str | Path, checkpoint: str | Path, rec
         total = logits.new_zeros(())
         if options.alpha > 0:
             with torch.no_grad():
-                wanted = teacher(images).logits
-            counted = labels if source.classes else None
-            total = total + options.alpha * distillation(logits, wanted, options.temperature, counted)
+                teacher_logits = teacher(images).logits
+            known_labels = labels if source.classes else None  # without labels every pixel is 255
+            total = total + options.alpha * distillation(logits, teacher_logits, options.temperature, known_labels)
         if options.alpha < 1:
             total = total + (1 - options.alpha) * cross_entropy(logits, labels)
         return total
@@ -92,22 +93,36 @@ def make_student(params: Params, output: str | Path, checkpoint: str | Path, rec
     )
 
 
-def check_labels(model: str, ours: int, data: str, theirs: int, mapped: bool) -> None:
-    """Raise ConfigError where a model of `ours` classes cannot learn from labels of `theirs`, or of others."""
-    if mapped or ours != theirs:
-        others = "others, as there is a label map" if mapped else theirs
+def check_labels(model: str, model_classes: int, data: str, data_classes: int, mapped: bool) -> None:
+    """Raise ConfigError unless the classes of `model` are those of the labels of `data`.
+
+    `mapped` says that a label map leads from the model's classes to those of the data: then they differ, even if they
+    are equally many.
+    """
+    if mapped or model_classes != data_classes:
+        others = "others, as there is a label map" if mapped else data_classes
         raise ConfigError(
-            f"{model} has {ours} classes and {data} {others}: it cannot learn from these labels; a teacher alone does "
-            "without (distill.alpha 1, or teacher float32 in a recipe's train)"
+            f"{model} has {model_classes} classes and {data} {others}: it cannot learn from these labels; train on "
+            "a teacher alone, without labels (distill.alpha: 1, or teacher: float32 in a recipe's train section)"
         )
 
 
 def shared_input(student: nn.Module, teacher: nn.Module, *folders: str | Path) -> Normalization:
-    """The normalization that both take. Raises ModelError where their classes or their inputs differ."""
-    ours, theirs = student.config.num_labels, teacher.config.num_labels
-    if ours != theirs:
-        raise ModelError(f"teacher {folders[1]} has {theirs} classes, not the {ours} of {folders[0]}: take another")
-    mine, other = (models.normalization(folder) for folder in folders)
-    if mine != other:
-        raise ModelError(f"teacher {folders[1]} normalizes its input by {other}, and {folders[0]} by {mine}")
-    return mine
+    """The input normalization of student and teacher, whose `folders` are given in this order.
+
+    Raises ModelError if their numbers of classes or their normalizations differ.
+    """
+    student_folder, teacher_folder = folders
+    student_classes, teacher_classes = student.config.num_labels, teacher.config.num_labels
+    if student_classes != teacher_classes:
+        raise ModelError(
+            f"teacher {teacher_folder} has {teacher_classes} classes, not the {student_classes} of {student_folder}: "
+            "take another teacher"
+        )
+    student_input, teacher_input = models.normalization(student_folder), models.normalization(teacher_folder)
+    if student_input != teacher_input:
+        raise ModelError(
+            f"teacher {teacher_folder} normalizes its input by {teacher_input}, and {student_folder} by "
+            f"{student_input}: take another teacher"
+        )
+    return student_input

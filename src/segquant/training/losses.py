@@ -1,4 +1,4 @@
-"""What training makes small."""
+"""Training losses: cross-entropy with labels, and distillation from a teacher."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from segquant.data.images import IGNORE
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean cross-entropy of logits (B, C, h, w) against labels (B, H, W), weighted by class, 255 ignored.
+    """Mean cross-entropy of logits (B, C, h, w) with labels int64 (B, H, W), weighted by class; 255 is ignored.
 
-    Taken at half the label's size, every second pixel: with 150 classes the full size costs as much
-    again as the model itself, and two-pixel things are still seen. Zero where nothing is labelled.
+    It uses every second pixel of the labels in both directions: with 150 classes the full size would cost as much time
+    as the model itself, and objects two pixels wide still count. Zero if no pixel is labelled.
     """
     half = labels[:, ::2, ::2]
     if bool((half == IGNORE).all()):
@@ -26,36 +26,36 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Ten
 def distillation(
     student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0, labels: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """KL divergence from the teacher's classes to the student's, per pixel, times temperature squared; the mean.
+    """Mean over pixels of the KL divergence of the student's classes from the teacher's, times temperature squared.
 
     G. Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, https://arxiv.org/abs/1503.02531.
-    Logits are (B, C, h, w); the student's are brought to the teacher's size. Pixels whose labels (B, H, W) are 255
-    do not count; without labels all do.
+    Logits are (B, C, h, w); the student's are interpolated to the teacher's size. Pixels with label 255 in `labels`
+    (B, H, W) do not count; without labels every pixel counts.
     """
     student, teacher = _at(student, teacher.shape[-2:]) / temperature, teacher.float() / temperature
-    each = F.kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction="none", log_target=True).sum(1)
+    divergence = F.kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction="none", log_target=True).sum(1)
     if labels is None:
-        return each.mean() * temperature**2
-    counted = F.interpolate(labels[:, None].float(), each.shape[-2:], mode="nearest-exact")[:, 0] != IGNORE
-    return (each * counted).sum() / counted.sum().clamp_min(1) * temperature**2
+        return divergence.mean() * temperature**2
+    labelled = F.interpolate(labels[:, None].float(), divergence.shape[-2:], mode="nearest-exact")[:, 0] != IGNORE
+    return (divergence * labelled).sum() / labelled.sum().clamp_min(1) * temperature**2
 
 
 def towards(teacher: nn.Module | None) -> Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]:
-    """The loss (model, images, labels) of a model that learns from `teacher`, or from labels where there is none."""
+    """The loss (model, images, labels) of a model that learns from `teacher`, or from labels if `teacher` is None."""
 
-    def taught(model: nn.Module, images: torch.Tensor, _labels: torch.Tensor) -> torch.Tensor:
+    def from_teacher(model: nn.Module, images: torch.Tensor, _labels: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            wanted = teacher(images).logits
-        return distillation(model(images).logits, wanted)
+            teacher_logits = teacher(images).logits
+        return distillation(model(images).logits, teacher_logits)
 
-    def labelled(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def from_labels(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return cross_entropy(model(images).logits, labels)
 
-    return taught if teacher else labelled
+    return from_teacher if teacher else from_labels
 
 
 def _at(logits: torch.Tensor, size: torch.Size) -> torch.Tensor:
-    """Logits as float32 of `size`, which is (H, W)."""
+    """Logits in float32, interpolated to `size` (H, W)."""
     logits = logits.float()
     if logits.shape[-2:] == size:
         return logits
