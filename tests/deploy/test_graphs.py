@@ -353,7 +353,7 @@ def test_a_model_without_a_graph_stops_no_other_method(work, tmp_path, monkeypat
 
 
 def test_speed_of_a_graph_that_takes_no_such_size_is_unavailable(work, artifact):
-    options = Speed(input_size=(64, 100), batch_sizes=(1,), runs=1, warmup=0)
+    options = Speed(input_size=(64, 100), batch_sizes=(1,), runs=2, warmup=1)
     found = measure(artifact("qdq"), work / "float32", work / "onnx", options, torch.device("cpu"))
     assert found == {
         "unavailable": "graphs take heights and widths in multiples of 32, not speed.input_size 64x100: choose such a size"
