@@ -12,8 +12,8 @@ from pathlib import Path
 
 from segquant.base import config
 from segquant.base.entry import run as entry
-from segquant.base.fields import build
 from segquant.base.hardware import probe
+from segquant.base.validate import build
 from segquant.report import terminal
 from segquant.report.results import from_json
 from segquant.runs import run

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from graphs import RECIPES, float_model, images
 from onnx import TensorProto, helper
-from segquant.deploy.speed import measure
 from torch import nn
 
 from segquant import models
@@ -28,6 +27,7 @@ from segquant.engines import extras
 from segquant.engines import load as engines
 from segquant.engines.extras import refused_protocol, refused_size, unavailable
 from segquant.engines.load import load, load_graph
+from segquant.evaluation.speed import measure
 from segquant.quant.build import build
 
 MEAN, STD = [0.5, 0.25, 0.375], [0.5, 0.125, 0.75]  # which no other model has
@@ -196,13 +196,13 @@ def test_the_search_leaves_the_fewest_of_the_most_sensitive_nodes_in_float(work,
 def test_speed_is_relative_to_float32_on_the_same_engine_and_to_eager(work, artifact):
     build(work / "baseline", Recipe("float32"), work / "float32", torch.device("cpu"))
     options = Speed(input_size=(64, 96), batch_sizes=(1, 2), runs=3, warmup=1)
-    speed = measure(artifact("qdq"), work / "float32", work / "onnx", options, torch.device("cpu"))
+    speed = measure(artifact("qdq"), work / "float32", options, torch.device("cpu"), work / "onnx")
     assert [(lane["engine"], lane["batch_size"]) for lane in speed["lanes"]] == [("onnxruntime", 1), ("onnxruntime", 2)]
     for lane in speed["lanes"]:
         for name in ("relative_to_float32", "relative_to_eager"):
             assert 0 < lane[name]["min"] <= lane[name]["median"] <= lane[name]["max"]
     assert speed["engine_version"] == load(artifact("qdq")).model.version and speed["threads"] >= 1
-    eager = measure(work / "float32", work / "float32", work / "onnx", options, torch.device("cpu"))
+    eager = measure(work / "float32", work / "float32", options, torch.device("cpu"), work / "onnx")
     assert eager["engine_version"] == torch.__version__ and "relative_to_eager" not in eager["lanes"][0]
 
 
@@ -353,8 +353,8 @@ def test_a_model_without_a_graph_stops_no_other_method(work, tmp_path, monkeypat
 
 
 def test_speed_at_a_size_that_the_graph_cannot_take_is_unavailable(work, artifact):
-    options = Speed(input_size=(64, 100), batch_sizes=(1,), runs=1, warmup=0)
-    speed = measure(artifact("qdq"), work / "float32", work / "onnx", options, torch.device("cpu"))
+    options = Speed(input_size=(64, 100), batch_sizes=(1,), runs=2, warmup=1)
+    speed = measure(artifact("qdq"), work / "float32", options, torch.device("cpu"), work / "onnx")
     assert list(speed) == ["unavailable"]
     assert "multiples of 32, not speed.input_size 64x100: choose such a size" in speed["unavailable"]
 

@@ -1,25 +1,56 @@
-"""params.yaml as frozen, validated dataclasses. Nothing else reads that file."""
+"""params.yaml as frozen, checked dataclasses. No other module reads that file."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal, get_args
 
 import yaml
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from segquant.base.errors import ConfigError
-from segquant.base.fields import at_least, build, choice, within
 from segquant.base.keys import has_wandb_key
+from segquant.base.recipes import ENGINES, Calibration, Graph, Method, Override, Recipe, SmallLayers
+from segquant.base.training import Distill, Finetune, Phase, Qat, Train, Training
+from segquant.base.validate import Pair, Section, Several, build, wrong
 
-WEIGHTS = ("float32", "bfloat16", "float8", "int8", "int4", "int3", "int2")
-QUANTIZED = WEIGHTS[2:]
-ALGORITHMS = ("affine", "hqq", "gptq")
-ENGINES = ("onnxruntime", "openvino")  # that run graphs; PyTorch runs every other method
-WANDB_MODES = ("offline", "online", "disabled")
+__all__ = [
+    "ALIGNED_PROTOCOL",
+    "Calibration",
+    "Columns",
+    "Data",
+    "Distill",
+    "ENGINES",
+    "Eval",
+    "FIXED_PROTOCOL",
+    "Finetune",
+    "Graph",
+    "Method",
+    "Model",
+    "Override",
+    "Params",
+    "Phase",
+    "Qat",
+    "Quant",
+    "Recipe",
+    "Review",
+    "Sensitivity",
+    "SmallLayers",
+    "Speed",
+    "Train",
+    "Training",
+    "Wandb",
+    "build",
+    "check_protocol",
+    "load",
+]
+
+WandbMode = Literal["offline", "online", "disabled"]
 ALIGNED_PROTOCOL = "aligned-512-v1"
 FIXED_PROTOCOL = re.compile(r"fixed-(\d+)x(\d+)-v1")
 LABEL_MAPS = "data/label_maps/"
@@ -49,7 +80,7 @@ _RESERVED = {
 
 
 def check_protocol(protocol: str) -> str:
-    """Give back `protocol`, the name of an input protocol (data/protocols.py); ConfigError when there is none."""
+    """Return `protocol`, the name of an input protocol (data/protocols.py). Raises ConfigError where there is none."""
     match = FIXED_PROTOCOL.fullmatch(protocol)
     if protocol != ALIGNED_PROTOCOL and (match is None or min(map(int, match.groups())) < 32):
         raise ConfigError(
@@ -59,257 +90,69 @@ def check_protocol(protocol: str) -> str:
 
 
 @dataclass(frozen=True)
-class Model:
-    source: str
-    revision: str | None = None
-    sha256: str | None = None
+class Model(Section):
+    """The float32 baseline."""
+
+    source: str = Field(description="A folder, a hub id, or the https URL of a safetensors file.")
+    revision: str | None = Field(None, description="Commit of a hub id; null: the newest.")
+    sha256: str | None = Field(None, description="Of the file behind a URL, where it is required.")
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Of a table: which one holds images and which one labels."""
+class Columns(Section):
+    """The columns of a table that hold images and labels."""
 
     image: str = "image"
     annotation: str = "annotation"
 
 
 @dataclass(frozen=True)
-class Data:
-    """A labelled data set and how it is read; what is None is as its layout has it."""
+class Data(Section):
+    """A labelled data set and how to read it; the layout of the data set decides what is null."""
 
-    source: str
-    revision: str | None = None
-    configuration: str | None = None
-    columns: Columns = Columns()
-    images: str | None = None
-    annotations: str | None = None
-    classes: str | None = None
-    reduce_labels: bool | None = None
-    ignore: tuple[int, ...] | None = at_least(0, default=None)
+    source: str = Field(description="scenes (built in), a folder, a zip archive, or a hub id.")
+    revision: str | None = Field(None, description="Commit of a hub id; null: the newest.")
+    configuration: str | None = Field(None, description="Folder in a hub id or in a Parquet folder; null: all of it.")
+    columns: Columns = Field(Columns(), description="Of Parquet.")
+    images: str | None = Field(None, description="Pattern such as photos/{split}/*.jpg, for an unknown layout.")
+    annotations: str | None = Field(None, description="Pattern such as masks/{split}/*_mask.png, together with images.")
+    classes: str | None = Field(None, description="ade20k, cityscapes, camvid, or a text file with one name a line.")
+    reduce_labels: bool | None = Field(None, description="true: label 0 is no class, and the others are one too high.")
+    ignore: Several[Annotated[int, Field(ge=0, le=255)]] | None = Field(
+        None, description="Stored label values that do not count; 255 never counts."
+    )
     train_split: str = "train"
     validation_split: str = "validation"
-    limit: int | None = at_least(1, default=None)
-    shard_mb: float = at_least(0.1, default=4.0)
-    label_map: str | None = None
+    limit: int | None = Field(None, ge=1, description="Images of each split; null: all.")
+    shard_mb: float = Field(4.0, ge=0.1, description="Smallest size of a shard, in megabytes.")
+    label_map: str | None = Field(
+        None, description=f"YAML file in {LABEL_MAPS}: from the model's class ids to the data set's."
+    )
 
     def __post_init__(self) -> None:
         if (self.images is None) != (self.annotations is None):
-            raise ConfigError("data.images and data.annotations are two patterns of one pair: give both or none")
-        if self.ignore and max(self.ignore) > 255:
-            raise ConfigError(f"data.ignore has {max(self.ignore)}: labels hold 0 to 255")
+            raise ValueError("images and annotations are two patterns of one pair: give both or none")
         if self.label_map and not self.label_map.startswith(LABEL_MAPS):
-            raise ConfigError(f"data.label_map '{self.label_map}' must lie in {LABEL_MAPS}, where DVC sees its changes")
+            raise wrong("label_map", f"{self.label_map!r} must lie in {LABEL_MAPS}, where DVC sees its changes")
 
 
 @dataclass(frozen=True)
-class Override:
-    """What some layers of a recipe get instead; what is left out is as the recipe has it."""
+class Quant(Section):
+    """The quantization methods; each one is a lane of the pipeline."""
 
-    weights: str | None = choice(*QUANTIZED, default=None)
-    group_size: int | None = at_least(2, default=None)
-    algorithm: str | None = choice(*ALGORITHMS, default=None)
-
-
-@dataclass(frozen=True)
-class SmallLayers:
-    """Layers of no more weights than `weights` share scales in groups of `group_size`."""
-
-    weights: int = at_least(1)
-    group_size: int = at_least(2)
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Unlabelled images of the train split that a recipe looks at."""
-
-    images: int = at_least(1, default=64)
-
-
-@dataclass(frozen=True)
-class Phase:
-    steps: int = at_least(1)
-    crop: int = at_least(32)
-    batch_size: int = at_least(1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """What every training has: the optimizer, its schedule, and upkeep."""
-
-    seed: int = at_least(0, default=0)
-    lr: float = at_least(0.0, default=1e-3)
-    warmup: int = at_least(0, default=200)
-    schedule: str = choice("poly", "cosine", default="poly")
-    power: float = at_least(0.0, default=1.0)
-    clip: float = at_least(0.0, default=1.0)
-    accumulate: int = at_least(1, default=1)
-    ema: float = within(0.0, 0.99999, default=0.0)
-    amp: str = choice("bfloat16", "float32", default="bfloat16")
-    workers: int = at_least(0, default=1)
-    checkpoint_every: int = at_least(1, default=100)
-    validate_every: int = at_least(1, default=1000)
-    validation_images: int = at_least(1, default=64)
-
-    def result(self) -> dict[str, Any]:
-        """The options that the trained weights depend on."""
-        upkeep = {"workers", "checkpoint_every", "validate_every", "validation_images"}
-        return {key: value for key, value in asdict(self).items() if key not in upkeep}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Train(Training):
-    """Training of the built-in model from nothing."""
-
-    phases: tuple[Phase, ...]
-    images: int | None = at_least(1, default=None)
-    scale: float = at_least(1.0, default=1.4)
-    weight_decay: float = at_least(0.0, default=0.01)
-    balance: float = at_least(0.0, default=0.5)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Distill(Training):
-    """Training of a student on labels and on a larger teacher's predictions.
-
-    `crop` None is the shorter side of the model's input by the protocol.
-    """
-
-    teacher: str
-    student: str
-    steps: int = at_least(1)
-    batch_size: int = at_least(1)
-    crop: int | None = at_least(32, default=None)
-    weight_decay: float = at_least(0.0, default=0.01)
-    alpha: float = within(0.0, 1.0, default=0.5)
-    temperature: float = at_least(0.1, default=2.0)
-    images: int | None = at_least(1, default=None)
-    scale: tuple[float, float] = at_least(0.1, default=(0.75, 1.5))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Qat(Training):
-    """Quantization-aware training of what calibration found; `lr` is in codes a step.
-
-    `crop` None is the shorter side of the model's input by the protocol. `teacher` is `float32` (the model itself
-    before it is quantized), `none` (labels), or where another model is.
-    """
-
-    steps: int = at_least(1)
-    batch_size: int = at_least(1, default=1)
-    crop: int | None = at_least(32, default=None)
-    teacher: str = "float32"
-    range_learning: bool = True
-    lr: float = at_least(0.0, default=0.004)
-    warmup: int = at_least(0, default=20)
-    schedule: str = choice("poly", "cosine", default="cosine")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A quantization method: what is done to the weights and to the activations of its layers.
-
-    `layers` is `all`, `linear` or name patterns (`*` for any text); the keys of `overrides` are such patterns.
-    """
-
-    weights: str = choice(*WEIGHTS)
-    group_size: int | None = at_least(2, default=None)
-    algorithm: str = choice(*ALGORITHMS, default="affine")
-    activations: str | None = choice("int8", "float8", default=None)
-    layers: str | tuple[str, ...] = choice("all", "linear", default="all")
-    small_layers: SmallLayers | None = None
-    overrides: dict[str, Override] = field(default_factory=dict)
-    calibration: Calibration | None = None
-    train: Qat | None = None
-
-    @property
-    def calibration_images(self) -> int:
-        """How many images it looks at: none unless some layer's algorithm is gptq."""
-        chosen = {self.algorithm, *(o.algorithm for o in self.overrides.values())}
-        return (self.calibration or Calibration()).images if "gptq" in chosen else 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finetune(Training):
-    """Quantization-aware training of a graph whose products are fake-quantized; `lr` is AdamW's.
-
-    `crop` None is the shorter side of the model's input by the protocol. After the share `observe` of the steps the
-    ranges of activations stay as they are.
-    """
-
-    epochs: int = at_least(1)
-    batch_size: int = at_least(1, default=4)
-    crop: int | None = at_least(64, default=None)
-    observe: float = within(0.0, 1.0, default=0.5)
-    lr: float = at_least(0.0, default=1e-5)
-    warmup: int = at_least(0, default=10)
-    schedule: str = choice("poly", "cosine", default="cosine")
-    amp: str = choice("bfloat16", "float32", default="float32")
-
-    def __post_init__(self) -> None:
-        if self.ema:
-            raise ConfigError("train of a graph takes no ema: averaged weights would be rounded by ranges of others")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Graph:
-    """A method that runs as a graph on an engine of its own, its int8 activations in ranges that calibration found.
-
-    `algorithm` is who quantizes: torchao's PyTorch 2 export route, ONNX Runtime's quantizer, or NNCF. `max_drop` is in
-    points of mIoU on the calibration images.
-    """
-
-    engine: str = choice(*ENGINES)
-    weights: str = choice("float32", "float16", "int8")
-    algorithm: str = choice("cast", "pt2e", "qdq", "nncf", default="cast")
-    compute: str = choice("float32", "bfloat16", default="float32")
-    calibration: Calibration | None = None
-    max_drop: float | None = at_least(0.0, default=None)
-    ignored_types: tuple[str, ...] = ()
-    train: Finetune | None = None
-
-    def __post_init__(self) -> None:
-        routes = {"pt2e": "onnxruntime", "qdq": "onnxruntime", "nncf": "openvino"}
-        if (self.algorithm == "cast") == (self.weights == "int8"):
-            raise ConfigError(f"weights int8 need an algorithm ({', '.join(routes)}), and no other weights have one")
-        for wrong, what in (
-            (self.engine != routes.get(self.algorithm, self.engine), f"engine {routes.get(self.algorithm)}"),
-            (
-                self.engine == "openvino" and self.weights == "float16",
-                "no weights float16: onnxruntime does",
-            ),
-            (self.compute != "float32" and self.engine != "openvino", "compute float32: openvino alone has others"),
-            (self.max_drop is not None and self.algorithm != "qdq", "no max_drop: algorithm qdq alone searches"),
-            (self.ignored_types and self.algorithm != "nncf", "no ignored_types: they are of algorithm nncf"),
-            (self.train and self.algorithm != "pt2e", "no train: algorithm pt2e alone trains"),
-            (self.calibration and self.algorithm == "cast", "no calibration: nothing is quantized"),
-        ):
-            if wrong:
-                raise ConfigError(f"algorithm {self.algorithm} on {self.engine} takes {what}")
-
-    @property
-    def calibration_images(self) -> int:
-        """How many images its ranges are found on."""
-        return 0 if self.algorithm == "cast" else (self.calibration or Calibration(images=100)).images
-
-
-Method = Recipe | Graph
-
-
-@dataclass(frozen=True)
-class Quant:
-    method: str
-    methods: dict[str, Method]
-    launcher: str = "python"
+    method: Annotated[str, Field(description="The selected method, which `dvc metrics diff` compares.")]
+    methods: Annotated[dict[str, Method], Field(min_length=1)]
+    launcher: str = Field("python", description="What starts a quantization.")
 
     def __post_init__(self) -> None:
         for name in self.methods:
             if not _METHOD_NAME.fullmatch(name) or name in _RESERVED:
-                taken = ", ".join(sorted(_RESERVED))
-                raise ConfigError(f"quant.methods has '{name}': use letters, digits, _ and -, and none of {taken}")
+                reserved = ", ".join(sorted(_RESERVED))
+                raise wrong("methods", f"has {name!r}: use letters, digits, _ and -, and none of {reserved}")
         if "float32" not in self.methods:
-            raise ConfigError("quant.methods lacks float32, which loss and speed are told against")
+            raise wrong("methods", "lacks float32, the baseline for loss and speed")
         if self.method not in self.methods:
-            raise ConfigError(f"quant.method '{self.method}' is unknown: choose one of {', '.join(self.methods)}")
+            raise wrong("method", f"{self.method!r} is unknown: choose one of {', '.join(self.methods)}")
 
     def choose(self, names: Sequence[str] | None) -> dict[str, Method]:
         """The recipes of the named methods, all of them for None. Raises ConfigError for an unknown name."""
@@ -320,72 +163,85 @@ class Quant:
 
 
 @dataclass(frozen=True)
-class Eval:
-    batch_size: int = at_least(1, default=4)
-    device: str = choice("auto", "cpu", "cuda", default="auto")
-    pictures: int = at_least(0, default=6)
-    dtype: str = choice("float32", "bfloat16", "float16", default="float32")
-    compile: bool = False
-    workers: int | None = at_least(0, default=None)
-    max_gpu_memory_gb: float = at_least(2.0, default=12.0)
-    on_error: str = choice("stop", "skip", default="stop")
-    launcher: str = "python"
+class Eval(Section):
+    """How methods are evaluated."""
+
+    batch_size: int = Field(4, ge=1, description="Images of one input size at a time.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one.")
+    pictures: int = Field(6, ge=0, description="Predictions kept for the report.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Of autocast; float32: none.")
+    compile: bool = Field(False, description="torch.compile the model.")
+    workers: int | None = Field(
+        None, ge=0, description="Threads that decode and resize images; null: 4 with a GPU, none on a CPU."
+    )
+    max_gpu_memory_gb: float = Field(12.0, ge=2, description="The batch is halved until it fits.")
+    on_error: Literal["stop", "skip"] = Field("stop", description="At a broken image or label.")
+    launcher: str = Field("python", description="What starts an evaluation, such as torchrun --nproc-per-node 2.")
 
     def on(self, engine: str | None) -> Eval:
-        """What of this holds on an engine, None for PyTorch: graphs know no autocast and no torch.compile."""
+        """The settings that hold on an engine (None: PyTorch): a graph has no autocast and no torch.compile."""
         return replace(self, dtype="float32", compile=False) if engine else self
 
 
 @dataclass(frozen=True)
-class Speed:
-    input_size: tuple[int, int] = at_least(32, default=(512, 512))
-    batch_sizes: tuple[int, ...] = at_least(1, default=(1, 4))
-    engines: tuple[str, ...] = choice("eager", "compile", default=("eager",))
-    runs: int = at_least(2, default=10)
-    warmup: int = at_least(1, default=2)
-    seconds: int = at_least(1, default=20)
+class Speed(Section):
+    """How speed is measured."""
+
+    input_size: Pair[Annotated[int, Field(ge=32)]] = Field((512, 512), description="Height and width, in pixels.")
+    batch_sizes: Several[Annotated[int, Field(ge=1)]] = Field(
+        (1, 4), description="Images at a time; tables show the first."
+    )
+    engines: Several[Literal["eager", "compile"]] = Field(("eager",), description="Tables show the first.")
+    runs: int = Field(10, ge=2, description="Timed pairs of the method and float32.")
+    warmup: int = Field(2, ge=1, description="Runs before the timed ones.")
+    seconds: int = Field(20, ge=1, description="A method whose runs take longer gets fewer of them.")
 
 
 @dataclass(frozen=True)
-class Sensitivity:
-    """How the sensitivity of single layers is measured; the algorithm is one that needs no images."""
+class Sensitivity(Section):
+    """How the sensitivity of single layers is measured."""
 
-    bits: tuple[int, ...] = choice(2, 3, 4, 8, default=(2, 4))
-    group_size: int = at_least(2, default=32)
-    algorithm: str = choice(*ALGORITHMS[:2], default="hqq")
-    images: int = at_least(1, default=32)
-
-
-@dataclass(frozen=True)
-class Review:
-    """What a pull request may cost: points of mIoU (0 to 100) that any method may lose."""
-
-    max_drop: float = at_least(0.0, default=0.5)
+    bits: Several[Literal[2, 3, 4, 8]] = (2, 4)
+    group_size: int = Field(32, ge=2)
+    algorithm: Literal["affine", "hqq"] = Field("hqq", description="One that needs no images.")
+    images: int = Field(32, ge=1, description="Of the validation split.")
 
 
 @dataclass(frozen=True)
-class Wandb:
-    mode: str = choice(*WANDB_MODES, default="offline")
+class Review(Section):
+    """What a pull request may cost."""
+
+    max_drop: float = Field(0.5, ge=0, description="Points of mIoU (0 to 100) that any method may lose.")
+
+
+@dataclass(frozen=True)
+class Wandb(Section):
+    """Tracking with Weights & Biases."""
+
+    mode: WandbMode = Field("offline", description="WANDB_MODE in the environment wins.")
     project: str = "segquant"
 
     def resolve(self) -> str:
-        """The mode that holds, WANDB_MODE over params.yaml. Raises ConfigError when it cannot work.
+        """The mode in force: WANDB_MODE, else params.yaml's. Raises ConfigError when it cannot work.
 
-        Every stage before an evaluation asks too, so that a missing key stops the run before any work.
+        Every stage before an evaluation calls this too, so that a missing key stops the run before any work.
         """
         mode = os.environ.get("WANDB_MODE") or self.mode
-        if mode not in WANDB_MODES:
-            raise ConfigError(f"WANDB_MODE '{mode}' is unknown: choose one of {', '.join(WANDB_MODES)}")
+        modes = get_args(WandbMode)
+        if mode not in modes:
+            raise ConfigError(f"WANDB_MODE '{mode}' is unknown: choose one of {', '.join(modes)}")
         if mode == "online" and not has_wandb_key():
             raise ConfigError("wandb.mode is online but there is no key: set WANDB_API_KEY, or use wandb.mode=offline")
         return mode
 
 
 @dataclass(frozen=True)
-class Params:
+class Params(Section):
+    """The configuration of segquant."""
+
     model: Model
     data: Data
-    protocol: str
+    protocol: Annotated[str, Field(description="From image to model input: aligned-512-v1 or fixed-HxW-v1.")]
     quant: Quant
     eval: Eval
     speed: Speed
@@ -399,16 +255,25 @@ class Params:
         check_protocol(self.protocol)
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-3 as a number, as YAML 1.2 does; PyYAML follows YAML 1.1, where it is text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+$"), list("+-0123456789")
+)
+
+
 def load(path: str | Path | None = None) -> Params:
-    """Read and check a params file, by default ./params.yaml or else this repository's.
+    """Read and check a params file: by default ./params.yaml, else this repository's.
 
     Raises ConfigError in one line that lists what is allowed.
     """
     if path is None:
-        own = Path(__file__).resolve().parents[3] / "params.yaml"
-        path = own if not Path("params.yaml").exists() and own.exists() else "params.yaml"
+        ours = Path(__file__).resolve().parents[3] / "params.yaml"
+        path = ours if not Path("params.yaml").exists() and ours.exists() else "params.yaml"
     try:
-        tree = yaml.safe_load(Path(path).read_text())
+        tree = yaml.load(Path(path).read_text(), _Loader)
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist: run this from the repository's root") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

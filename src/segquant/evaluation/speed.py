@@ -23,8 +23,8 @@ from segquant import models
 from segquant.base.config import Speed
 from segquant.base.entry import run
 from segquant.base.errors import UnavailableError
-from segquant.base.fields import build
 from segquant.base.files import write_json
+from segquant.base.validate import build
 from segquant.engines.extras import exports_lack, refused_size
 from segquant.engines.load import load, load_graph
 from segquant.evaluation.predict import forward

@@ -1,0 +1,145 @@
+"""The two kinds of quantization method, as entries of quant.methods in params.yaml.
+
+A method with the key `engine` is a Graph, which runs on that engine. Any other is a Recipe, which PyTorch runs.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Discriminator, Field, Tag
+from pydantic.dataclasses import dataclass
+
+from segquant.base.training import Finetune, Qat
+from segquant.base.validate import MUST_BE, Section, Several
+
+Quantized = Literal["float8", "int8", "int4", "int3", "int2"]
+Algorithm = Literal["affine", "hqq", "gptq"]
+Engine = Literal["onnxruntime", "openvino"]
+ENGINES: tuple[str, ...] = get_args(Engine)
+
+
+@dataclass(frozen=True)
+class Override(Section):
+    """What some layers of a recipe get instead; a key left out keeps the recipe's value."""
+
+    weights: Quantized | None = None
+    group_size: int | None = Field(None, ge=2)
+    algorithm: Algorithm | None = None
+
+
+@dataclass(frozen=True)
+class SmallLayers(Section):
+    """Layers of up to `weights` weights share scales in groups of `group_size`."""
+
+    weights: int = Field(ge=1)
+    group_size: int = Field(ge=2)
+
+
+@dataclass(frozen=True)
+class Calibration(Section):
+    """Unlabelled images of the train split that a method calibrates on."""
+
+    images: int = Field(64, ge=1)
+
+
+def _layers(value: Any) -> str | None:
+    if isinstance(value, (list, tuple)):
+        return "<patterns>"
+    return "<name>" if value in ("all", "linear") else None
+
+
+Layers = Annotated[
+    Annotated[Literal["all", "linear"], Tag("<name>")] | Annotated[Several[str], Tag("<patterns>")],
+    Discriminator(
+        _layers,
+        custom_error_type=MUST_BE,
+        custom_error_message="all, linear or a list of name patterns such as [decode_head.*]",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Recipe(Section):
+    """A method that PyTorch runs: what happens to the weights and to the activations of its layers."""
+
+    weights: Literal["float32", "bfloat16", Quantized]
+    group_size: int | None = Field(
+        None, ge=2, description="Weights of a row that share a scale; left out: one scale for each row."
+    )
+    algorithm: Algorithm = Field(
+        "affine",
+        description="affine: round to nearest; hqq: half-quadratic scales; gptq: codes fitted to layer outputs.",
+    )
+    activations: Literal["int8", "float8"] | None = Field(
+        None, description="Activations quantized as they come; left out: float."
+    )
+    layers: Layers = Field(
+        "all", description="all (Linear and Conv2d), linear, or a list of name patterns such as [decode_head.*]."
+    )
+    small_layers: SmallLayers | None = None
+    overrides: dict[str, Override] = Field(
+        default_factory=dict, description='Layers by name pattern, as {"decode_head.*": {weights: int8}}.'
+    )
+    calibration: Calibration | None = None
+    train: Qat | None = None
+
+    @property
+    def calibration_images(self) -> int:
+        """How many images it calibrates on: 0 unless some layer's algorithm is gptq."""
+        algorithms = {self.algorithm, *(override.algorithm for override in self.overrides.values())}
+        return (self.calibration or Calibration()).images if "gptq" in algorithms else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph(Section):
+    """A method that runs as a graph on an engine; calibration finds the ranges of its int8 activations."""
+
+    engine: Engine
+    weights: Literal["float32", "float16", "int8"]
+    algorithm: Literal["cast", "pt2e", "qdq", "nncf"] = Field(
+        "cast",
+        description="pt2e: torchao's PyTorch 2 export; qdq: ONNX Runtime's quantizer; nncf: NNCF; cast: none.",
+    )
+    compute: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Precision of float nodes; bfloat16: openvino only."
+    )
+    calibration: Calibration | None = None
+    max_drop: float | None = Field(
+        None, ge=0, description="Points of mIoU (0 to 100) on the calibration images that qdq may cost."
+    )
+    ignored_types: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (), description="Node types that nncf leaves float, such as [GroupConvolution]."
+    )
+    train: Finetune | None = None
+
+    def __post_init__(self) -> None:
+        engines = {"pt2e": "onnxruntime", "qdq": "onnxruntime", "nncf": "openvino"}
+        if (self.algorithm == "cast") == (self.weights == "int8"):
+            raise ValueError(f"weights int8 need an algorithm ({', '.join(engines)}), and no other weights have one")
+        engine = engines.get(self.algorithm, self.engine)
+        checks = (
+            (self.engine != engine, f"engine {engine}"),
+            (self.engine == "openvino" and self.weights == "float16", "no weights float16: onnxruntime does"),
+            (self.compute != "float32" and self.engine != "openvino", "compute float32: openvino alone has others"),
+            (self.max_drop is not None and self.algorithm != "qdq", "no max_drop: algorithm qdq alone searches"),
+            (self.ignored_types and self.algorithm != "nncf", "no ignored_types: they are of algorithm nncf"),
+            (self.train and self.algorithm != "pt2e", "no train: algorithm pt2e alone trains"),
+            (self.calibration and self.algorithm == "cast", "no calibration: nothing is quantized"),
+        )
+        for refused, allowed in checks:
+            if refused:
+                raise ValueError(f"algorithm {self.algorithm} on {self.engine} takes {allowed}")
+
+    @property
+    def calibration_images(self) -> int:
+        """How many images calibration finds the ranges on."""
+        return 0 if self.algorithm == "cast" else (self.calibration or Calibration(images=100)).images
+
+
+def _kind(value: Any) -> str:
+    graph = "engine" in value if isinstance(value, dict) else isinstance(value, Graph)
+    return "<graph>" if graph else "<recipe>"
+
+
+Method = Annotated[Annotated[Recipe, Tag("<recipe>")] | Annotated[Graph, Tag("<graph>")], Discriminator(_kind)]

@@ -1,0 +1,120 @@
+"""Frozen dataclasses from YAML, checked by pydantic.
+
+A mistake is a ConfigError of one line: the key's full path, what is allowed, and the given value.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs, InitErrorDetails, PydanticCustomError
+
+from segquant.base.errors import ConfigError
+
+T = TypeVar("T")
+# Types of our own errors. The line is "KEY must be MESSAGE, not VALUE" or "KEY MESSAGE".
+MUST_BE = "must_be"
+_PREDICATE = "predicate"
+
+
+def _two(value: Any) -> Any:
+    if isinstance(value, (list, tuple)) and len(value) != 2:
+        raise PydanticCustomError(MUST_BE, "a list of 2 values")
+    return value
+
+
+# Not strict: a list of YAML becomes a tuple. Its items are strict still.
+Several = Annotated[tuple[T, ...], Field(strict=False, min_length=1)]
+Pair = Annotated[tuple[T, ...], Field(strict=False, min_length=2, max_length=2), BeforeValidator(_two)]
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
+class Section:
+    """A mapping in params.yaml. Subclasses are `@dataclass(frozen=True)` of pydantic and inherit this configuration."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _check(cls, value: Any, validate: Any) -> Any:
+        names = [field.name for field in fields(cls)]
+        if not isinstance(value, (cls, dict, ArgsKwargs)):
+            raise PydanticCustomError(MUST_BE, f"a mapping of {', '.join(names)}")
+        for key in value if isinstance(value, dict) else ():
+            if key not in names:
+                message = f"has an unknown key {str(key)!r}: allowed are {', '.join(names)}"
+                raise PydanticCustomError(_PREDICATE, message)
+        try:
+            return validate(value)
+        except ValidationError as error:
+            if isinstance(value, ArgsKwargs):  # the class was called, not built from a mapping
+                raise ConfigError(_line(error, cls.__name__)) from error
+            raise
+
+
+def build(cls: type[T], mapping: Any, name: str = "") -> T:
+    """Make the dataclass `cls` from the mapping that stands at `name` in params.yaml ("": the whole file).
+
+    Raises ConfigError in one line.
+    """
+    try:  # strict JSON takes a mapping for a dataclass; in strict Python only an instance would do
+        return TypeAdapter(cls).validate_json(json.dumps(mapping, default=str))
+    except ValidationError as error:
+        raise ConfigError(_line(error, name)) from error
+    except (TypeError, ValueError) as error:  # of json: a key that is a date, an alias of itself
+        raise ConfigError(f"{name or 'params.yaml'} is not made of plain mappings and lists: {error}") from error
+
+
+def wrong(key: str, message: str) -> ValidationError:
+    """A mistake in `key`, for a section's __post_init__ to raise; `message` follows the key's path in the line.
+
+    A ValueError is about several keys of the section, and its message follows the section's path and a colon.
+    """
+    details = InitErrorDetails(type=PydanticCustomError(_PREDICATE, message), loc=(key,), input=None)
+    return ValidationError.from_exception_data(key, [details])
+
+
+def _line(error: ValidationError, name: str) -> str:
+    """The first mistake, of a value that stands at `name`."""
+    first = error.errors(include_url=False)[0]
+    kind, loc, value, details = first["type"], first["loc"], first["input"], first.get("ctx", {})
+    path = _path(name, loc)
+    match kind:
+        case "missing":
+            return f"{_path(name, loc[:-1])} lacks the key '{loc[-1]}'"
+        case "int_type" | "float_type" | "string_type" | "bool_type":
+            return f"{path} must be of type {kind.removesuffix('_type')}, not {value!r}"
+        case "literal_error":
+            choices = details["expected"].replace("'", "").replace(" or ", ", ")
+            return f"{path} {str(value)!r} is unknown: choose one of {choices}"
+        case "greater_than_equal":
+            return f"{path} must be at least {details['ge']:g}, not {value!r}"
+        case "less_than_equal":
+            return f"{path} must be at most {details['le']:g}, not {value!r}"
+        case "tuple_type":
+            return f"{path} must be a list, not {value!r}"
+        case "dict_type":
+            return f"{path} must be a mapping, not {value!r}"
+        case "too_short":
+            what = "mapping" if details["field_type"] == "Dictionary" else "list"
+            return f"{path} must be a {what} with at least one entry, not {value!r}"
+        case "value_error":
+            return f"{path}: {details['error']}"
+        case "must_be":
+            return f"{path} must be {first['msg']}, not {value!r}"
+        case "predicate":
+            return f"{path} {first['msg']}"
+    return f"{path}: {first['msg']}, not {value!r}"
+
+
+def _path(name: str, loc: tuple[int | str, ...]) -> str:
+    """`name` and the keys of `loc` as in quant.methods.int4 or train.phases[0]; tags of unions, such as <graph>, go."""
+    path = name
+    for key in loc:
+        if isinstance(key, int):
+            path += f"[{key}]"
+        elif not key.startswith("<"):
+            path += f".{key}" if path else key
+    return path or "params.yaml"
