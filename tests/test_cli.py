@@ -20,8 +20,8 @@ from segquant.base.config import Recipe
 from segquant.cli import cli
 from segquant.quant.build import build
 
-# Processes of their own, forked off one that has imported what takes each of them four seconds. Importing torchao
-# starts CUDA where there is a GPU, and a fork cannot use it then.
+# Each command runs in a process forked from one that has imported torch and transformers, which takes four seconds.
+# With a GPU the processes are spawned: importing torchao starts CUDA, and no fork can use it then.
 SERVER = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
 SERVER.set_forkserver_preload(["segquant.cli", "segquant.runs", "segquant.report.layers"])
 
@@ -46,7 +46,7 @@ def _called(arguments, folder):
 
 @pytest.fixture
 def quick(tmp_path):
-    """The repository's params.yaml, but for how long speed is measured."""
+    """The repository's params.yaml with a short measurement of speed."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["speed"] = {"input_size": [64, 64], "batch_sizes": [1], "runs": 2, "warmup": 1}
     path = tmp_path / "quick.yaml"
@@ -73,10 +73,19 @@ def test_help_names_every_command_with_what_it_does_and_every_exit_code():
         line = next(line for line in done.stdout.splitlines() if re.match(rf" +{command} ", line))
         assert len(line.split()) > 3
     assert "exit codes:" in done.stdout and "130  interrupted" in done.stdout
-    one = segquant("compare", "--help").stdout
-    assert "--metrics" in one and "--json" in one
+    compare = segquant("compare", "--help").stdout
+    assert "--metrics" in compare and "--json" in compare
     missing = segquant("run")
     assert missing.returncode == 2 and "--model" in missing.stderr and "Traceback" not in missing.stderr
+
+
+def test_help_imports_nothing_heavy():
+    """No command does: they all have added their options when any help is printed."""
+    code = "import atexit, sys; from segquant.cli import cli; atexit.register(lambda: print(*sys.modules)); cli()"
+    for arguments in (("--help",), ("methods", "--help"), ("export", "onnx", "--help")):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+        assert done.returncode == 0 and "--help" in done.stdout
+        assert {"torch", "transformers", "numpy", "pyarrow", "PIL"}.isdisjoint(done.stdout.split())
 
 
 def test_methods_lists_every_method_and_says_what_cannot_run():
@@ -92,7 +101,7 @@ def test_methods_lists_every_method_and_says_what_cannot_run():
 
 
 def test_run_on_a_labelled_folder(tiny_folder, quick, tmp_path):
-    """Pixels of a solid colour, labelled by halves: ids 0 and 10 of CamVid's eleven, one pixel unlabelled."""
+    """One colour; the left half has id 0 and the right half id 10 of CamVid's eleven, and one pixel has no label."""
     for folder, image in (("val", Image.new("RGB", (60, 40), (90, 120, 40))), ("valannot", Image.new("L", (60, 40)))):
         (tmp_path / "data" / folder).mkdir(parents=True)
         if folder == "valannot":
@@ -125,7 +134,7 @@ def test_run_on_a_labelled_folder(tiny_folder, quick, tmp_path):
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert list(results) == ["float32", "int4", "float8_dynamic"]
     float32 = results["float32"]
-    assert "loss_interval" not in float32  # of one image
+    assert "loss_interval" not in float32  # there is one image
     assert float32["agreement"] == 1.0 and float32["n_images"] == 1 and float32["protocol"] == "fixed-64x96-v1"
     assert results["int4"]["algorithm"] == "gptq" and results["int4"]["quantize"]["calibration_images"] == 1
     assert {"p50", "p90", "n"} == set(float32["speed"]["latency_ms"])
@@ -183,7 +192,7 @@ def test_run_trains_on_photographs_without_labels(tiny_folder, quick, tmp_path):
 
 
 def test_two_data_sets_are_scored_apart_and_listed_side_by_side(tiny_folder, quick, tmp_path):
-    """Each as if it were alone; the second one's class ids differ from the model's."""
+    """As in separate runs; the second data set's class ids differ from the model's."""
     ade20k_folder(tmp_path / "roads", "validation", 2)
     ade20k_folder(tmp_path / "rooms", "validation", 3)
     (tmp_path / "map.yaml").write_text("map: {" + ", ".join(f"{i}: {149 - i}" for i in range(150)) + "}")
@@ -204,23 +213,23 @@ def test_two_data_sets_are_scored_apart_and_listed_side_by_side(tiny_folder, qui
     maps = ["--label-map", "none", "--label-map", tmp_path / "map.yaml"]
     done = segquant(*common, *roads, *rooms, *maps, "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    together = json.loads((tmp_path / "out" / "results.json").read_text())
     alone = {}
     for name, options in (("roads", roads), ("rooms", [*rooms, *maps[2:]])):
         segquant(*common, *options, "--output", tmp_path / name / "out")
         alone[name] = json.loads((tmp_path / name / "out" / "results.json").read_text())
         assert json.loads((tmp_path / "out" / "data" / name / "manifest.json").read_text())["classes"][0] == "wall"
-    for results in (found, alone):
-        for one in results.values():
-            one["float32"].pop("quantize"), one["float32"].pop("speed")
-    assert found == alone and found["roads"]["float32"] != found["rooms"]["float32"]
+    for data_sets in (together, alone):
+        for results in data_sets.values():
+            results["float32"].pop("quantize"), results["float32"].pop("speed")
+    assert together == alone and together["roads"]["float32"] != together["rooms"]["float32"]
     heading = next(line for line in done.stdout.splitlines() if "roads" in line)
     assert heading.count("roads") == heading.count("rooms") == 3
     assert "roads: fixed-64x64-v1, 2 images" in done.stdout and "rooms: fixed-64x64-v1, 3 images" in done.stdout
     assert done.stdout.count("float8_dynamic is unavailable") == 1
 
 
-def test_two_data_sets_that_cannot_be_told_apart_are_refused(tiny_folder, tmp_path):
+def test_two_data_sets_of_one_name_and_a_third_label_map_are_refused(tiny_folder, tmp_path):
     ade20k_folder(tmp_path / "set", "validation", 1)
     ade20k_folder(tmp_path / "b" / "set", "validation", 1)
     both = ["--data", tmp_path / "set", "--data", tmp_path / "b" / "set"]
@@ -234,7 +243,7 @@ def test_two_data_sets_that_cannot_be_told_apart_are_refused(tiny_folder, tmp_pa
 
 
 def test_no_network_is_one_line(tiny_folder, tmp_path):
-    """The hub's real client, with nobody at the other end."""
+    """The hub's real client, at an address where nothing listens."""
     options = ["--model", tiny_folder, "--data", "owner/name", "--split", "val", "--output", tmp_path / "out"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
     command = [sys.executable, "-m", "segquant", "run", *map(str, options)]
@@ -243,7 +252,7 @@ def test_no_network_is_one_line(tiny_folder, tmp_path):
     assert "'owner/name' is nothing here and the hub gives none: " in done.stderr and "refused" in done.stderr
 
 
-def test_fetch_data_knows_what_it_knows(tmp_path):
+def test_fetch_data_lists_the_data_sets_that_it_knows(tmp_path):
     done = segquant("fetch-data", "coco", "--output", tmp_path)
     assert done.returncode == 2 and done.stderr == "error: data set 'coco' is unknown: choose from ade20k\n"
     assert not list(tmp_path.iterdir())
@@ -306,19 +315,19 @@ def test_sensitivity_writes_a_table_and_a_plot(tiny_folder, tmp_path):
         assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_export_says_what_it_wrote_or_why_not(tiny_folder, tmp_path):
+def test_export_transformers_prints_the_size_or_the_reason(tiny_folder, tmp_path):
     for layers, code, message in (("linear", 0, "MB of weights"), ("all", 2, "layers: linear")):
         build(tiny_folder, Recipe("int8", layers=layers), tmp_path / layers, torch.device("cpu"))
         arguments = ("--artifact", tmp_path / layers, "--output", tmp_path / f"out-{layers}")
-        done = segquant("export", "--format", "transformers", *arguments)
+        done = segquant("export", "transformers", *arguments)
         assert done.returncode == code and message in done.stdout + done.stderr
         assert (tmp_path / f"out-{layers}").exists() == (code == 0)
 
 
-def test_a_reader_that_leaves_is_no_error():
+def test_a_closed_pipe_is_no_error():
     command = f"{sys.executable} -m segquant report --json | head -c 10 > /dev/null; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT)
-    assert done.stderr == "" and done.returncode in (0, 141)  # 0 where all of it fitted into the pipe
+    assert done.stderr == "" and done.returncode in (0, 141)  # 0 if the whole output fitted into the pipe
 
 
 def test_report_without_results_says_what_to_do(tmp_path):

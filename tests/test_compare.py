@@ -25,13 +25,13 @@ def test_two_methods_are_compared(tmp_path):
     assert line.split()[-1] == "lower"
     assert "fixed-64x64-v1, 20 images; intervals from 10,000 draws" in done.stdout
     again = segquant("compare", "float32", "int2", "--metrics", tmp_path, "--json")
-    found = json.loads(again.stdout)
-    assert found["mean_iou"]["high"] < 0 and f"{100 * found['mean_iou']['difference']:+.2f}" in line
+    comparison = json.loads(again.stdout)
+    assert comparison["mean_iou"]["high"] < 0 and f"{100 * comparison['mean_iou']['difference']:+.2f}" in line
     same = segquant("compare", "int2", tmp_path / "predictions" / "int2" / "confusion.parquet", "--metrics", tmp_path)
     assert same.stdout.count("no clear difference") == 3
 
 
-def test_a_method_that_has_no_result_is_one_line(tmp_path):
+def test_a_method_without_results_is_one_line(tmp_path):
     _write(tmp_path, "float32", 0.9)
     done = segquant("compare", "float32", "int3", "--metrics", tmp_path)
     assert done.returncode == 2

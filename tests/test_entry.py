@@ -1,4 +1,4 @@
-"""What stages and commands log, and where."""
+"""Where stages and commands log, and the errors that they print."""
 
 import os
 import subprocess
@@ -14,12 +14,12 @@ def _stage(folder, *arguments, **environment):
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
 
 
-def test_a_stages_log_has_what_a_later_reader_needs(tmp_path):
+def test_the_log_of_a_stage_holds_command_versions_parameters_and_traceback(tmp_path):
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     select = ("stages.select", "--results", "nothing", "--output", "out.json", "--confusion", "out.csv")
     done = _stage(tmp_path, *select, DVC_STAGE="metrics/dvc.yaml:quantize@int4", WANDB_API_KEY="s3cret" * 7)
     assert done.returncode == 2
-    assert done.stderr == "error: nothing/int4/metrics.json does not exist\n"  # and the traceback in the log alone
+    assert done.stderr == "error: nothing/int4/metrics.json does not exist\n"  # the traceback is in the log only
     (log,) = (tmp_path / "logs").iterdir()
     text = log.read_text()
     assert log.name == "quantize@int4.log"
@@ -32,7 +32,7 @@ def test_a_stages_log_has_what_a_later_reader_needs(tmp_path):
     assert {path.name for path in (tmp_path / "logs").iterdir()} == {"quantize@int4.log", "select.log"}
 
 
-def test_a_log_is_of_the_last_run_alone_and_other_ranks_write_none(tmp_path):
+def test_a_log_holds_the_last_run_and_other_ranks_write_none(tmp_path):
     select = ("stages.select", "--results", "x", "--output", "x", "--confusion", "x")
     for _ in range(2):
         _stage(tmp_path, *select)
@@ -48,13 +48,13 @@ def test_a_log_that_cannot_be_written_is_one_line(tmp_path):
     assert done.returncode == 2 and done.stderr == "error: logs: File exists\n"
 
 
-def test_importing_what_is_heavy_says_nothing(tmp_path):
+def test_heavy_imports_print_nothing(tmp_path):
     done = _stage(tmp_path, "segquant", "methods")  # torch, torchao, transformers
     assert done.returncode == 0 and done.stderr == ""
     assert not (tmp_path / "logs").exists()
 
 
-def test_a_command_says_more_when_asked(tmp_path):
+def test_verbose_logs_more(tmp_path):
     quiet, loud = (_stage(tmp_path, "segquant", "report", *more) for more in ((), ("--verbose",)))
     assert quiet.returncode == loud.returncode == 2 and quiet.stderr.count("\n") == 1
     assert "DEBUG segquant.base.entry: stopped" in loud.stderr and loud.stderr.splitlines()[-1] == quiet.stderr.strip()

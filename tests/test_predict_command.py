@@ -33,8 +33,8 @@ def test_files_folders_and_patterns_become_overlays_with_a_legend(tiny_folder, p
     options = ["--artifact", tmp_path / "int8", "--protocol", "fixed-64x64-v1", "--output", tmp_path / "out"]
     done = segquant("predict", photos, *options, "--json")
     assert done.returncode == 0, done.stderr
-    found = {one["overlay"]: one for one in json.loads(done.stdout)}
-    assert set(found) == {str(tmp_path / "out" / name) for name in ("a.png", "b.png", "more/c.png")}
+    results = {result["overlay"]: result for result in json.loads(done.stdout)}
+    assert set(results) == {str(tmp_path / "out" / name) for name in ("a.png", "b.png", "more/c.png")}
     photo = Image.open(photos / "a.png").convert("RGB")
     model = package.load_quantized(tmp_path / "int8")
     processor = SegformerImageProcessorPil(do_reduce_labels=False, size={"height": 64, "width": 64})
@@ -42,10 +42,10 @@ def test_files_folders_and_patterns_become_overlays_with_a_legend(tiny_folder, p
         logits = model(**processor(photo, return_tensors="pt")).logits
     up = torch.nn.functional.interpolate(logits, photo.size[::-1], mode="bilinear", align_corners=False)
     ids = up.argmax(1)[0].numpy()
-    wanted = np.asarray(Image.blend(photo, Image.fromarray(palette()[ids]), 0.55)).astype(int)
+    expected = np.asarray(Image.blend(photo, Image.fromarray(palette()[ids]), 0.55)).astype(int)
     sheet = np.asarray(Image.open(tmp_path / "out" / "a.png")).astype(int)
-    assert (np.abs(sheet[: photo.height, : photo.width] - wanted).max(-1) <= 1).mean() > 0.999
-    shares = found[str(tmp_path / "out" / "a.png")]["classes"]
+    assert (np.abs(sheet[: photo.height, : photo.width] - expected).max(-1) <= 1).mean() > 0.999
+    shares = results[str(tmp_path / "out" / "a.png")]["classes"]
     assert sum(shares.values()) == pytest.approx(1) and list(shares.values()) == sorted(shares.values(), reverse=True)
     name, share = next(iter(shares.items()))
     (number,) = [i for i, label in model.config.id2label.items() if label == name]
@@ -62,11 +62,11 @@ def test_files_folders_and_patterns_become_overlays_with_a_legend(tiny_folder, p
     )
 
 
-def test_a_photograph_is_turned_as_exif_says(tiny_folder, photos, tmp_path):
+def test_the_exif_orientation_of_a_photograph_is_applied(tiny_folder, photos, tmp_path):
     build(tiny_folder, Recipe("float32"), tmp_path / "float32", torch.device("cpu"))
     photo = Image.open(photos / "a.png").convert("RGB")
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
+    exif[0x0112] = 6  # rotated by 90 degrees
     photo.save(photos / "turned.jpg", exif=exif, quality=95)
     options = ["--artifact", tmp_path / "float32", "--protocol", "fixed-64x64-v1", "--output", tmp_path / "out"]
     assert segquant("predict", photos / "turned.jpg", *options).returncode == 0
@@ -76,18 +76,20 @@ def test_a_photograph_is_turned_as_exif_says(tiny_folder, photos, tmp_path):
     assert np.corrcoef(shown.mean(-1).ravel(), upright.mean(-1).ravel())[0, 1] > 0.5
 
 
-def test_what_cannot_be_predicted_is_one_line_and_nothing_is_half_written(tiny_folder, photos, tmp_path):
+def test_a_bad_picture_or_artifact_is_one_line_and_no_file_is_written(tiny_folder, photos, tmp_path):
     with pytest.raises(DataError, match="is no picture, no folder with pictures and no pattern"):
         find([str(tmp_path / "nothing*.jpg")], tmp_path / "out")
     shutil.copy(photos / "a.png", photos / "more" / "a.png")
     with pytest.raises(DataError, match="would both be written to a.png"):
         find([str(photos / "a.png"), str(photos / "more" / "a.png")], tmp_path / "out")
+    with pytest.raises(DataError, match="would both be written to a.png"):
+        find([str(photos / "**" / "a.png")], tmp_path / "out")
     with pytest.raises(DataError, match="a.png would be replaced by its overlay: give another --output"):
         find([str(photos / "a.png")], photos)
     (photos / "out").mkdir()
-    (photos / "out" / "old.png").write_bytes(b"an overlay of before")
+    (photos / "out" / "old.png").write_bytes(b"an earlier overlay")
     assert "out/old.png" not in find([str(photos)], photos / "out")
-    assert "out/old.png" in find([str(photos)], photos.parent)  # which is no folder of overlays
+    assert "out/old.png" in find([str(photos)], photos.parent)  # photos.parent is no folder of overlays
     with pytest.raises(DataError, match="a.png would be replaced by its overlay: give another --output"):
         find([str(photos)], photos)
     build(tiny_folder, Recipe("float32"), tmp_path / "float32", torch.device("cpu"))

@@ -20,17 +20,38 @@ with progress(total=4, desc="train", unit="step") as bar:
         bar.set_postfix({"loss": 0.5})
         bar.update()
 with progress(total=3_000_000, desc="fetch", unit="B", scale=True, quiet=True) as bar:
-    bar.update(1)
+    bar.update(3_000_000)
+"""
+LONG = """
+from segquant.base import progress
+from time import sleep
+progress.SECONDS = 0.5
+with progress.progress(total=3_000_000, initial=1_000_000, desc="fetch", unit="B", scale=True) as bar:
+    for pause in (0, 0.6, 0, 0.6, 0):
+        sleep(pause)
+        bar.update(400_000)
+with progress.progress(total=8, desc="nothing done", unit="step") as bar:
+    pass
 """
 
 
-def test_in_a_pipe_it_is_whole_lines():
-    done = subprocess.run([sys.executable, "-c", WORK], capture_output=True, text=True, check=True)
-    lines = done.stderr.splitlines()
+def piped(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "\x1b" not in done.stderr and "\r" not in done.stderr
+    return done.stderr.splitlines()
+
+
+def test_a_pipe_gets_a_whole_line_at_the_end_of_each_bar_and_none_of_a_quiet_one():
+    lines = piped(WORK)
     assert lines[0] == "WARNING segquant: something to know"
-    assert re.fullmatch(r"evaluate: 100% 2/2 \[\d+ s, [\d.]+ image/s\]", lines[1])
-    assert re.fullmatch(r"train: 100% 4/4 \[\d+ s, [\d.]+ step/s, loss=0.5\]", lines[2])
-    assert len(lines) == 3 and "\x1b" not in done.stderr and "\r" not in done.stderr
+    assert re.fullmatch(r"evaluate: 100% 2/2, [\d.]+ image/s, \d+ s", lines[1])
+    assert re.fullmatch(r"train: 100% 4/4, [\d.]+ step/s, loss=0.5, \d+ s", lines[2])
+    assert len(lines) == 3
+
+
+def test_a_pipe_gets_a_line_each_time_the_seconds_have_passed():
+    counts = [re.match(r"fetch: (\d+% \S+ .B/3.0 MB), [\d.]+ .B/s, 1?\d s$", line)[1] for line in piped(LONG)]
+    assert counts == ["60% 1.8 MB/3.0 MB", "87% 2.6 MB/3.0 MB", "100% 3.0 MB/3.0 MB"]
 
 
 def test_on_a_terminal_bars_move_one_inside_another_and_a_log_stays_above():
@@ -46,6 +67,6 @@ def test_on_a_terminal_bars_move_one_inside_another_and_a_log_stays_above():
         pass
     assert process.wait() == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
-    assert "\x1b[" in shown.decode() and "something to know" in text
+    assert "\x1b[" in shown.decode() and "something to know" in text and "fetch" not in text
     last = text.strip().splitlines()[-1]
-    assert re.search(r"train ━+ 100% 4/4 .* step/s .*loss=0.5", text) and "evaluate" in text, last
+    assert re.search(r"train ━+ 100% 4/4, .* step/s, loss=0.5", text) and "evaluate" in text, last

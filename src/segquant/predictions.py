@@ -1,4 +1,4 @@
-"""`segquant predict`: what an artifact sees on photographs, laid over them beside a legend."""
+"""`segquant predict`: an artifact's class maps drawn over photographs, each beside a legend."""
 
 from __future__ import annotations
 
@@ -25,66 +25,72 @@ from segquant.evaluation.predict import predict, prepared
 
 log = logging.getLogger(__name__)
 _ORIENTATION = 0x0112  # EXIF's tag
-_LEGEND = 20  # classes at most
+_LEGEND = 20  # the most classes that a legend names
 
 
 def predict_pictures(
     params: Params, pictures: Sequence[str], artifact: str | Path, output: Path, protocol: str | None = None
 ) -> list[dict[str, Any]]:
-    """Write an overlay with a legend to `output` for each of `pictures`, which `find` looks up.
+    """Write an overlay with a legend to `output` for each of `pictures`, which are looked up by `find`.
 
-    Gives {picture, overlay, classes: {name: share of the pixels, largest first}} for each. Photographs are turned as
-    EXIF says. Raises DataError for what is missing or broken.
+    Returns {picture, overlay, classes: {name: share of the pixels, largest first}} for each. The EXIF orientation of a
+    photograph is applied. Raises DataError for a missing or broken picture, and as `find` does.
     """
     protocol = check_protocol(protocol or params.protocol)
-    found = find(pictures, output)
+    paths = find(pictures, output)
     loaded = load(artifact, models.device(params.eval.device))
     settings = params.eval.on(loaded.info["recipe"].get("engine"))
     labels = read_json(Path(artifact) / "config.json").get("id2label", {})
     names = {int(number): str(name) for number, name in labels.items()}
     model = prepared(loaded.model, settings)
     results: dict[str, dict[str, Any]] = {}
-    with progress(total=len(found), desc="predict", unit="image") as bar:
-        for one in predict(model, _rows(found), protocol, settings, models.normalization(artifact)):
+    with progress(total=len(paths), desc="predict", unit="image") as bar:
+        for prediction in predict(model, _rows(paths), protocol, settings, models.normalization(artifact)):
             bar.update(1)
-            if one.error:
-                log.warning("skipped: %s", one.error)
+            if prediction.error:
+                log.warning("skipped: %s", prediction.error)
                 continue
-            ids, source = one.classes.cpu().numpy(), found[one.row["id"]]
-            target = output / one.row["id"]
-            write_bytes(target, overlay(decode_image(one.row["image"], str(source)), ids, names))
-            seen = {names.get(number, str(number)): share for number, share in by_share(ids)}
-            results[one.row["id"]] = {"picture": str(source), "overlay": str(target), "classes": seen}
-    return [results[name] for name in found if name in results]
+            row, ids = prediction.row, prediction.classes.cpu().numpy()
+            picture, target = paths[row["id"]], output / row["id"]
+            write_bytes(target, overlay(decode_image(row["image"], str(picture)), ids, names))
+            shares = {names.get(number, str(number)): share for number, share in by_share(ids)}
+            results[row["id"]] = {"picture": str(picture), "overlay": str(target), "classes": shares}
+    return [results[name] for name in paths if name in results]
 
 
 def find(pictures: Sequence[str], output: Path) -> dict[str, Path]:
-    """{name of the overlay: picture} of files, folders (all pictures below, but for those of an `output` in there) and
-    glob patterns, in their order.
+    """Look up files, folders and glob patterns; return {name of the overlay: picture} in their order.
 
-    Raises DataError for what matches nothing, for two whose overlays would have one name, and for one that its own
-    overlay would replace.
+    A folder stands for all pictures below it, but for earlier overlays in an `output` below it. Raises DataError for a
+    name that matches no picture, for two pictures with one overlay name, and for a picture that its overlay would
+    replace.
     """
-    found: dict[str, Path] = {}
-    for one in pictures:
-        path = Path(one)
-        if path.is_dir():
-            own = output.resolve() if _below(output, path) else None  # overlays of before
-            files = [p for p in sorted(path.rglob("*")) if _is_picture(p) and not (own and _below(p, own))]
-            some = {p.relative_to(path): p for p in files}
-        elif path.is_file():
-            some = {Path(path.name): path}
-        else:
-            some = {Path(Path(p).name): Path(p) for p in sorted(glob.glob(one, recursive=True)) if _is_picture(Path(p))}
-        if not some:
-            raise DataError(f"'{one}' is no picture, no folder with pictures and no pattern that matches one")
-        for name, picture in some.items():
-            target = str(name.with_suffix(".png"))
-            if found.setdefault(target, picture).resolve() != picture.resolve():
-                raise DataError(f"{found[target]} and {picture} would both be written to {target}: predict them apart")
+    paths: dict[str, Path] = {}
+    for name in pictures:
+        matches = _matches(name, output)
+        if not matches:
+            raise DataError(f"'{name}' is no picture, no folder with pictures and no pattern that matches one")
+        for relative, picture in matches:
+            target = str(relative.with_suffix(".png"))
+            if paths.setdefault(target, picture).resolve() != picture.resolve():
+                raise DataError(
+                    f"{paths[target]} and {picture} would both be written to {target}: predict them separately"
+                )
             if (output / target).resolve() == picture.resolve():
                 raise DataError(f"{picture} would be replaced by its overlay: give another --output")
-    return found
+    return paths
+
+
+def _matches(name: str, output: Path) -> list[tuple[Path, Path]]:
+    """(path below `output`, picture) for each picture of one file, folder or pattern."""
+    path = Path(name)
+    if path.is_dir():
+        overlays = output.resolve() if _below(output, path) else None
+        files = [p for p in sorted(path.rglob("*")) if _is_picture(p) and not (overlays and _below(p, overlays))]
+        return [(p.relative_to(path), p) for p in files]
+    if path.is_file():
+        return [(Path(path.name), path)]
+    return [(Path(p.name), p) for p in map(Path, sorted(glob.glob(name, recursive=True))) if _is_picture(p)]
 
 
 def _below(path: Path, folder: Path) -> bool:
@@ -95,9 +101,9 @@ def _is_picture(path: Path) -> bool:
     return path.is_file() and path.suffix.lower() in IMAGES
 
 
-def _rows(found: Mapping[str, Path]) -> Iterator[dict[str, Any]]:
-    """Rows as of shards, one picture in memory at a time."""
-    for name, path in found.items():
+def _rows(paths: Mapping[str, Path]) -> Iterator[dict[str, Any]]:
+    """Rows as in shards, with one picture in memory at a time."""
+    for name, path in paths.items():
         try:
             data = path.read_bytes()
         except OSError as error:
@@ -113,20 +119,20 @@ def _rows(found: Mapping[str, Path]) -> Iterator[dict[str, Any]]:
 
 
 def by_share(ids: np.ndarray) -> list[tuple[int, float]]:
-    """(class id, share of the pixels) of a class map uint8 (H, W), largest first."""
+    """(class id, share of the pixels) of a class map uint8 (H, W), the largest share first."""
     counts = np.bincount(ids.ravel())
-    return sorted(((int(i), float(counts[i] / ids.size)) for i in np.nonzero(counts)[0]), key=lambda one: -one[1])
+    return sorted(((int(i), float(counts[i] / ids.size)) for i in np.nonzero(counts)[0]), key=lambda pair: -pair[1])
 
 
 def overlay(photo: Image.Image, ids: np.ndarray, names: Mapping[int, str]) -> bytes:
-    """A PNG: the photograph under the colours of its class map uint8 (H, W), and to its right what they mean."""
+    """A PNG of a photograph blended with the colours of its class map uint8 (H, W), and a legend to its right."""
     colors = palette()
     image = Image.blend(photo, Image.fromarray(colors[ids]), 0.55)
     size = max(11, min(32, photo.height // 26))
     font = ImageFont.load_default(size)
-    told = by_share(ids)
-    lines = [(number, f"{names.get(number, number)} {100 * share:.1f} %") for number, share in told[:_LEGEND]]
-    more = [f"and {len(told) - _LEGEND} more"] if len(told) > _LEGEND else []
+    shares = by_share(ids)
+    lines = [(number, f"{names.get(number, number)} {100 * share:.1f} %") for number, share in shares[:_LEGEND]]
+    more = [f"and {len(shares) - _LEGEND} more"] if len(shares) > _LEGEND else []
     step = round(1.5 * size)
     width = round(max(font.getlength(text) for text in [*(text for _, text in lines), *more])) + 3 * size
     height = max(image.height, step * (len(lines) + len(more)) + size)

@@ -1,4 +1,4 @@
-"""The commands that make, score and export graphs, as a user runs them."""
+"""`segquant pt2e`, `evaluate` and `export onnx` as a user runs them."""
 
 import json
 
@@ -54,14 +54,14 @@ def test_pt2e_makes_scores_and_times_an_int8_onnx_file(tiny_folder, quick, tmp_p
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert list(results) == ["one", "two"]
-    for found in results.values():
-        assert list(found) == ["float32", "onnx_float32", "int8_static", "int8_static_qat"]
-        assert {result["n_images"] for result in found.values()} == {1}
-        assert found["onnx_float32"]["agreement"] == 1.0 and found["int8_static"]["agreement"] > 0.9
-        assert found["int8_static_qat"]["algorithm"] == "qat" and found["int8_static"]["algorithm"] == "pt2e"
-        assert found["int8_static"]["quantize"]["calibration_images"] == 2
-        assert found["int8_static"]["speed"]["engine"] == "onnxruntime"
-        assert found["int8_static"]["size_bytes"] < 0.5 * found["onnx_float32"]["size_bytes"]
+    for methods in results.values():
+        assert list(methods) == ["float32", "onnx_float32", "int8_static", "int8_static_qat"]
+        assert {result["n_images"] for result in methods.values()} == {1}
+        assert methods["onnx_float32"]["agreement"] == 1.0 and methods["int8_static"]["agreement"] > 0.9
+        assert methods["int8_static_qat"]["algorithm"] == "qat" and methods["int8_static"]["algorithm"] == "pt2e"
+        assert methods["int8_static"]["quantize"]["calibration_images"] == 2
+        assert methods["int8_static"]["speed"]["engine"] == "onnxruntime"
+        assert methods["int8_static"]["size_bytes"] < 0.5 * methods["onnx_float32"]["size_bytes"]
     path = tmp_path / "out" / "int8_static_qat" / "model.onnx"
     assert f"ONNX: {path}" in done.stdout
     assert any(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node)
@@ -91,34 +91,40 @@ def test_pt2e_makes_scores_and_times_an_int8_onnx_file(tiny_folder, quick, tmp_p
             ("pt2e", "--protocol", "fixed-360x480-v1"),
             "error: graphs take heights and widths in multiples of 32, not protocol fixed-360x480-v1",
         ),
-        (("export", "--format", "onnx", "--opset", 99), "opset 99 is unknown"),
-        (("export", "--format", "onnx", "--opset", 0), "opset 0 is unknown"),
-        (("export", "--format", "onnx", "--artifact", "a"), "--format onnx takes no --artifact"),
+        (("export", "onnx", "--opset", 99), "opset 99 is unknown"),
+        (("export", "onnx", "--opset", 0), "opset 0 is unknown"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(arguments, message, tiny_folder, tmp_path):
-    command, *rest = arguments
     common = ["--model", tiny_folder, "--output", tmp_path / "out"]
-    data = ["--data", "scenes", "--split", "validation"] if command == "pt2e" else []
-    done = segquant(command, *common, *data, *rest)
+    data = ["--data", "scenes", "--split", "validation"] if arguments[0] == "pt2e" else []
+    done = segquant(*arguments, *common, *data)
     assert done.returncode == 2
     assert len(errors(done)) == 1 and errors(done)[0].startswith("error: ") and message in errors(done)[0]
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    "option", [("--model", "m"), ("--revision", "v1"), ("--sha256", "0"), ("--opset", 20), ("--classes",)]
+    ("arguments", "message"),
+    [
+        (("onnx", "--model", "m", "--artifact", "a"), "unrecognized arguments: --artifact a"),
+        (("onnx",), "the following arguments are required: --model"),
+        (("transformers", "--artifact", "a", "--model", "m"), "unrecognized arguments: --model m"),
+        (("transformers", "--artifact", "a", "--classes"), "unrecognized arguments: --classes"),
+        (("transformers",), "the following arguments are required: --artifact"),
+        (("--format", "onnx", "--model", "m"), "unrecognized arguments: --format"),
+    ],
 )
-def test_an_export_takes_no_option_of_another_format(option, tmp_path):
-    done = segquant("export", "--format", "transformers", "--artifact", "a", *option, "--output", tmp_path / "out")
-    assert done.returncode == 2
-    assert errors(done) == [f"error: --format transformers takes no {option[0]}"] and not (tmp_path / "out").exists()
+def test_each_export_takes_its_own_options_only(arguments, message, tmp_path):
+    done = segquant("export", *arguments, "--output", tmp_path / "out")
+    assert done.returncode == 2 and errors(done)[-1].endswith(f"error: {message}")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_export_never_replaces_a_folder(tiny_folder, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis").write_text("words")
-    done = segquant("export", "--format", "onnx", "--model", tiny_folder, "--output", tmp_path / "mine")
+    done = segquant("export", "onnx", "--model", tiny_folder, "--output", tmp_path / "mine")
     assert done.returncode == 2
     assert errors(done) == [f"error: {tmp_path / 'mine'} exists: give a new folder, or remove that one first"]
     assert (tmp_path / "mine" / "thesis").read_text() == "words"
@@ -133,13 +139,13 @@ def test_pt2e_without_the_extra_is_one_line(monkeypatch, tmp_path):
         "sys.argv",
         ["segquant", "pt2e", "--model", "m", "--data", "d", "--split", "val", "--output", f"{tmp_path / 'out'}"],
     )
-    monkeypatch.setattr(cli, "entry", lambda main: main())
+    monkeypatch.setattr(cli, "run", lambda main: main())
     with pytest.raises(UnavailableError, match=r"not installed: pip install 'segquant\[onnx\]'"):
         cli.cli()
     assert not (tmp_path / "out").exists()
 
 
-def test_run_keeps_to_max_drop_on_the_calibration_images(tiny_folder, quick, tmp_path):  # noqa: F811
+def test_run_applies_max_drop_to_the_calibration_images(tiny_folder, quick, tmp_path):  # noqa: F811
     params = yaml.safe_load(quick.read_text())
     params["quant"]["methods"]["onnx_int8"] = {
         "engine": "onnxruntime",
@@ -150,7 +156,7 @@ def test_run_keeps_to_max_drop_on_the_calibration_images(tiny_folder, quick, tmp
     }
     quick.write_text(yaml.safe_dump(params, sort_keys=False))
     ade20k_folder(tmp_path / "one", "validation", 2)
-    for folder in ("validation", "validationannot"):  # of CamVid's eleven classes
+    for folder in ("validation", "validationannot"):  # CamVid's eleven classes
         (tmp_path / "camvid" / folder).mkdir(parents=True)
         Image.new("L" if "annot" in folder else "RGB", (60, 40)).save(tmp_path / "camvid" / folder / "a.png")
     options = (
@@ -183,15 +189,13 @@ def test_run_keeps_to_max_drop_on_the_calibration_images(tiny_folder, quick, tmp
     )
 
 
-def test_an_onnx_file_that_is_not_there_and_a_format_without_its_model_are_one_line(tmp_path):
+def test_evaluate_of_a_missing_onnx_file_is_one_line(tmp_path):
     done = segquant("evaluate", tmp_path / "no.onnx", "--data", "scenes", "--split", "validation")
     assert done.returncode == 2 and errors(done) == [f"error: {tmp_path / 'no.onnx'} is not there: give an ONNX file"]
-    done = segquant("export", "--format", "onnx", "--output", tmp_path / "out")
-    assert done.returncode == 2 and errors(done) == ["error: --format onnx needs --model"]
 
 
-def test_export_writes_both_precisions_and_says_how_near_they_are(tiny_folder, tmp_path):
-    done = segquant("export", "--format", "onnx", "--model", tiny_folder, "--output", tmp_path / "out", "--json")
+def test_export_onnx_writes_both_precisions_and_prints_their_difference(tiny_folder, tmp_path):
+    done = segquant("export", "onnx", "--model", tiny_folder, "--output", tmp_path / "out", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["float32"]["difference"] < 1e-4
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["export.json", "float16.onnx", "float32.onnx"]

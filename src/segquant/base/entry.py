@@ -1,4 +1,4 @@
-"""What every command and stage shares: logging, and a user's mistake as one line with exit code 2."""
+"""The frame around every command and stage: logging, and errors as one line with an exit code."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from segquant.base.errors import SegquantError
 
 log = logging.getLogger(__name__)
 
-
 PACKAGES = ("segquant", "torch", "torchao", "transformers", "numpy", "pillow", "pyarrow", "onnxruntime", "openvino")
 
 
 def setup_logging(verbose: bool = False, file: Path | None = None) -> None:
-    """Log to stderr: INFO, or DEBUG when verbose; third parties from WARNING. To `file`, made anew, DEBUG as well."""
+    """Log to stderr from INFO, or from DEBUG if `verbose`, and to a new `file` from DEBUG.
+
+    Other packages log from WARNING.
+    """
     stderr = _Stderr()
     stderr.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     stderr.setLevel(logging.DEBUG if verbose else logging.INFO)
@@ -34,25 +36,25 @@ def setup_logging(verbose: bool = False, file: Path | None = None) -> None:
 
 
 class _Stderr(logging.StreamHandler):
-    """To sys.stderr as it is at the time: a progress bar puts itself in its place, and stays below what is written."""
+    """Looks up sys.stderr for each record: rich replaces it while a bar moves, to write above the bar."""
 
     stream = property(lambda self: sys.stderr, lambda self, stream: None)
 
 
 def _file_handler(path: Path) -> logging.Handler:
-    """A log that begins with what a later reader needs: the command, versions, and the parameters as they stood."""
+    """A log file that starts with the command, the versions, the machine and params.yaml."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, mode="w")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     params = Path("params.yaml")
-    head = [
+    lines = [
         f"command: {' '.join(sys.orig_argv)}",
         f"versions: python {platform.python_version()}, "
         + ", ".join(f"{name} {version}" for name in PACKAGES if (version := _version(name))),
         f"machine: {platform.platform()}, {os.cpu_count()} cores",
-        f"params.yaml:\n{params.read_text()}" if params.is_file() else "no params.yaml here",
+        f"params.yaml:\n{params.read_text()}" if params.is_file() else "no params.yaml in this folder",
     ]
-    for line in head:
+    for line in lines:
         handler.emit(logging.LogRecord("segquant", logging.INFO, __file__, 0, "%s", (line,), None))
     return handler
 
@@ -65,7 +67,7 @@ def _version(package: str) -> str | None:
 
 
 def _stage_log() -> Path | None:
-    """logs/STAGE.log where a stage script runs, named as DVC names the stage; None elsewhere and on other ranks."""
+    """logs/STAGE.log for a stage script on the first rank, else None. DVC gives the stage's name in DVC_STAGE."""
     script = getattr(sys.modules["__main__"].__spec__, "name", "")
     if not script.startswith("stages.") or int(os.environ.get("RANK", 0)):
         return None
@@ -74,12 +76,13 @@ def _stage_log() -> Path | None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main`; exit 2 with one line for a SegquantError or an OSError, 130 when interrupted.
+    """Call `main` and turn its errors into exit codes.
 
-    141, and no line, when the reader of its output has left, as `head` does.
+    A SegquantError or an OSError is one line on stderr and code 2; Ctrl-C is code 130. If the reader of stdout has
+    closed it, as `head` does, the code is 141 without a line. Any other exception passes through.
     """
     start = time.perf_counter()
-    gc.freeze()  # what has been imported stays
+    gc.freeze()  # collections skip the imported modules, which stay anyway
     gc.enable()
     try:
         setup_logging("--verbose" in sys.argv, _stage_log())
@@ -87,12 +90,12 @@ def run(main: Callable[[], None]) -> None:
         sys.stdout.flush()
         log.debug("done in %.1f s", time.perf_counter() - start)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout as it ends
         sys.exit(141)
     except SegquantError as error:
         log.debug("stopped", exc_info=True)
         sys.exit(_fail(f"error: {' '.join(str(error).split())}", 2))
-    except OSError as error:  # a full disk, a folder that may not be written
+    except OSError as error:  # such as a full disk or a read-only folder
         log.debug("stopped", exc_info=True)
         sys.exit(_fail(f"error: {error.filename or 'input or output'}: {error.strerror or error}", 2))
     except KeyboardInterrupt:
@@ -101,7 +104,7 @@ def run(main: Callable[[], None]) -> None:
         log.debug("failed", exc_info=True)
         raise
     finally:
-        gc.freeze()  # or the interpreter looks through torch and transformers once more as it ends: 2 s
+        gc.freeze()  # else a last collection over torch and transformers takes 2 s
 
 
 def _fail(line: str, code: int) -> int:

@@ -1,0 +1,19 @@
+"""Download a public data set, verify its checksum and unpack it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="ade20k: Scene Parse 150, 0.97 GB")
+    parser.add_argument("--output", type=Path, default=Path("data/raw"), help="folder for it (default: data/raw)")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    from segquant.data.fetch import fetch
+
+    folder = fetch(arguments.name, arguments.output)
+    print(json.dumps({"source": str(folder)}) if arguments.json else f"{folder}: pass it to data.source or --data")

@@ -1,0 +1,38 @@
+"""List every method and whether this machine can run it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from segquant.base import config
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """No options but the shared ones."""
+
+
+def main(arguments: argparse.Namespace) -> None:
+    methods = _described(config.load(arguments.params))
+    if arguments.json:
+        print(json.dumps(methods, indent=2))
+        return
+    for name, method in methods.items():
+        reason = f" [unavailable: {method['unavailable']}]" if method["unavailable"] else ""
+        print(f"{name:15} {method['description']}{reason}")
+
+
+def _described(params: config.Params) -> dict[str, dict[str, Any]]:
+    """{method: its description, and the reason why it is unavailable here or None}."""
+    from segquant import models
+    from segquant.methods import kind
+
+    device = models.device(params.eval.device)
+    return {
+        name: {
+            "description": kind(recipe).describe(recipe),
+            "unavailable": kind(recipe).unavailable(recipe, device),
+        }
+        for name, recipe in params.quant.methods.items()
+    }

@@ -1,0 +1,32 @@
+"""Draw an artifact's predictions over photographs, with a legend."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from segquant.base import config
+from segquant.commands.shared import ARTIFACT, add_protocol
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pictures", nargs="+", help="files, folders, or patterns such as 'photos/**/*.jpg'")
+    parser.add_argument("--artifact", required=True, type=Path, help=ARTIFACT)
+    add_protocol(parser)
+    parser.add_argument(
+        "--output", type=Path, default=Path("predictions"), help="folder for the overlays (default: predictions)"
+    )
+
+
+def main(arguments: argparse.Namespace) -> None:
+    from segquant.predictions import predict_pictures
+
+    params = config.load(arguments.params)
+    results = predict_pictures(params, arguments.pictures, arguments.artifact, arguments.output, arguments.protocol)
+    if arguments.json:
+        print(json.dumps(results, indent=2))
+        return
+    for result in results:
+        largest = list(result["classes"].items())[:4]
+        print(f"{result['overlay']}: {', '.join(f'{name} {100 * share:.0f} %' for name, share in largest)}")

@@ -1,0 +1,33 @@
+"""Print the results of the last dvc repro, and which method to ship."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from segquant.base import config
+from segquant.base.errors import ConfigError
+from segquant.base.files import read_json
+from segquant.commands.shared import add_metrics, print_advice
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    add_metrics(parser)
+
+
+def main(arguments: argparse.Namespace) -> None:
+    from segquant.report import terminal
+    from segquant.report.results import collect, to_json, with_intervals
+
+    results = collect(arguments.metrics, config.load(arguments.params).quant.methods)
+    if not results:
+        raise ConfigError(f"{arguments.metrics} holds no results: run `dvc repro` first")
+    results = with_intervals(results, arguments.metrics)
+    if arguments.json:
+        print(json.dumps(to_json(results), indent=2))
+        return
+    terminal.show(results, read_json(arguments.metrics / "hardware.json"))
+    print_advice(results)
+    page = arguments.metrics / "report" / "index.html"
+    if page.is_file():
+        print(f"Report: {page}")

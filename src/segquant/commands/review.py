@@ -1,0 +1,35 @@
+"""Write what dvc repro changed since a Git revision, as Markdown."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from segquant.base import config
+from segquant.base.files import write_text
+from segquant.commands.shared import add_metrics
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--base", default="main", help="Git revision to compare with (default: main)")
+    add_metrics(parser)
+    parser.add_argument("--output", type=Path, help="Markdown file (default: print it)")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    from segquant.report.review import review
+
+    params = config.load(arguments.params)
+    text, good = review(arguments.base, arguments.metrics, list(params.quant.methods), params.review.max_drop)
+    if arguments.output:
+        write_text(arguments.output, text)
+    if arguments.json:
+        print(json.dumps({"good": good, "max_drop": params.review.max_drop, "markdown": text}))
+    elif arguments.output:
+        print(f"{arguments.output}: {text.splitlines()[2].removeprefix('## ')}")
+    else:
+        print(text, end="")
+    if not good:
+        sys.exit(3)

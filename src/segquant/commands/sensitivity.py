@@ -1,0 +1,73 @@
+"""Quantize each layer alone and score the model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from segquant.base import config
+from segquant.commands.shared import DATA, LABEL_MAP, add_scored, scored
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    add_scored(parser)
+    parser.add_argument("--data", required=True, help=DATA)
+    parser.add_argument("--label-map", help=LABEL_MAP)
+    parser.add_argument("--bits", help="some of 2, 3, 4 and 8, separated by commas (default: those of params.yaml)")
+    parser.add_argument("--limit", type=int, help="score only the first N images (default: as in params.yaml)")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    params = config.load(arguments.params)
+    rows = _layers(params, _settings(params, arguments), label_map=arguments.label_map, **scored(arguments))
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+        return
+    print(f"{'module':60} bits  loss  SNR dB")
+    for row in sorted(rows, key=lambda row: -row["mean_iou_loss"])[:10]:
+        print(f"{row['module']:60} {row['bits']:4} {row['mean_iou_loss']:5.2f} {row['snr_db'] or math.inf:7.1f}")
+    print(f"The ten worst of {len(rows)}, in points of mIoU; all: {arguments.output / 'sensitivity.csv'}")
+
+
+def _layers(
+    params: config.Params,
+    settings: config.Sensitivity,
+    *,
+    model: str,
+    revision: str | None,
+    sha256: str | None,
+    data: str,
+    split: str,
+    output: Path,
+    label_map: str | None,
+    protocol: str | None,
+) -> list[dict[str, Any]]:
+    """Measure, and write sensitivity.csv and sensitivity.svg to `output`."""
+    from segquant.base.files import write_text
+    from segquant.base.hub import locate
+    from segquant.data.sources import open_source, rows
+    from segquant.evaluation.sensitivity import layers, to_csv
+    from segquant.report.figure import standalone
+    from segquant.report.layers import chart
+
+    params = replace(params, protocol=config.check_protocol(protocol or params.protocol))
+    folder = locate(model, revision, sha256)
+    source = open_source(replace(params.data, source=data), split, settings.images)
+    losses = layers(params, settings, folder, list(rows(source)), source.classes, label_map)
+    write_text(output / "sensitivity.csv", to_csv(losses))
+    write_text(output / "sensitivity.svg", standalone(chart(losses)))
+    return losses
+
+
+def _settings(params: config.Params, arguments: argparse.Namespace) -> config.Sensitivity:
+    """The section `sensitivity` of params.yaml, with what the options change."""
+    settings: dict[str, Any] = {**asdict(params.sensitivity), "bits": list(params.sensitivity.bits)}
+    if arguments.bits:
+        settings["bits"] = [int(bits) if bits.strip().isdigit() else bits for bits in arguments.bits.split(",")]
+    if arguments.limit is not None:
+        settings["images"] = arguments.limit
+    return config.build(config.Sensitivity, settings, "sensitivity")
