@@ -1,18 +1,16 @@
 """Copy the float32 model of params.yaml from its folder, the hub or a URL to the output folder."""
 
-import argparse
 import shutil
 
 from segquant.base import config
 from segquant.base.entry import run
 from segquant.base.files import replacing
 from segquant.base.hub import files, locate
+from stages import arguments
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", required=True)
-    output = parser.parse_args().output
+    output = arguments(__doc__, "output").output
     model = config.load().model
     folder = locate(model.source, model.revision, model.sha256)
     with replacing(output) as part:

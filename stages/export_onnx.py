@@ -1,19 +1,15 @@
 """Export the baseline as ONNX in float32 and float16, or record why this machine cannot."""
 
-import argparse
-
 from segquant.base import config
 from segquant.base.entry import run
 from segquant.deploy.onnx_export import write_exports
+from stages import arguments
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("baseline", "output"):
-        parser.add_argument(f"--{name}", required=True)
-    arguments = parser.parse_args()
+    a = arguments(__doc__, "baseline", "output")
     config.load().wandb.resolve()
-    write_exports(arguments.baseline, arguments.output)
+    write_exports(a.baseline, a.output)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,14 @@
 """Write the train and validation splits of the data source as Parquet shards with a manifest."""
 
-import argparse
-
 from segquant.base import config
 from segquant.base.entry import run
 from segquant.data.shards import write_shards
 from segquant.data.sources import open_source
+from stages import arguments
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", required=True)
-    arguments = parser.parse_args()
+    a = arguments(__doc__, "output")
     params = config.load()
     params.wandb.resolve()
     data = params.data
@@ -19,7 +16,7 @@ def main() -> None:
         "train": open_source(data, data.train_split, data.limit),
         "validation": open_source(data, data.validation_split, data.limit),
     }
-    write_shards(sources, arguments.output, int(1e6 * data.shard_mb))
+    write_shards(sources, a.output, int(1e6 * data.shard_mb))
 
 
 if __name__ == "__main__":

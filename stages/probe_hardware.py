@@ -1,19 +1,15 @@
 """Write the hardware that speed depends on, and the GPU and libraries that accuracy depends on."""
 
-import argparse
-
 from segquant.base.entry import run
 from segquant.base.files import write_json
 from segquant.base.hardware import environment, probe
+from stages import arguments
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--hardware", required=True)
-    parser.add_argument("--environment", required=True)
-    arguments = parser.parse_args()
-    write_json(arguments.hardware, probe())
-    write_json(arguments.environment, environment())
+    a = arguments(__doc__, "hardware", "environment")
+    write_json(a.hardware, probe())
+    write_json(a.environment, environment())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Write results.csv and the HTML page, and log both to W&B; `segquant report` prints the table."""
 
-import argparse
 from pathlib import Path
 
 from segquant import lineage, tracking
@@ -10,13 +9,11 @@ from segquant.base.files import read_json, write_text
 from segquant.data.shards import read_manifest, read_rows
 from segquant.report import classes, page, pictures, tables
 from segquant.report.results import collect, measured, with_intervals
+from stages import arguments
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("metrics", "shards", "baseline", "artifacts", "csv", "classes", "page"):
-        parser.add_argument(f"--{name}", required=True)
-    a = parser.parse_args()
+    a = arguments(__doc__, "metrics", "shards", "baseline", "artifacts", "csv", "classes", "page")
     params, predictions = config.load(), Path(a.metrics) / "predictions"
     tracking.login(params.wandb)
     results = with_intervals(collect(a.metrics, params.quant.methods, "predictions/{}/metrics.json"), a.metrics)

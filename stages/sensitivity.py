@@ -1,6 +1,5 @@
 """Score the baseline with each layer quantized alone; write a CSV, JSON and a plot. Not part of the default run."""
 
-import argparse
 from dataclasses import asdict
 
 from segquant.base import config
@@ -11,13 +10,11 @@ from segquant.evaluation.sensitivity import layers, to_csv
 from segquant.lineage import origin
 from segquant.report.figure import standalone
 from segquant.report.layers import chart
+from stages import arguments
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("baseline", "shards", "csv", "plot", "json"):
-        parser.add_argument(f"--{name}", required=True)
-    a = parser.parse_args()
+    a = arguments(__doc__, "baseline", "shards", "csv", "plot", "json")
     params, manifest = config.load(), read_manifest(a.shards)
     classes = manifest["classes"]
     options, label_map = params.sensitivity, params.data.label_map

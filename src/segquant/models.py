@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from segquant.base.errors import ModelError
+from segquant.base.errors import ModelError, one_line
 from segquant.base.files import read_json
 from segquant.base.hub import files
 from segquant.data.protocols import IMAGENET, Normalization
@@ -62,7 +62,7 @@ def load(source: str | Path) -> nn.Module:
     except pickle.UnpicklingError as error:
         raise ModelError(f"model '{source}' is unsafe: its pickle can run code; save it as safetensors") from error
     except Exception as error:  # transformers and safetensors raise many types of exception
-        raise ModelError(f"model '{source}' cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        raise ModelError(f"model '{source}' cannot be loaded: {one_line(error)}") from error
     problems = {k: sorted(map(str, v))[:3] for k, v in report.items() if v and k in ("missing_keys", "mismatched_keys")}
     if problems:
         raise ModelError(f"model '{source}' does not fit its config.json: {problems}")

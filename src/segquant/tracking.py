@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from segquant.base.config import Method, Training, Wandb
-from segquant.base.errors import ConfigError
+from segquant.base.errors import ConfigError, one_line
 from segquant.base.ranks import ranks
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def login(wandb: Wandb) -> None:
     try:
         _client().login(verify=True)
     except Exception as error:  # wandb raises many types for a wrong key or a missing network
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = one_line(error)
         raise ConfigError(
             f"wandb.mode is online, but W&B does not take the key or cannot be reached ({reason}): check WANDB_API_KEY "
             "and WANDB_BASE_URL, or set wandb.mode=offline"

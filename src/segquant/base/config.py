@@ -13,7 +13,7 @@ import yaml
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from segquant.base.errors import ConfigError
+from segquant.base.errors import ConfigError, one_line
 from segquant.base.keys import has_wandb_key
 from segquant.base.recipes import ENGINES, Calibration, Graph, Method, Override, Recipe, SmallLayers
 from segquant.base.training import Distill, Finetune, Phase, Qat, Train, Training
@@ -54,29 +54,7 @@ WandbMode = Literal["offline", "online", "disabled"]
 ALIGNED_PROTOCOL = "aligned-512-v1"
 FIXED_PROTOCOL = re.compile(r"fixed-(\d+)x(\d+)-v1")
 LABEL_MAPS = "data/label_maps/"
-# Method names become file names, beside others in metrics/ and in the output of `segquant run`.
-_METHOD_NAME = re.compile(r"[A-Za-z0-9_-]+")
-_RESERVED = {
-    "class_loss",
-    "classes",
-    "confusion",
-    "data",
-    "environment",
-    "hardware",
-    "layers",
-    "manifest",
-    "onnx",
-    "partial",
-    "predictions",
-    "quantize",
-    "reference",
-    "report",
-    "results",
-    "selected",
-    "sensitivity",
-    "shards",
-    "speed",
-}
+_METHOD_NAME = re.compile(r"[A-Za-z0-9_-]+")  # it becomes a file name
 
 
 def check_protocol(protocol: str) -> str:
@@ -146,9 +124,8 @@ class Quant(Section):
 
     def __post_init__(self) -> None:
         for name in self.methods:
-            if not _METHOD_NAME.fullmatch(name) or name in _RESERVED:
-                reserved = ", ".join(sorted(_RESERVED))
-                raise wrong("methods", f"has {name!r}: use letters, digits, _ and -, and none of {reserved}")
+            if not _METHOD_NAME.fullmatch(name):
+                raise wrong("methods", f"has {name!r}: use letters, digits, _ and -")
         if "float32" not in self.methods:
             raise wrong("methods", "lacks float32, the baseline for loss and speed")
         if self.method not in self.methods:
@@ -277,5 +254,5 @@ def load(path: str | Path | None = None) -> Params:
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist: run this from the repository's root") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path} is not valid YAML: {one_line(error)}") from error
     return build(Params, tree)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-from segquant.base.errors import SegquantError
+from segquant.base.errors import SegquantError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(141)
     except SegquantError as error:
         log.debug("stopped", exc_info=True)
-        sys.exit(_fail(f"error: {' '.join(str(error).split())}", 2))
+        sys.exit(_fail(f"error: {one_line(error, 10_000)}", 2))
     except OSError as error:  # such as a full disk or a read-only folder
         log.debug("stopped", exc_info=True)
         sys.exit(_fail(f"error: {error.filename or 'input or output'}: {error.strerror or error}", 2))

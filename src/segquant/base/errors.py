@@ -19,3 +19,14 @@ class ModelError(SegquantError):
 
 class UnavailableError(SegquantError):
     """This machine cannot run a method or use a device."""
+
+
+def one_line(error: BaseException, limit: int = 300, end: bool = False) -> str:
+    """The message of any error in one line of at most `limit` characters, of a longer one the start or the `end`.
+
+    An error without a message gives the name of its type.
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    if len(text) <= limit:
+        return text
+    return f"...{text[-limit:]}" if end else f"{text[:limit]}..."

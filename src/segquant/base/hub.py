@@ -7,12 +7,11 @@ import logging
 import os
 import re
 import sys
-import textwrap
 import urllib.error
 from http.client import HTTPException
 from pathlib import Path
 
-from segquant.base.errors import ConfigError, DataError, ModelError
+from segquant.base.errors import ConfigError, DataError, ModelError, one_line
 from segquant.base.files import replacing
 
 log = logging.getLogger(__name__)
@@ -52,7 +51,7 @@ def data_snapshot(name: str, revision: str | None = None, configuration: str | N
     try:
         folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub, its cache and the network raise many types
-        raise DataError(f"data source '{name}' is nothing here and the hub gives none: {_one_line(error)}") from error
+        raise DataError(f"data source '{name}' is nothing here and the hub gives none: {one_line(error)}") from error
     if next((folder / (configuration or "")).rglob("*.parquet"), None) is None:
         where = f"{configuration} at " if configuration else ""
         raise DataError(
@@ -81,7 +80,7 @@ def _snapshot(name: str, revision: str | None) -> Path:
         try:
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*CONFIGS, weights]))
         except Exception as error:  # the hub, its cache and the network raise many types
-            raise ModelError(f"model '{name}' is no folder here and the hub gives none: {_one_line(error)}") from error
+            raise ModelError(f"model '{name}' is no folder here and the hub gives none: {one_line(error)}") from error
         if (folder / weights).is_file():
             break
     _log_revision(name, revision, folder.name, "model.revision")
@@ -93,10 +92,6 @@ def _log_revision(name: str, revision: str | None, commit: str, key: str) -> Non
         log.warning("%s: using the newest revision, commit %s; set %s to this commit to keep it", name, commit, key)
     else:
         log.info("%s: using revision %s, commit %s", name, revision, commit)
-
-
-def _one_line(error: Exception) -> str:
-    return textwrap.shorten(str(error), 200, placeholder="...")
 
 
 def _download(url: str, sha256: str | None) -> Path:
@@ -119,7 +114,7 @@ def _download(url: str, sha256: str | None) -> Path:
                 _download_config(f"{url.split('?')[0].rsplit('/', 1)[0]}/{name}", part / name, name == "config.json")
             download_url_to_file(url, str(part / WEIGHTS[0]), hash_prefix=sha256, progress=sys.stderr.isatty())
     except (OSError, RuntimeError, ValueError, HTTPException) as error:  # RuntimeError: the hash is wrong
-        raise ModelError(f"model '{url}' cannot be fetched: {_one_line(error)}") from error
+        raise ModelError(f"model '{url}' cannot be fetched: {one_line(error)}") from error
     return folder
 
 

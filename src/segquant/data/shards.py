@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segquant.base.errors import DataError, SegquantError
+from segquant.base.errors import DataError, SegquantError, one_line
 from segquant.base.files import read_json, replacing, sha256, write_json
 from segquant.base.progress import progress
 from segquant.data.images import IGNORE, decode_annotation
@@ -101,9 +101,7 @@ def shard_rows(shard: Shard) -> Iterator[dict]:
             for group in range(file.num_row_groups):
                 yield from file.read_row_group(group).to_pylist()
     except (OSError, pa.ArrowException) as error:
-        raise DataError(
-            f"shard {shard.path} cannot be read ({str(error).splitlines()[0]}): run prepare_shards again"
-        ) from error
+        raise DataError(f"shard {shard.path} cannot be read ({one_line(error)}): run prepare_shards again") from error
 
 
 def read_rows(folder: str | Path, split: str, limit: int | None = None) -> Iterator[dict]:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segquant.base.config import Data
-from segquant.base.errors import ConfigError, DataError
+from segquant.base.errors import ConfigError, DataError, one_line
 from segquant.data.images import Pair
 
 _SAVED = ("dataset_dict.json", "state.json")  # save_to_disk writes them for several splits and for one
@@ -118,7 +118,7 @@ class Table:
         try:
             cells = self.rows.cells(index, self.columns)
         except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{where[0]} cannot be read ({_one_line(error)}): fetch or save it again") from error
+            raise DataError(f"{where[0]} cannot be read ({one_line(error)}): fetch or save it again") from error
         return Pair(name, *(self._bytes(cell, place) for cell, place in zip(cells, where)), *where)
 
     def _bytes(self, cell: Any, where: str) -> bytes:
@@ -151,7 +151,7 @@ def open_table(folder: Path, split: str, data: Data) -> Table:
         rows = _saved(folder, split) if saved else Parquet(_parquet(folder, split))
         return Table(rows, data, f"{folder} ({split})")
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"{folder} cannot be read as a table ({_one_line(error)}): fetch or save it again") from error
+        raise DataError(f"{folder} cannot be read as a table ({one_line(error)}): fetch or save it again") from error
 
 
 def _holds_images(kind: pa.DataType) -> bool:
@@ -159,10 +159,6 @@ def _holds_images(kind: pa.DataType) -> bool:
         return {"bytes", "path"} <= {field.name for field in kind}
     checks = pa.types.is_binary, pa.types.is_large_binary, pa.types.is_string, pa.types.is_large_string
     return any(check(kind) for check in checks)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _saved(folder: Path, split: str) -> Saved:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from segquant.base.errors import ConfigError, ModelError
+from segquant.base.errors import ConfigError, ModelError, one_line
 from segquant.data.protocols import Normalization
 from segquant.engines.extras import STEP, needs
 from segquant.quant.head import fused_products, has_segformers_head
@@ -81,7 +81,7 @@ def exported(pixels: nn.Module, named: bool = True) -> ExportedProgram:
     try:
         return torch.export.export(pixels, (torch.zeros(_EXAMPLE),), dynamic_shapes=(dynamic,))
     except Exception as error:  # it raises many types
-        raise ModelError(f"torch.export cannot export this model: {' '.join(str(error).split())[:200]}") from error
+        raise ModelError(f"torch.export cannot export this model: {one_line(error, 200)}") from error
 
 
 def to_onnx(
@@ -103,7 +103,7 @@ def to_onnx(
                 program, (), dynamo=True, opset_version=opset, input_names=[INPUT], output_names=[output], verbose=False
             )
     except Exception as error:  # it raises many types
-        raise ModelError(f"torch.onnx cannot convert this model: {' '.join(str(error).split())[:200]}") from error
+        raise ModelError(f"torch.onnx cannot convert this model: {one_line(error, 200)}") from error
     model = written.model_proto
     actual_opset = model.opset_import[0].version
     if actual_opset != opset:
@@ -117,7 +117,7 @@ def to_onnx(
     try:
         onnx.checker.check_model(model, full_check=True)
     except onnx.checker.ValidationError as error:
-        raise ModelError(f"the ONNX model is not valid: {' '.join(str(error).split())[:200]}") from error
+        raise ModelError(f"the ONNX model is not valid: {one_line(error, 200)}") from error
     return model
 
 

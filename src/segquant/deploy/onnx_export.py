@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from segquant import models
-from segquant.base.errors import ModelError, UnavailableError
+from segquant.base.errors import ModelError, UnavailableError, one_line
 from segquant.base.files import replacing, write_bytes, write_json
 from segquant.deploy.graph import INPUT, LOGITS, OPSET, Pixels, exported, to_onnx
 from segquant.engines.extras import needs
-from segquant.engines.runtime import CLASSES, said
+from segquant.engines.runtime import CLASSES
 
 log = logging.getLogger(__name__)
 PRECISIONS = ("float32", "float16")
@@ -79,7 +79,7 @@ def _compare(path: Path, pixels: nn.Module, precision: str) -> dict[str, float]:
     try:
         session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     except Exception as error:  # an opset that it does not know, for example
-        raise ModelError(f"onnxruntime {ort.__version__} cannot load the model: {said(error)}") from error
+        raise ModelError(f"onnxruntime {ort.__version__} cannot load the model: {one_line(error, end=True)}") from error
     difference, agreements = 0.0, []
     for batch, height, width in _SHAPES:
         noise = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))

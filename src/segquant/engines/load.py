@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from segquant.base.errors import ModelError, UnavailableError
+from segquant.base.errors import ModelError, UnavailableError, one_line
 from segquant.engines.extras import needs
-from segquant.engines.runtime import CLASSES, Runtime, said
+from segquant.engines.runtime import CLASSES, Runtime
 from segquant.quant import artifacts
 from segquant.quant.artifacts import Artifact, describe_artifact, intact
 
@@ -67,7 +67,7 @@ def load_graph(path: str | Path, engine: str = "onnxruntime", compute: str = "fl
     except (UnavailableError, ModelError):
         raise
     except Exception as error:  # engines raise many types
-        raise ModelError(f"{engine} cannot load {path}: {said(error)}") from error
+        raise ModelError(f"{engine} cannot load {path}: {one_line(error, end=True)}") from error
     fits = len(inputs) == len(outputs) == 1 and [len(end.shape) for end in (*inputs, *outputs)] == [4, 4]
     if not fits or (isinstance(inputs[0].shape[1], int) and inputs[0].shape[1] != 3):
         if [name for name, _, _ in outputs] == [CLASSES]:

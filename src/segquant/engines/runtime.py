@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from segquant.base.errors import ModelError
+from segquant.base.errors import ModelError, one_line
 from segquant.data.protocols import Normalization
 from segquant.engines.extras import STEP
 
@@ -50,7 +50,9 @@ class Runtime(nn.Module):
         try:
             return torch.from_numpy(self._call(inputs.numpy()))
         except Exception as error:  # engines raise many types
-            raise ModelError(f"{self.engine} cannot run the graph on pixels {shape}: {said(error)}") from error
+            raise ModelError(
+                f"{self.engine} cannot run the graph on pixels {shape}: {one_line(error, end=True)}"
+            ) from error
 
     def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
         return SimpleNamespace(logits=self.logits(pixel_values))
@@ -76,9 +78,3 @@ def stored_normalization(path: Path, metadata: dict[str, str]) -> Normalization 
             "channels RGB, of pixels divided by 255"
         )
     return mean, std
-
-
-def said(error: Exception) -> str:
-    """An engine's message in one line. Engines name their own source files first and the reason last."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else f"...{text[-300:]}"

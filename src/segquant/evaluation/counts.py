@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segquant.base.errors import DataError
-from segquant.base.files import replacing
+from segquant.base.errors import DataError, one_line
+from segquant.base.files import csv_text, replacing
 
 _SCHEMA = pa.schema([("image", pa.string()), ("label", pa.uint8()), ("prediction", pa.uint8()), ("pixels", pa.int32())])
-HEADER = "label,prediction,percent\n"  # of confusion.csv
+HEADER = ("label", "prediction", "percent")  # of confusion.csv
 
 
 @dataclass(frozen=True)
@@ -60,12 +58,11 @@ class Counts:
     def confusion_csv(self) -> str:
         """A line for each label and prediction with its percentage of the label's pixels, omitted where it is 0.00."""
         matrix, names = self.confusion(), [*self.classes, "none of them"]
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        for label, row in enumerate(matrix):
-            shares = [f"{100 * pixels / max(1, row.sum()):.2f}" for pixels in row]
-            writer.writerows([names[label], names[i], share] for i, share in enumerate(shares) if share != "0.00")
-        return HEADER + text.getvalue()
+        rows = []
+        for label, counts in enumerate(matrix):
+            shares = [f"{100 * pixels / max(1, counts.sum()):.2f}" for pixels in counts]
+            rows += [(names[label], names[i], share) for i, share in enumerate(shares) if share != "0.00"]
+        return csv_text(rows, HEADER)
 
 
 def write_counts(
@@ -95,7 +92,7 @@ def read_counts(path: str | Path) -> Counts:
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist: evaluate the method first") from error
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise DataError(f"{path} holds no counts by image ({str(error).splitlines()[0]}): evaluate again") from error
+        raise DataError(f"{path} holds no counts by image ({one_line(error)}): evaluate again") from error
 
 
 def all_counts(metrics: str | Path) -> dict[str, Path]:

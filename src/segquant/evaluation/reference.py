@@ -14,7 +14,7 @@ from PIL import Image
 
 from segquant import models
 from segquant.base.config import Eval
-from segquant.base.errors import SegquantError
+from segquant.base.errors import SegquantError, one_line
 from segquant.base.files import replacing, sha256
 from segquant.base.hub import files
 from segquant.base.ranks import ranks
@@ -76,5 +76,5 @@ def read_reference(folder: str | Path, shard: Shard) -> list[tuple[str, bytes | 
     try:
         return [(row["id"], row["prediction"]) for row in pq.read_table(path).to_pylist()]
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
+        reason = one_line(error)
         raise SegquantError(f"reference {path} cannot be read ({reason}): remove it and run again") from error

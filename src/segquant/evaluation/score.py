@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -15,7 +13,7 @@ from PIL import Image
 from segquant import models
 from segquant.base.config import Eval
 from segquant.base.errors import UnavailableError
-from segquant.base.files import replacing, sha256, write_json, write_text
+from segquant.base.files import csv_text, replacing, sha256, write_json, write_text
 from segquant.base.ranks import ranks
 from segquant.data.label_map import load_label_map
 from segquant.data.palette import palette
@@ -151,11 +149,8 @@ def write_scores(
 
 def classes_csv(result: Evaluation | None, classes: Sequence[str]) -> str:
     """A line for each of `class_rows`, under a heading."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["id", "name", "pixels", "iou", "accuracy"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(class_rows(result, classes))
-    return text.getvalue()
+    header = ("id", "name", "pixels", "iou", "accuracy")
+    return csv_text(([row[key] for key in header] for row in class_rows(result, classes)), header)
 
 
 def class_rows(result: Evaluation | None, classes: Sequence[str]) -> list[dict[str, Any]]:

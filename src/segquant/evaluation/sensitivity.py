@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
-import io
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from torch import nn
 from segquant import models
 from segquant.base.config import Params, Recipe, Sensitivity
 from segquant.base.errors import DataError
+from segquant.base.files import csv_text
 from segquant.base.progress import progress
 from segquant.data.images import IGNORE, decode_annotation, decode_image
 from segquant.data.label_map import load_label_map
@@ -116,11 +115,9 @@ def layers(
 
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:
     """The result of `sensitivity` as CSV text with a header."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        snr = "" if row["snr_db"] is None else f"{row['snr_db']:.2f}"
-        rounded = {"mean_iou_loss": f"{row['mean_iou_loss']:.4f}", "snr_db": snr}
-        writer.writerow({**row, **rounded})
-    return text.getvalue()
+    decimals = {"mean_iou_loss": 4, "snr_db": 2}
+
+    def cell(row: dict[str, Any], key: str) -> Any:
+        return row[key] if key not in decimals or row[key] is None else f"{row[key]:.{decimals[key]}f}"
+
+    return csv_text(([cell(row, key) for key in COLUMNS] for row in rows), COLUMNS)

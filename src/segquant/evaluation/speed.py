@@ -22,7 +22,7 @@ from torch import nn
 from segquant import models
 from segquant.base.config import Speed
 from segquant.base.entry import run
-from segquant.base.errors import UnavailableError
+from segquant.base.errors import UnavailableError, one_line
 from segquant.base.files import write_json
 from segquant.base.validate import build
 from segquant.engines.extras import exports_lack, refused_size
@@ -112,7 +112,7 @@ def _lane(
             for other in beside.values():
                 _timed(other, inputs)
         except Exception as error:  # inductor and the compilers behind it raise many types
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             log.warning("compile: %s", reason)
             return {**lane, "unavailable": f"torch.compile failed: {reason}"}
         agreement = lane["agreement"] = (forward(model, inputs).argmax(1) == expected).double().mean().item()

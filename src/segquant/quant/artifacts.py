@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModelForSemanticSegmentation
 from transformers.initialization import no_init_weights
 
 from segquant.base.config import Method, Recipe
-from segquant.base.errors import ModelError, UnavailableError
+from segquant.base.errors import ModelError, UnavailableError, one_line
 from segquant.base.files import digest, read_json, replacing, sha256, write_bytes, write_json
 from segquant.base.hub import locate
 from segquant.models import save_preprocessor
@@ -164,7 +164,7 @@ def load_artifact(folder: str | Path, device: torch.device | str = "cpu") -> Art
         model.load_state_dict(state, assign=True)
         compute_in_bfloat16(model)
     except Exception as error:  # safetensors, torch and transformers raise many types
-        message = " ".join(str(error).split())[:300]
+        message = one_line(error)
         raise ModelError(f"{folder} cannot be loaded: {message}; quantize again") from error
     model = model.to(device).eval().requires_grad_(False)
     seconds, size = time.perf_counter() - start, path.stat().st_size

@@ -19,14 +19,14 @@ from segquant.quant.coverage import choose, dense_convs, match, rewrite
 from segquant.quant.fake import int8
 from segquant.quant.float8 import compute_in_bfloat16, to_bfloat16
 from segquant.quant.gptq import Codes
-from segquant.quant.tensors import CASTS, as_float16, is_quantized
+from segquant.quant.tensors import CASTS, is_quantized, round_to_float16
 
 log = logging.getLogger(__name__)
 BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}
 
-Found = dict[str, tuple[Codes, torch.Tensor | None]]  # name of a Linear layer -> its codes and bias
+LayerCodes = dict[str, tuple[Codes, torch.Tensor | None]]  # name of a Linear layer -> its codes and bias
 # (model, calibrated codes, bits of each layer, names of convolutions with groups) -> trained codes
-Refine = Callable[[nn.Module, Found, Mapping[str, int], Sequence[str]], Found]
+Refine = Callable[[nn.Module, LayerCodes, Mapping[str, int], Sequence[str]], LayerCodes]
 
 
 class Layer(NamedTuple):
@@ -154,7 +154,7 @@ def quantize(
         raise ConfigError("the recipe has a train section but there are no images to train on: give some")
     rewrite(model, todo.dense)
 
-    def calibrated() -> Found:
+    def calibrated() -> LayerCodes:
         return _to(torch.device("cpu"), calibrate(model, by_gptq, images.to(device)))
 
     if by_gptq:
@@ -178,7 +178,7 @@ def quantize(
         raise ConfigError("torchao supports the shape of no chosen layer: choose other layers or another method")
     if skipped:
         log.info("%d of %d layers stay float: torchao does not support their shape", skipped, skipped + len(quantized))
-    _round_floats(model)
+    round_to_float16(part for tensor in model.state_dict(keep_vars=True).values() for part in _parts(tensor))
     return quantized
 
 
@@ -268,14 +268,16 @@ def _quantize_conv(conv: nn.Conv2d) -> None:
     conv.weight = nn.Parameter(int8(conv.weight), requires_grad=False)
 
 
-def _to(device: torch.device, results: Found) -> Found:
+def _to(device: torch.device, results: LayerCodes) -> LayerCodes:
     return {
         name: (Codes(*(part.to(device) for part in codes)), None if bias is None else bias.to(device))
         for name, (codes, bias) in results.items()
     }
 
 
-def _set_codes(model: nn.Module, results: Found, layers: dict[str, tuple[int, int]], activations: str | None) -> None:
+def _set_codes(
+    model: nn.Module, results: LayerCodes, layers: dict[str, tuple[int, int]], activations: str | None
+) -> None:
     """Replace the weights by torchao tensors that hold the codes, and set the biases."""
     dynamic = "int8_asym_per_token" if activations else None
     for name, (codes, bias) in results.items():
@@ -293,14 +295,6 @@ def _set_codes(model: nn.Module, results: Found, layers: dict[str, tuple[int, in
         linear.weight = nn.Parameter(tensor, requires_grad=False)
         if bias is not None:
             linear.bias = nn.Parameter(bias, requires_grad=False)
-
-
-def _round_floats(model: nn.Module) -> None:
-    """Round scales, zeros and all tensors that are not quantized to float16, keeping their dtype."""
-    for tensor in model.state_dict(keep_vars=True).values():
-        for part in _parts(tensor):
-            if part.is_floating_point():
-                part.data.copy_(as_float16(part.data))
 
 
 def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:

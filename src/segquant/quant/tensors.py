@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 CASTS = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # weights that are cast, not quantized
@@ -36,6 +38,13 @@ def as_float16(values: torch.Tensor) -> torch.Tensor:
     rounded = values.half().to(values.dtype)
     moved = (rounded - values).abs()
     return rounded if bool((moved <= 1e-3 * values.abs().max()).all()) else values
+
+
+def round_to_float16(tensors: Iterable[torch.Tensor]) -> None:
+    """Round the floats among `tensors` in place to the values that an artifact stores (`as_float16`)."""
+    for tensor in tensors:
+        if tensor.is_floating_point():
+            tensor.data.copy_(as_float16(tensor.data))
 
 
 def narrowed(values: torch.Tensor) -> torch.Tensor:

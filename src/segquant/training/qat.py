@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from segquant.evaluation.loop import Evaluation
 from segquant.quant import fake
 from segquant.quant.build import build
 from segquant.quant.head import fuse_early, fused_live
-from segquant.quant.recipes import Found, describe
-from segquant.quant.tensors import as_float16
+from segquant.quant.recipes import LayerCodes, describe
+from segquant.quant.tensors import round_to_float16
 from segquant.training.data import crop_size
 from segquant.training.distill import check_labels, shared_input
 from segquant.training.losses import towards
@@ -53,7 +53,7 @@ def build_trained(
     trainer = Trainer(recipe, material, normalization, checkpoint, run, crop, options.steps, recording)
     trainer.announce("the layers are calibrated again")
 
-    def refine(model: nn.Module, start: Found, bits: Mapping[str, int], convs: Sequence[str]) -> Found:
+    def refine(model: nn.Module, start: LayerCodes, bits: Mapping[str, int], convs: Sequence[str]) -> LayerCodes:
         groups = _attach(model, start, bits, convs, options)
 
         def validate(model: nn.Module) -> Evaluation:
@@ -106,10 +106,11 @@ def _teacher(options: Qat, baseline: str | Path) -> Path | None:
     return Path(baseline) if options.teacher == "float32" else locate(options.teacher)
 
 
-def _attach(model: nn.Module, start: Found, bits: Mapping[str, int], convs: Sequence[str], options: Qat) -> list[dict]:
+def _attach(
+    model: nn.Module, start: LayerCodes, bits: Mapping[str, int], convs: Sequence[str], options: Qat
+) -> list[dict]:
     """Fake-quantize `model` in place; the parameter groups of what is trained."""
-    with torch.no_grad():
-        _round(model.buffers())  # statistics of normalization
+    round_to_float16(model.buffers())  # statistics of normalization
     codes, ranges = [], []
     for name, (layer_codes, bias) in start.items():
         linear = model.get_submodule(name)
@@ -130,7 +131,7 @@ def _attach(model: nn.Module, start: Found, bits: Mapping[str, int], convs: Sequ
 
 
 @torch.no_grad()
-def _detach(model: nn.Module, names: Sequence[str], convs: Sequence[str]) -> Found:
+def _detach(model: nn.Module, names: Sequence[str], convs: Sequence[str]) -> LayerCodes:
     """The codes and biases of the named layers of a trained model, which is left without its fake quantization."""
     round_rest(model)
     for name in convs:
@@ -141,13 +142,6 @@ def _detach(model: nn.Module, names: Sequence[str], convs: Sequence[str]) -> Fou
     return trained
 
 
-@torch.no_grad()
 def round_rest(model: nn.Module) -> None:
     """Round biases and norms as they will be stored."""
-    _round(parameter for name, parameter in model.named_parameters() if "parametrizations" not in name)
-
-
-def _round(tensors: Iterable[torch.Tensor]) -> None:
-    for tensor in tensors:
-        if tensor.is_floating_point():
-            tensor.copy_(as_float16(tensor))
+    round_to_float16(parameter for name, parameter in model.named_parameters() if "parametrizations" not in name)
