@@ -84,7 +84,7 @@ class Evaluation:
 def evaluate(
     model: nn.Module, rows: Iterable[dict], total: int, *, desc: str = "evaluate", **options: Any
 ) -> Evaluation:
-    """Evaluate on `rows` (as in shards) in this process; `total` is their number, `options` are those of `tally`."""
+    """Evaluate on `rows` (as in shards) in this process; `total` is their number, and `options` go to `tally`."""
     with progress(total=total, desc=desc, unit="image") as bar:
         return summary([tally(model, rows, done=bar.update, **options)])
 

@@ -249,7 +249,7 @@ def _config(layer: Layer, activations: str | None):
 
 
 def _fit(layers: dict[str, Layer], inputs: dict[str, int]) -> dict[str, Layer]:
-    """Fit each layer's group size to its inputs. Raises ConfigError for a group_size that divides those of no layer."""
+    """Fit each layer's group size to its inputs. Raises ConfigError for a group_size that divides no layer's inputs."""
     for size in {layer.group_size for layer in layers.values() if layer.group_size}:
         if not any(layer.group_size == size and inputs[name] % size == 0 for name, layer in layers.items()):
             raise ConfigError(f"group_size {size} divides the inputs of no layer: choose 8, 16 or 32")
