@@ -143,6 +143,8 @@ def test_an_int8_graph_quantizes_every_layer(artifact, name):
 
 @pytest.mark.parametrize("name", [n for n in RECIPES if n != "nncf_default"])
 def test_every_engine_gives_nearly_pytorchs_classes(artifact, name):
+    if reason := unavailable(RECIPES[name]):
+        pytest.skip(reason)
     inputs = images(2)
     loaded = load(artifact(name))
     logits, expected = loaded.model(inputs).logits, pytorch_logits(inputs)
