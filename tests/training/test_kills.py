@@ -54,7 +54,10 @@ def workspace(tmp_path_factory):
 
 
 def command(launcher):
-    options = "--method mine --baseline tiny --shards shards --trained trained --output out/mine --times out/times.json"
+    options = (
+        "--method mine --baseline tiny --shards shards --exports exports --trained trained --output out/mine "
+        "--times out/times.json"
+    )
     return [*launcher, "-m", "stages.quantize", *options.split()]
 
 
