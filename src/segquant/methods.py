@@ -95,20 +95,16 @@ def _qat_name(recipe: Recipe, baseline: Path, identity: Any, protocol: str) -> s
     return run_name(recipe, baseline, identity, protocol)
 
 
+def _trained(build: Callable[..., dict[str, Any]], job: Job) -> dict[str, Any]:
+    inputs = (job.baseline, job.recipe, job.folder, job.device, job.images)
+    return build(*inputs, job.material, job.checkpoint, job.recording)
+
+
 def _build_recipe(job: Job) -> dict[str, Any]:
     if job.recipe.train:
         from segquant.training.qat import build_trained
 
-        return build_trained(
-            job.baseline,
-            job.recipe,
-            job.folder,
-            job.device,
-            job.images,
-            job.material,
-            job.checkpoint,
-            job.recording,
-        )
+        return _trained(build_trained, job)
     from segquant.quant.build import build
 
     return build(job.baseline, job.recipe, job.folder, job.device, job.images)
@@ -134,16 +130,7 @@ def _build_graph(job: Job) -> dict[str, Any]:
     if job.recipe.train:
         from segquant.deploy.finetune import build_finetuned
 
-        return build_finetuned(
-            job.baseline,
-            job.recipe,
-            job.folder,
-            job.device,
-            job.images,
-            job.material,
-            job.checkpoint,
-            job.recording,
-        )
+        return _trained(build_finetuned, job)
     from segquant.deploy.build import build_graph
 
     return build_graph(job.baseline, job.recipe, job.folder, job.exports, job.images, job.points)

@@ -26,7 +26,7 @@ from segquant.training.losses import cross_entropy
 
 TEXT = """A SegFormer-B0 (the configuration of `nvidia/segformer-b0-finetuned-ade-512-512`) trained from random
 weights on the data below and on nothing else, so that the benchmark runs where there is no model hub. Of its {classes}
-classes it has seen {known}. (`scenes` are the procedural pictures of `src/segquant/data/scenes`: it knows nothing of
+classes it has seen {known}. (`scenes` are the procedural pictures of `src/segquant/scenes`: it knows nothing of
 photographs.)"""
 CARD = """---
 license: {license}
