@@ -150,5 +150,5 @@ def _speed(result: Result) -> str:
     else:
         words = f"takes {1 / ratio['median']:.1f} times as long as float32"
         ratio = {"min": 1 / ratio["max"], "max": 1 / ratio["min"]}
-    engine = ENGINES.get(result.engine)
-    return f"{f'on {engine}, ' if engine else ''}{words} in PyTorch ({ratio['min']:.2f} to {ratio['max']:.2f})"
+    place = "" if result.engine == PYTORCH else f"on {ENGINES.get(result.engine, result.engine)}, "
+    return f"{place}{words} in PyTorch ({ratio['min']:.2f} to {ratio['max']:.2f})"
