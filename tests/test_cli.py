@@ -142,7 +142,7 @@ def test_run_on_a_labelled_folder(tiny_folder, quick, tmp_path):
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["splits"]["val"]["class_pixels"] == {"0": 1199, "10": 1200}
     assert manifest["splits"]["val"]["ignored_pixels"] == 1
-    assert (tmp_path / "out" / "int4" / "model.safetensors").is_file()
+    assert (tmp_path / "out" / "artifacts" / "int4" / "model.safetensors").is_file()
     classes = (tmp_path / "out" / "classes" / "int4.csv").read_text().splitlines()
     assert classes[0] == "id,name,pixels,iou,accuracy" and classes[1].startswith("0,Sky,1199,")
     assert not (tmp_path / "out" / "classes" / "float8_dynamic.csv").exists()
@@ -162,7 +162,7 @@ def test_run_trains_on_photographs_without_labels(tiny_folder, quick, tmp_path):
     params = yaml.safe_load(quick.read_text())
     train = {"steps": 2, "batch_size": 2, "crop": 32, "validate_every": 1, "workers": 0}
     recipe = {"weights": "int2", "group_size": 16, "algorithm": "gptq", "calibration": {"images": 2}, "train": train}
-    params["quant"]["methods"]["mine"] = recipe
+    params["quant"]["methods"]["reference"] = recipe
     quick.write_text(yaml.safe_dump(params, sort_keys=False))
     done = segquant(
         "run",
@@ -177,7 +177,7 @@ def test_run_trains_on_photographs_without_labels(tiny_folder, quick, tmp_path):
         "--protocol",
         "fixed-64x64-v1",
         "--methods",
-        "mine",
+        "reference",
         "--train-data",
         photos,
         "--label-map",
@@ -186,7 +186,7 @@ def test_run_trains_on_photographs_without_labels(tiny_folder, quick, tmp_path):
         tmp_path / "out",
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["mine"]["algorithm"] == "qat"
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["reference"]["algorithm"] == "qat"
     assert "train: 100%" in done.stderr and "mIoU=" in done.stderr
     assert not (tmp_path / "out" / "partial").exists() and not (tmp_path / "wandb").exists()
 

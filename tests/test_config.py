@@ -43,7 +43,6 @@ def test_the_committed_params_are_valid():
         (("train", "phases", 0, "crop"), 8, "train.phases[0].crop must be at least 32, not 8"),
         (("train", "lr"), float("nan"), "train.lr must be at least 0, not nan"),
         (("quant", "methods"), {"int8": {"weights": "int8"}}, "quant.methods lacks float32"),
-        (("quant", "methods", "selected"), {"weights": "int8"}, "quant.methods has 'selected': use letters"),
         (("quant", "methods", "a/b"), {"weights": "int8"}, "quant.methods has 'a/b': use letters"),
         (("speed", "input_size"), [0, 512], "speed.input_size[0] must be at least 32, not 0"),
         (("protocol",), "fixed", "protocol 'fixed' is unknown: choose aligned-512-v1 or fixed-HxW-v1"),
@@ -107,6 +106,12 @@ def test_a_bad_parameter_is_one_line_that_names_it(tree, path, value, message):
         config.build(config.Params, tree)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_method_may_be_called_as_a_folder_of_the_results_is(tree):
+    names = ("data", "reference", "report", "selected", "shards", "speed")
+    tree["quant"]["methods"] |= {name: {"weights": "int8"} for name in names}
+    assert set(names) <= set(config.build(config.Params, tree).quant.methods)
 
 
 def test_a_missing_key_and_a_broken_file(tree, tmp_path):

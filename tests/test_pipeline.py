@@ -269,10 +269,9 @@ def test_a_recipe_changed_and_one_added_rebuild_their_own_lanes_only_and_a_revie
         )
     )
     told = (clone / "review.md").read_text()
-    change = 100 * (new["mean_iou"] - old["mean_iou"])
-    assert (
-        f"- int4: mean IoU {change:+.2f} points\n" in told and told.count("mean IoU +") + told.count("mean IoU -") == 1
-    )
+    change = round(100 * (new["mean_iou"] - old["mean_iou"]), 2)  # on four images it may be nothing
+    lines = [line for line in told.splitlines() if "mean IoU +" in line or "mean IoU -" in line]
+    assert lines == ([f"- int4: mean IoU {change:+.2f} points"] if change else [])
     assert "- int2_g8 is new.\n" in told
     assert re.search(r"\| params.yaml \| quant.methods.int4.group_size +\| 32 +\| 16 +\|", told)
     assert "| metrics/accuracy/int4.json" in told and "| metrics/accuracy/int2.json" not in told

@@ -62,7 +62,7 @@ def test_pt2e_makes_scores_and_times_an_int8_onnx_file(tiny_folder, quick, tmp_p
         assert methods["int8_static"]["quantize"]["calibration_images"] == 2
         assert methods["int8_static"]["speed"]["engine"] == "onnxruntime"
         assert methods["int8_static"]["size_bytes"] < 0.5 * methods["onnx_float32"]["size_bytes"]
-    path = tmp_path / "out" / "int8_static_qat" / "model.onnx"
+    path = tmp_path / "out" / "artifacts" / "int8_static_qat" / "model.onnx"
     assert f"ONNX: {path}" in done.stdout
     assert any(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node)
 
@@ -180,7 +180,7 @@ def test_run_applies_max_drop_to_the_calibration_images(tiny_folder, quick, tmp_
     )
     done = segquant(*options)
     assert done.returncode == 0, done.stderr
-    info = json.loads((tmp_path / "out" / "onnx_int8" / "quantization.json").read_text())
+    info = json.loads((tmp_path / "out" / "artifacts" / "onnx_int8" / "quantization.json").read_text())
     assert info["float_nodes"] == [] and abs(info["drop"]) <= 50
     done = segquant(*options, "--train-data", tmp_path / "camvid")
     assert (

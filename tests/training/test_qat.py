@@ -360,7 +360,7 @@ def test_validation_sees_what_will_be_stored(baseline, tmp_path):
 def test_a_crop_is_of_the_models_input_unless_it_is_said(baseline, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        qat, "train", lambda model, samples, loss, options, phases, *_, **__: seen.extend(phases) or 0.0
+        material, "train", lambda model, samples, loss, options, phases, *_, **__: seen.extend(phases) or 0.0
     )
     made(baseline, tmp_path / "a", replace(RECIPE, train=replace(TRAIN, crop=None)))
     made(baseline, tmp_path / "b")
