@@ -1,7 +1,10 @@
+from importlib import import_module
+
 import numpy as np
 import pytest
 from samples import SPEED, metrics, write_metrics, write_predictions
 
+from segquant.base.config import ENGINES
 from segquant.base.files import write_json
 from segquant.evaluation.bootstrap import compare
 from segquant.evaluation.counts import read_counts
@@ -160,3 +163,7 @@ def test_without_float32_or_counts_there_is_no_advice(tmp_path):
     scored = with_intervals(collect(tmp_path, ["int2"]), tmp_path)
     assert scored["int2"].loss_interval is None
     assert advice.advise(scored) is None and advice.sentences(scored) == []
+
+
+def test_engines_have_the_names_that_their_modules_give_them():
+    assert advice.ENGINES == {engine: import_module(f"segquant.engines.{engine}").NAME for engine in ENGINES}

@@ -12,10 +12,6 @@ from segquant.base.errors import ConfigError, DataError
 from segquant.data.tree import Archive, Folder
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
-KNOWN = (
-    "images/SPLIT with annotations/SPLIT (ADE20K), leftImg8bit/SPLIT with gtFine/SPLIT (Cityscapes), or SPLIT with "
-    "SPLITannot (CamVid)"
-)
 # Cityscapes evaluates these labelIds; their trainIds are 0 to 18 in this order (cityscapesscripts.helpers.labels).
 _LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 TRAIN_IDS = {label_id: train_id for train_id, label_id in enumerate(_LABEL_IDS)}
@@ -41,7 +37,7 @@ class Layout:
 
 
 def recognise(tree: Folder | Archive, split: str) -> tuple[Folder | Archive, Layout] | None:
-    """Recognise the layout of ADE20K, Cityscapes or CamVid in `tree`, or in the only folder below it that has one.
+    """Recognise one of LAYOUTS in `tree`, or in the only folder below it that has one.
 
     Returns the folder and its layout, or None. Raises DataError when a layout has no images or lacks a label.
     """
@@ -52,7 +48,7 @@ def recognise(tree: Folder | Archive, split: str) -> tuple[Folder | Archive, Lay
 
 
 def _layouts(tree: Folder | Archive, split: str) -> Iterator[tuple[Folder | Archive, Layout]]:
-    for layout_of in (_ade, _cityscapes, _camvid):
+    for layout_of in LAYOUTS.values():
         if layout := layout_of(tree, split):
             yield tree, layout
 
@@ -145,3 +141,13 @@ def _checked(tree: Folder | Archive, pairs: list[tuple[str, str, str]], labels: 
 def _lower_suffix(name: str) -> str:
     stem, dot, suffix = name.rpartition(".")
     return f"{stem}{dot}{suffix.lower()}"
+
+
+# In this order. A function gives None where its folders are missing, so that the next one, plain photographs and tables
+# are tried; a DataError ends the search.
+LAYOUTS: dict[str, Callable[[Folder | Archive, str], Layout | None]] = {
+    "images/SPLIT with annotations/SPLIT (ADE20K)": _ade,
+    "leftImg8bit/SPLIT with gtFine/SPLIT (Cityscapes)": _cityscapes,
+    "SPLIT with SPLITannot (CamVid)": _camvid,
+}
+KNOWN = ", ".join(LAYOUTS)

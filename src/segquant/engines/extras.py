@@ -21,8 +21,9 @@ def needs(*modules: str) -> ModuleType:
     """The first of `modules`, all of which are there. Raises UnavailableError with what to install."""
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
-        extra = next(extra for extra in ("openvino", "onnx") if not set(missing).isdisjoint(_EXTRAS[extra]))
-        raise UnavailableError(f"{' and '.join(missing)} not installed: pip install 'segquant[{extra}]'")
+        extras = [f"'segquant[{name}]'" for name in ("openvino", "onnx") if not set(missing).isdisjoint(_EXTRAS[name])]
+        install = extras[0] if extras else " ".join(missing)
+        raise UnavailableError(f"{' and '.join(missing)} not installed: pip install {install}")
     return importlib.import_module(modules[0])
 
 

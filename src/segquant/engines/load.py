@@ -1,7 +1,7 @@
 """Every engine behind one interface: `load` an artifact, or `load_graph` an ONNX file, and `model(pixels).logits`.
 
-An engine other than PyTorch is a module of this package, found by its name in `config.ENGINES`, that has NAME (for
-people), PACKAGES (which it needs) and `start(path, compute)`.
+An engine other than PyTorch is a module of this package, found by its name in `base/recipes.py`, that has NAME (for
+people), PACKAGES (which it needs, its own last) and `start(path, compute)`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def load(source: str | Path, device: torch.device | str = "cpu") -> Artifact:
     if "unavailable" in info:
         raise UnavailableError(info["unavailable"])
     intact(source, info)
-    needs(recipe["engine"])  # its import is no part of the load time: PyTorch is imported too
+    engine = importlib.import_module(f"segquant.engines.{recipe['engine']}")
+    needs(engine.PACKAGES[-1])  # its import is no part of the load time: PyTorch is imported too
     start = time.perf_counter()
     paths = [Path(source) / name for name in info["files"] if name.startswith("model.")]
     model = load_graph(next(path for path in paths if path.name in GRAPHS), recipe["engine"], recipe["compute"])
