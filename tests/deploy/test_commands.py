@@ -185,7 +185,8 @@ def test_run_applies_max_drop_to_the_calibration_images(tiny_folder, quick, tmp_
     done = segquant(*options, "--train-data", tmp_path / "camvid")
     assert (
         done.returncode == 2
-        and f"onnx_int8 has a max_drop, and {tmp_path / 'camvid'} has other classes" in errors(done)[-1]
+        and f"onnx_int8: max_drop needs labels of the classes that are scored, and {tmp_path / 'camvid'} has others"
+        in errors(done)[-1]
     )
 
 
