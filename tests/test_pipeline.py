@@ -288,6 +288,35 @@ def test_a_recipe_changed_and_one_added_rebuild_their_own_lanes_only_and_a_revie
     sh(clone, "git clean -qfdx metrics && dvc checkout -q")
 
 
+def changed_rooms(clone):
+    """(stage, room of src/segquant) for every room that DVC takes for changed."""
+    status = json.loads(sh(clone, "dvc status --json 2>/dev/null"))
+    changes = {
+        (stage, path)
+        for stage, found in status.items()
+        for change in found
+        if isinstance(change, dict)
+        for path in change.get("changed deps", {})
+    }
+    return {(stage, path) for stage, path in changes if path.startswith("src/")}
+
+
+def test_what_python_and_editors_write_dirties_no_stage_and_a_change_of_the_report_no_lane(clone):
+    before = changed_rooms(clone)  # of stages that never ran
+    for room in ("base", "quant", "evaluation", "report"):
+        folder = clone / "src/segquant" / room
+        (folder / "__pycache__").mkdir(exist_ok=True)
+        for name in ("__pycache__/x.cpython-311.pyc", ".x.py.swp", "x.py~", "#x.py#", ".#x.py", ".DS_Store"):
+            (folder / name).write_text("x")
+    assert changed_rooms(clone) == before
+    for name in ("src/segquant/report/advice.py", "tests/conftest.py", "docs/data.md"):
+        with open(clone / name, "a") as file:
+            file.write("# another line\n")
+    changed = {stage for stage, _ in changed_rooms(clone) - before}
+    assert "report" in changed and changed <= {"report", "metrics/dvc.yaml:sensitivity"}
+    sh(clone, "git checkout -q src tests docs && git clean -qfdx src")
+
+
 def test_a_model_from_elsewhere_that_is_the_same_rebuilds_nothing(clone, tmp_path):
     shutil.copytree(clone / "models/scenes-b0", tmp_path / "copy")
     output = sh(clone, f"dvc exp run -S model.source={tmp_path / 'copy'}")
