@@ -60,7 +60,7 @@ class Kind(NamedTuple):
     describe: Callable[[Any], str]
     unavailable: Callable[[Any, torch.device], str | None]
     refused: Callable[[str, Sequence[int] | None], str | None]
-    check: Callable[[nn.Module, Any], None]
+    check: Callable[[nn.Module, Any], Any]
     check_training: Callable[[Any, Path, Material], None]
     training_name: Callable[[Any, Path, Any, str], str]
     build: Callable[[Job], dict[str, Any]]
@@ -141,7 +141,7 @@ KINDS: dict[type, Kind] = {
         describe=recipes.describe,
         unavailable=recipes.unavailable,
         refused=lambda protocol, input_size: None,
-        check=lambda model, recipe: recipes.plan(model, recipe) and None,
+        check=recipes.plan,
         check_training=_check_qat,
         training_name=_qat_name,
         build=_build_recipe,

@@ -81,8 +81,10 @@ def run(
     results: dict[str, dict[str, Any]] = {name: {} for name in sets}
     with kept(place.partial):
         for method in recipes:
-            artifact, options = place.artifact(method), {"checkpoint": place.partial / f"{method}.pt"}
-            times = lanes.quantize(params, method, baseline, artifact, lambda: train, exports=place.exports, **options)
+            artifact, checkpoint = place.artifact(method), place.partial / f"{method}.pt"
+            times = lanes.quantize(
+                params, method, baseline, artifact, lambda: train, exports=place.exports, checkpoint=checkpoint
+            )
             for name, data_set in sets.items():
                 metrics = _evaluate(params, method, place, name, data_set)
                 results[name][method] = metrics if "unavailable" in times else {**metrics, "quantize": times}

@@ -27,6 +27,20 @@ def test_rows_are_read_as_they_were_written(folder):
     assert len(list(shards.read_rows(folder, "validation", limit=2))) == 2
 
 
+def test_rows_by_index_are_those_in_order_and_a_shard_is_read_once_when_it_is_asked_for(folder, monkeypatch):
+    expected, read, shard_rows = list(shards.read_rows(folder, "validation")), [], shards.shard_rows
+    monkeypatch.setattr(shards, "shard_rows", lambda shard: read.append(shard.path) or shard_rows(shard))
+    by_index = shards.ShardRows(folder, "validation")
+    assert len(by_index) == 7 and not read
+    assert by_index[6] == expected[6] and len(read) == 1
+    assert (
+        list(by_index) == expected and len(read) == len(set(read)) == len(shards.open_shards(folder, "validation")) > 1
+    )
+    for index in (7, -1):
+        with pytest.raises(IndexError):
+            by_index[index]
+
+
 def test_the_manifest_counts_images_and_pixels(folder):
     manifest = shards.read_manifest(folder)
     split = manifest["splits"]["validation"]

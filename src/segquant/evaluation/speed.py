@@ -36,7 +36,7 @@ LEAST_AGREEMENT = 0.98  # of the timed model's classes with the evaluated one's;
 
 
 def measure(
-    artifact: str | Path, float32: str | Path, speed: Speed, device: torch.device, exports: str | Path | None = None
+    artifact: str | Path, float32: str | Path, speed: Speed, device: torch.device, exports: str | Path = ""
 ) -> dict[str, Any]:
     """Measure `artifact` and, in turn with it (A B A B), the float32 artifact, on each engine and batch size.
 

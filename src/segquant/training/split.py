@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # imported where it is used: most methods only calibrate
     from segquant.training.material import Material
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainSplit:
     """The images that methods calibrate and train on, and the validation rows that show how training goes.
 
@@ -48,17 +48,11 @@ class TrainSplit:
         labels = models.load(self.baseline).config.num_labels
         return load_label_map(self.label_map, labels, self.validation_classes)
 
-    @cached_property
-    def _images(self) -> dict[int, torch.Tensor]:
-        return {}
-
-    def images(self, count: int) -> torch.Tensor | None:
-        """Calibration inputs float32 (N, 3, H, W): `count` images, evenly spread; None for no images."""
-        if count and count not in self._images:
-            rows = (self.rows[i] for i in spread(len(self.rows), count))
-            normalization = models.normalization(self.baseline)
-            self._images[count] = calibration_batch(rows, self.params.protocol, normalization)
-        return self._images.get(count)
+    @cache
+    def images(self, count: int) -> torch.Tensor:
+        """Calibration inputs float32 (N, 3, H, W): `count` images, evenly spread."""
+        rows = (self.rows[i] for i in spread(len(self.rows), count))
+        return calibration_batch(rows, self.params.protocol, models.normalization(self.baseline))
 
     def points(self, count: int) -> Callable[[nn.Module], float]:
         """Scores a model on `count` calibration images, in points of mIoU.
@@ -79,7 +73,9 @@ class TrainSplit:
 
         first = [self.validation[i] for i in range(min(len(self.validation), validation_images))]
         mapped = self._to_data is not None and list(self.classes) == list(self.validation_classes)
-        return Material(self.rows, self.classes, self.identity, self.params.protocol, self._scorer(first), mapped)
+        # Shards are read here, once: processes that draw crops then share the rows, or are sent them.
+        rows = list(self.rows) if isinstance(self.rows, ShardRows) else self.rows
+        return Material(rows, self.classes, self.identity, self.params.protocol, self._scorer(first), mapped)
 
     def _scorer(self, rows: Sequence[dict]) -> Callable[[nn.Module], Any]:
         from segquant.training.baseline import scorer
