@@ -14,9 +14,10 @@ from transformers import SegformerForSemanticSegmentation
 
 from benchmarks import engines
 from segquant.base import config
+from segquant.base.classes import CITYSCAPES
 from segquant.base.config import Data, Qat, Recipe
 from segquant.data.calibration import calibration_batch, spread
-from segquant.data.label_map import load_label_map
+from segquant.data.label_map import match_classes
 from segquant.data.sources import open_images, open_source, rows
 from segquant.deploy.build import build_graph
 from segquant.deploy.finetune import build_finetuned
@@ -27,6 +28,7 @@ from segquant.quant.artifacts import load_quantized
 from segquant.quant.build import build
 from segquant.training.qat import Material, build_trained
 
+MAP = ROOT / "data/label_maps/cityscapes_to_camvid.yaml"
 PROTOCOL = "fixed-384x512-v1"
 TO_CAMVID = [3, 4, 1, 1, 7, 2, 6, 6, 5, 5, 0, 9, 10, 8, 8, 8, 8, 10, 10]
 
@@ -64,7 +66,7 @@ def our_miou(real, recipe, limit, folder, images=None, material=None):
         len(source),
         num_classes=11,
         protocol=PROTOCOL,
-        label_map=load_label_map(ROOT / "data/label_maps/cityscapes_to_camvid.yaml", 19, source.classes),
+        label_map=match_classes(CITYSCAPES, source.classes, MAP),
     )
     return result.scores.mean_iou
 
@@ -156,7 +158,7 @@ GRAPH_LIMITS = {
 def test_int8_graphs_lose_little_and_nncfs_default_preset_destroys_the_model(real, tmp_path):
     """About 9 minutes on two cores, of which 4 train 4 epochs on photographs without labels."""
     model, train = real / "segformer-b0-cityscapes", open_source(str(real / "camvid"), "train")
-    label_map = load_label_map(ROOT / "data/label_maps/cityscapes_to_camvid.yaml", 19, train.classes)
+    label_map = match_classes(CITYSCAPES, train.classes, MAP)
     export_onnx(model, tmp_path / "onnx")
     methods = config.build(config.Quant, {"method": "float32", "methods": engines.METHODS}).methods
     float32 = our_miou(real, Recipe("float32"), 51, tmp_path / "float32")

@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,10 +25,9 @@ from transformers.utils import logging as transformers_logging
 from segquant.base.errors import ModelError, one_line
 from segquant.base.files import read_json
 from segquant.base.hub import files
-from segquant.data.protocols import IMAGENET, Normalization
+from segquant.data.preprocessing import PREPROCESSOR
 
 log = logging.getLogger(__name__)
-PREPROCESSOR = "preprocessor_config.json"
 MAX_CLASSES = 255  # class maps are uint8, and 255 means ignore
 transformers_logging.disable_progress_bar()  # a folder loads and saves in a moment
 
@@ -45,15 +45,18 @@ def new_segformer_b0(names: Sequence[str]) -> nn.Module:
     return SegformerForSemanticSegmentation(config)
 
 
-def load(source: str | Path) -> nn.Module:
+def load(source: str | Path, name: str | None = None) -> nn.Module:
     """Load a float model as float32, in eval mode, without gradients; log its load time and memory.
 
-    `source` is a folder with config.json and either model.safetensors or a pytorch_model.bin that holds only tensors.
-    Raises ModelError when the model is missing, broken, quantized, or not a segmentation model.
+    `source` is a folder with config.json and either model.safetensors or a pytorch_model.bin that holds only tensors;
+    `name` is how errors call it. A model of one class, which a sigmoid decides on, becomes one of two (`two_classes`).
+    Raises ModelError when the model is missing, broken, quantized, no segmentation model, or when its input, classes
+    or weights are such that every figure would be wrong.
     """
-    folder = Path(source)
+    folder, source = Path(source), name or source
     if any(path.name == "quantization.json" for path in files(folder)):
         raise ModelError(f"model '{source}' is already quantized: give the float model that it was made from")
+    _check_config(source, folder)
     start, before = time.perf_counter(), psutil.Process().memory_info().rss
     try:
         model, report = AutoModelForSemanticSegmentation.from_pretrained(
@@ -66,8 +69,13 @@ def load(source: str | Path) -> nn.Module:
     problems = {k: sorted(map(str, v))[:3] for k, v in report.items() if v and k in ("missing_keys", "mismatched_keys")}
     if problems:
         raise ModelError(f"model '{source}' does not fit its config.json: {problems}")
-    if model.config.num_labels > MAX_CLASSES:
-        raise ModelError(f"model '{source}' has {model.config.num_labels} classes: at most {MAX_CLASSES} work")
+    for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ModelError(
+                f"model '{source}' has NaN or infinity in {key}: its training failed, or the file is damaged"
+            )
+    if model.config.num_labels == 1:
+        two_classes(source, model)
     count = sum(p.numel() for p in model.parameters())
     grown = psutil.Process().memory_info().rss - before
     log.info(
@@ -80,6 +88,61 @@ def load(source: str | Path) -> nn.Module:
     )
     # Where a weight requires gradients, matmul takes a different path and the last bits differ.
     return model.eval().requires_grad_(False)
+
+
+def _check_config(source: str | Path, folder: Path) -> None:
+    """Raise ModelError for a model that is not one of segmentation, takes no RGB, or names its classes amiss."""
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if not isinstance(config, dict):
+        raise ModelError(f"model '{source}' has a config.json that is no JSON object")
+    architectures = config.get("architectures") or []
+    if architectures and not any("Segmentation" in str(kind) for kind in architectures):
+        raise ModelError(f"model '{source}' is a {architectures[0]}: give a model for semantic segmentation")
+    for part in (config, config.get("backbone_config") or {}):
+        if part.get("num_channels", 3) != 3:
+            raise ModelError(f"model '{source}' takes {part['num_channels']} channels: only RGB images work")
+    labels = config.get("id2label")
+    count = config.get("num_labels", 2) if labels is None else len(labels)
+    if count > MAX_CLASSES:
+        raise ModelError(f"model '{source}' has {count} classes: at most {MAX_CLASSES} work")
+    if labels is None:
+        return
+    if not isinstance(labels, dict) or set(labels) != set(map(str, range(len(labels)))):
+        raise ModelError(f"model '{source}' has an id2label in config.json whose ids are not 0, 1, 2, ... without gaps")
+    twice = [name for name, count in Counter(map(str, labels.values())).items() if count > 1]
+    if twice:
+        raise ModelError(f"model '{source}' names two classes '{twice[0]}': rename one in id2label of its config.json")
+
+
+@torch.no_grad()
+def two_classes(source: str | Path, model: nn.Module) -> None:
+    """Make a model of one class, above zero where a pixel belongs to it, one of two, in place: (0, logit).
+
+    The larger of the two logits is the same decision, also after bilinear upsampling, which keeps zeros. Raises
+    ModelError where the layer that gives the logit is not found.
+    """
+    config, image = model.config, noise(model)
+    logit = model(image).logits
+    for name, layer in model.named_modules():
+        if "head" in name and isinstance(layer, nn.Conv2d) and layer.out_channels == 1 and layer.groups == 1:
+            layer.weight = nn.Parameter(torch.cat([torch.zeros_like(layer.weight), layer.weight]))
+            if layer.bias is not None:
+                layer.bias = nn.Parameter(torch.cat([torch.zeros_like(layer.bias), layer.bias]))
+            layer.out_channels = 2
+    both = model(image).logits
+    expected = torch.cat([torch.zeros_like(logit), logit], dim=1)
+    if both.shape != expected.shape or not torch.allclose(both, expected, rtol=1e-4, atol=1e-5):
+        raise ModelError(f"model '{source}' has one class, and its last layer is not found: give it two classes")
+    config.id2label = {0: "background", 1: config.id2label[0]}
+    config.label2id = {name: i for i, name in config.id2label.items()}
+    log.info("%s has one class: it becomes two, %s where its logit is above zero", source, config.id2label[1])
+
+
+def noise(model: nn.Module) -> torch.Tensor:
+    """A fixed image of noise float32 (1, 3, H, W) of the size that the model was configured for."""
+    size = getattr(model.config, "image_size", 64)
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
 def save(
@@ -103,15 +166,6 @@ def save_preprocessor(folder: str | Path, baseline: str | Path | None = None, si
     else:
         processor = SegformerImageProcessorPil(do_reduce_labels=False, size={"height": size, "width": size})
         processor.save_pretrained(folder)
-
-
-def normalization(folder: str | Path) -> Normalization:
-    """Mean and standard deviation in a model's preprocessor_config.json; ImageNet's where that file is missing."""
-    path = Path(folder) / PREPROCESSOR
-    if not path.is_file():
-        return IMAGENET
-    settings = read_json(path)
-    return tuple(settings.get("image_mean", IMAGENET[0])), tuple(settings.get("image_std", IMAGENET[1]))
 
 
 def device(choice: str = "auto") -> torch.device:

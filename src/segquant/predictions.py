@@ -20,6 +20,7 @@ from segquant.base.progress import progress
 from segquant.data.images import decode_image, image_size
 from segquant.data.layouts import IMAGES
 from segquant.data.palette import palette
+from segquant.data.preprocessing import read_preprocessing
 from segquant.engines.load import load
 from segquant.evaluation.predict import predict, prepared
 
@@ -45,7 +46,7 @@ def predict_pictures(
     model = prepared(loaded.model, settings)
     results: dict[str, dict[str, Any]] = {}
     with progress(total=len(paths), desc="predict", unit="image") as bar:
-        for prediction in predict(model, _rows(paths), protocol, settings, models.normalization(artifact)):
+        for prediction in predict(model, _rows(paths), protocol, settings, read_preprocessing(artifact)):
             bar.update(1)
             if prediction.error:
                 log.warning("skipped: %s", prediction.error)

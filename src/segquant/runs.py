@@ -12,6 +12,7 @@ from segquant.base.config import Params, Recipe, check_protocol
 from segquant.base.errors import DataError
 from segquant.base.files import write_json
 from segquant.base.hub import locate
+from segquant.data.label_map import class_names
 from segquant.deploy.onnx_export import write_exports
 from segquant.evaluation.reference import write_reference
 from segquant.evaluation.score import score, write_scores
@@ -52,9 +53,9 @@ def run(
     params = replace(params, protocol=check_protocol(protocol or params.protocol))
     place, baseline = Workspace(output), locate(model, revision, sha256)
     sets = open_sets(params.data, data, label_maps, split, limit, output)
-    loaded = models.load(baseline)
+    loaded = models.load(baseline, model)
     for data_set in sets.values():
-        data_set.check(loaded.config.num_labels)
+        data_set.check(class_names(loaded.config))
     train, fitted = None, [name for name, recipe in recipes.items() if recipe.calibration_images or recipe.train]
     if fitted:
         scored, train_source = next(iter(sets.values())), replace(params.data, source=train_data or data[0])

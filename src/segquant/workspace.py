@@ -11,7 +11,7 @@ from typing import Any
 from segquant.base.config import Data
 from segquant.base.errors import ConfigError, DataError
 from segquant.base.files import write_json
-from segquant.data.label_map import load_label_map
+from segquant.data.label_map import match_classes
 from segquant.data.shards import Shard, open_shards, write_shards
 from segquant.data.sources import open_source
 
@@ -55,10 +55,10 @@ class DataSet:
     def reference(self) -> Path:
         return self.folder / "reference"
 
-    def check(self, num_labels: int) -> None:
-        """Raise DataError for a label map that does not fit a model of `num_labels` classes and this data set."""
+    def check(self, model_classes: Sequence[str]) -> None:
+        """Raise DataError where the classes of a model cannot be matched with those of this data set."""
         try:
-            load_label_map(self.label_map, num_labels, self.source.classes)
+            match_classes(model_classes, self.source.classes, self.label_map)
         except DataError as error:
             raise DataError(f"{self.data}: {error}") from error
 

@@ -3,7 +3,8 @@ import torch
 
 from segquant.data.calibration import calibration_batch, spread
 from segquant.data.images import decode_image
-from segquant.data.protocols import normalize, resize
+from segquant.data.preprocessing import IMAGENET
+from segquant.data.protocols import resize
 from segquant.data.sources import open_source, rows
 
 
@@ -15,7 +16,7 @@ def test_images_are_evenly_spread_model_inputs(count, indices):
     assert batch.shape == (len(indices), 3, 64, 96)
     for image, i in zip(batch, indices, strict=True):
         row = source[i]
-        assert torch.equal(image, normalize(resize(decode_image(row["image"], row["id"]), "fixed-64x96-v1")))
+        assert torch.equal(image, IMAGENET(resize(decode_image(row["image"], row["id"]), "fixed-64x96-v1")))
 
 
 def test_images_are_resized_to_the_most_common_size():

@@ -50,7 +50,7 @@ def test_fixed_equals_the_image_processor_to_the_last_bit(which, height, width, 
     processor = SegformerImageProcessorPil(do_reduce_labels=False, size={"height": height, "width": width})
     for image in photographs(real):
         expected = processor(image, return_tensors="pt")["pixel_values"][0]
-        assert torch.equal(protocols.normalize(protocols.resize(image, f"fixed-{height}x{width}-v1")), expected)
+        assert torch.equal(protocols.model_input(image, f"fixed-{height}x{width}-v1"), expected)
 
 
 @pytest.mark.parametrize("size", [(640, 512), (512, 1024), (1280, 1024)])
@@ -60,7 +60,7 @@ def test_aligned_equals_the_image_processor_where_a_single_resize_suffices(size)
     ((width, height),) = set(protocols.resize_steps("aligned-512-v1", *size))
     processor = SegformerImageProcessorPil(do_reduce_labels=False, size={"height": height, "width": width})
     expected = processor(image, return_tensors="pt")["pixel_values"][0]
-    assert torch.equal(protocols.normalize(protocols.resize(image, "aligned-512-v1")), expected)
+    assert torch.equal(protocols.model_input(image, "aligned-512-v1"), expected)
 
 
 def described(width, height):

@@ -4,13 +4,11 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT
 
 from segquant.base.errors import DataError
 from segquant.base.files import sha256
 from segquant.data import shards
 from segquant.data.images import decode_annotation
-from segquant.data.label_map import load_label_map
 from segquant.data.sources import open_source, rows
 
 
@@ -139,43 +137,3 @@ def test_a_file_that_is_not_parquet_is_named(folder):
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(DataError, match=f"shard .*{file.name} cannot be read"):
         list(shards.read_rows(folder, "validation"))
-
-
-MAP = ROOT / "data/label_maps/cityscapes_to_camvid.yaml"
-
-
-def test_the_committed_label_map():
-    table = load_label_map(MAP, 19, ["c"] * 11)
-    assert table.dtype == np.uint8
-    assert table.tolist() == [3, 4, 1, 1, 7, 2, 6, 6, 5, 5, 0, 9, 10, 8, 8, 8, 8, 10, 10]
-
-
-def test_a_model_class_may_have_no_counterpart(tmp_path):
-    (tmp_path / "map.yaml").write_text("map: {0: 1, 1: null}")
-    assert load_label_map(tmp_path / "map.yaml", 2, ["a", "b"]).tolist() == [1, 255]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, "does not exist"),
-        ("map: {0: 0}", "lacks model class 1"),
-        ("map: {0: 0, 1: 0, 2: 1}", "names an unknown model class 2"),
-        ("map: {0: 0, 1: 9}", "maps to an unknown data set class 9"),
-        ("- 1", "is not a YAML file with"),
-        ("map: {a: b}", "is not a YAML file with"),
-    ],
-)
-def test_a_bad_label_map_is_one_line(tmp_path, text, message):
-    path = tmp_path / "map.yaml"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(DataError) as error:
-        load_label_map(path, 2, ["a", "b"])
-    assert message in str(error.value)
-
-
-def test_different_numbers_of_classes_need_a_map():
-    assert load_label_map(None, 2, ["a", "b"]) is None
-    with pytest.raises(DataError, match="the model has 19 classes but the data set has 11: give data.label_map"):
-        load_label_map(None, 19, ["c"] * 11)

@@ -17,6 +17,7 @@ from torch import nn
 from segquant import models
 from segquant.base.config import Calibration, Graph, Recipe, Speed
 from segquant.base.errors import ConfigError, DataError, ModelError, UnavailableError
+from segquant.data.preprocessing import Preprocessing, read_preprocessing
 from segquant.deploy.build import build_graph
 from segquant.deploy.describe import describe
 from segquant.deploy.graph import Pixels
@@ -86,7 +87,7 @@ def test_an_export_is_checked_stripped_and_described(work):
         metadata = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
         assert metadata["labels"] == [f"LABEL_{i}" for i in range(11)]
         assert (metadata["preprocessing"]["mean"], metadata["preprocessing"]["std"]) == (MEAN, STD)
-        assert load_graph(path).normalization == (tuple(MEAN), tuple(STD))
+        assert load_graph(path).preprocessing == Preprocessing(MEAN, STD)
         parts = [*model.graph.node, *model.graph.value_info]
         assert not any(part.metadata_props or part.doc_string for part in parts) and model.doc_string == ""
         assert [str(d.dim_value or d.dim_param) for d in model.graph.input[0].type.tensor_type.shape.dim][1] == "3"
@@ -265,17 +266,22 @@ def test_a_file_that_is_not_a_segformers_graph_is_one_line(engine, tmp_path):
         "[1]",
         '{"mean": [0.5, 0.5, 0.5]}',
         '{"mean": [0.5], "std": [0.5]}',
-        '{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "channels": "BGR"}',
-        '{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "scale": 1}',
+        '{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "channels": "BRG"}',
+        '{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "channels": ["BGR"]}',
+        '{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "scale": 0}',
+        '{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.0, 0.5]}',
+        '{"mean": [0.5, 0.5, NaN], "std": [0.5, 0.5, 0.5]}',
+        '{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "gamma": 2.2}',
+        '{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "resample": "cubic"}',
     ],
 )
 def test_a_graph_with_unreadable_preprocessing_metadata_is_refused(engine, stored, tmp_path):
     path = foreign(tmp_path / "other.onnx", ["B", 3, "H", "W"], ["B", 3, "H", "W"])
-    assert load_graph(path, engine).normalization is None
+    assert load_graph(path, engine).preprocessing is None
     model = onnx.load(path)
     model.metadata_props.add(key="preprocessing", value=stored)
     onnx.save(model, path)
-    with pytest.raises(ModelError, match="metadata `preprocessing` .*must be JSON with the mean and std"):
+    with pytest.raises(ModelError, match="metadata `preprocessing` that cannot be followed: "):
         load_graph(path, engine)
 
 
@@ -434,4 +440,4 @@ def test_load_quantized_takes_artifacts_of_every_engine(artifact, work):
         from segquant.quant.artifacts import load_artifact
 
         load_artifact(artifact("qdq"))
-    assert models.normalization(artifact("qdq")) == (tuple(MEAN), tuple(STD))
+    assert read_preprocessing(artifact("qdq")) == Preprocessing(MEAN, STD)

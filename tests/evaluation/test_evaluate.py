@@ -11,7 +11,8 @@ from segquant import models
 from segquant.base.config import Eval
 from segquant.base.errors import DataError, SegquantError
 from segquant.data.images import decode_annotation, decode_image
-from segquant.data.protocols import IMAGENET, normalize, resize
+from segquant.data.preprocessing import IMAGENET, read_preprocessing
+from segquant.data.protocols import resize
 from segquant.data.shards import open_shards, write_shards
 from segquant.data.sources import open_source, rows
 from segquant.evaluation.loop import evaluate
@@ -101,15 +102,15 @@ def test_the_label_map_translates_to_the_data_sets_classes(tiny, source):
 
 def test_the_normalization_comes_from_the_model(tiny_folder, source):
     path = tiny_folder / "preprocessor_config.json"
-    assert models.normalization(tiny_folder) == IMAGENET
+    assert read_preprocessing(tiny_folder) == IMAGENET
     path.write_text(path.read_text().replace("0.485", "0.1"))
-    other = models.normalization(tiny_folder)
+    other = read_preprocessing(tiny_folder)
     assert other == ((0.1, 0.456, 0.406), IMAGENET[1])
     image = decode_image(source[0]["image"], "x")
     expected = SegformerImageProcessorPil.from_pretrained(tiny_folder)(image, return_tensors="pt")["pixel_values"][0]
-    assert torch.allclose(normalize(resize(image, "fixed-512x512-v1"), other), expected, atol=1e-6)
+    assert torch.allclose(other(resize(image, "fixed-512x512-v1")), expected, atol=1e-6)
     path.unlink()
-    assert models.normalization(tiny_folder) == IMAGENET
+    assert read_preprocessing(tiny_folder) == IMAGENET
 
 
 def test_labels_without_any_labelled_pixel_are_refused(tiny, source):

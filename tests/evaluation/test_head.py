@@ -9,7 +9,8 @@ from torch import nn
 from segquant import models
 from segquant.base.config import Recipe, load
 from segquant.data.images import decode_image
-from segquant.data.protocols import normalize, resize
+from segquant.data.preprocessing import IMAGENET
+from segquant.data.protocols import resize
 from segquant.data.sources import open_source, rows
 from segquant.evaluation.predict import forward
 from segquant.evaluation.upsample import class_map
@@ -52,7 +53,7 @@ def test_the_logits_are_the_same_in_double_precision(tiny, size):
 def scenes():
     source = rows(open_source("scenes", "validation", 2))
     images = [decode_image(row["image"], row["id"]) for row in source]
-    return torch.stack([normalize(resize(image, "fixed-128x128-v1")) for image in images])
+    return torch.stack([IMAGENET(resize(image, "fixed-128x128-v1")) for image in images])
 
 
 @pytest.mark.parametrize("name", WEIGHT_ONLY)

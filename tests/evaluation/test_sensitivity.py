@@ -11,7 +11,8 @@ from torch import nn
 
 from segquant.base.config import Sensitivity
 from segquant.data.images import decode_annotation, decode_image
-from segquant.data.protocols import IMAGENET, normalize, resize
+from segquant.data.preprocessing import IMAGENET
+from segquant.data.protocols import resize
 from segquant.data.sources import open_source, rows
 from segquant.evaluation.sensitivity import COLUMNS, sensitivity, to_csv
 from segquant.report.layers import chart
@@ -27,7 +28,7 @@ def scenes():
 def _measure(model, scenes, bits):
     settings = Sensitivity(tuple(bits), group_size=16, algorithm="affine")
     model.requires_grad_(False)
-    return sensitivity(model, scenes, settings, num_classes=150, protocol=PROTOCOL, normalization=IMAGENET)
+    return sensitivity(model, scenes, settings, num_classes=150, protocol=PROTOCOL, preprocessing=IMAGENET)
 
 
 def _plain_miou(logits, scenes):
@@ -46,7 +47,7 @@ def _plain_miou(logits, scenes):
 def test_the_cost_of_a_layer_equals_that_of_quantizing_it_by_hand(tiny, scenes):
     name, bits = "segformer.stages.2.blocks.0.mlp.fc1", 2
     costs = {(row["module"], row["bits"]): row for row in _measure(tiny, scenes, [bits])}
-    inputs = [normalize(resize(decode_image(row["image"], row["id"]), PROTOCOL))[None] for row in scenes]
+    inputs = [IMAGENET(resize(decode_image(row["image"], row["id"]), PROTOCOL))[None] for row in scenes]
     with torch.inference_mode():
         exact = [tiny(image).logits[0] for image in inputs]
     config = ao.IntxWeightOnlyConfig(weight_dtype=torch.int2, granularity=ao.PerGroup(16))

@@ -11,7 +11,7 @@ from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 
 from segquant import models
-from segquant.data.protocols import normalize
+from segquant.data.preprocessing import IMAGENET
 from segquant.evaluation.predict import forward
 from segquant.evaluation.upsample import class_map, dense_class_map
 
@@ -79,7 +79,7 @@ def test_real_photographs(real):
     model = models.load(ROOT / "models/scenes-b0")
     for path in sorted((real / "ADEChallengeData2016/images/validation").glob("*.jpg"))[:4]:
         with Image.open(path) as image:
-            pixels = normalize(image.convert("RGB").resize((512, 512), Image.Resampling.BILINEAR))
+            pixels = IMAGENET(image.convert("RGB").resize((512, 512), Image.Resampling.BILINEAR))
         assert assert_same_except_ties(forward(model, pixels[None])[0], 512, 683) == 0
 
 

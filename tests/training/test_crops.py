@@ -7,7 +7,8 @@ from PIL import Image
 
 from segquant.base.errors import ConfigError
 from segquant.data.images import decode_annotation, decode_image
-from segquant.data.protocols import normalize, resize
+from segquant.data.preprocessing import IMAGENET, Preprocessing
+from segquant.data.protocols import resize
 from segquant.data.sources import open_source
 from segquant.training.data import Crops, class_weights, crop_size
 
@@ -52,7 +53,7 @@ def test_crops_are_windows_of_the_image_at_its_protocols_size(source):
     windows = []  # [labels (N, 64, 64), image (N, 64, 64)] of every window, for each image and its mirror image
     for row in (source[i] for i in range(4)):
         labels = Image.fromarray(decode_annotation(row["annotation"])).resize((128, 96), Image.Resampling.NEAREST)
-        image = normalize(resize(decode_image(row["image"], "i"), "fixed-96x128-v1")).mean(0)
+        image = IMAGENET(resize(decode_image(row["image"], "i"), "fixed-96x128-v1")).mean(0)
         parts = [torch.from_numpy(np.array(labels)).long(), image]
         mirrored = [part.flip(1) for part in parts]
         for view in (parts, mirrored):
@@ -78,11 +79,11 @@ def test_without_labels_every_pixel_is_ignored(source):
 def test_crops_use_the_models_normalization():
     grey = Image.new("RGB", (40, 40), (51, 51, 51))
     row = {"image": _png(grey), "annotation": None, "id": "grey"}
-    half = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    image, _ = Crops([row], 32, (1.0, 1.0), 0, 0, 1, normalization=half)[0]
-    plain, _ = Crops([row], 32, (1.0, 1.0), 0, 0, 1, normalization=((0.0,) * 3, (1.0,) * 3))[0]
+    half = Preprocessing((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    image, _ = Crops([row], 32, (1.0, 1.0), 0, 0, 1, preprocessing=half)[0]
+    plain, _ = Crops([row], 32, (1.0, 1.0), 0, 0, 1, preprocessing=Preprocessing((0.0,) * 3, (1.0,) * 3))[0]
     assert torch.allclose(image, (plain - 0.5) / 0.25, atol=1e-6)
-    assert not torch.allclose(image, normalize(grey)[:, :32, :32])
+    assert not torch.allclose(image, IMAGENET(grey)[:, :32, :32])
 
 
 def _png(image):

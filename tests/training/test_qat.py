@@ -15,6 +15,7 @@ from segquant import lanes, models
 from segquant.base.classes import ADE20K, CAMVID
 from segquant.base.config import Calibration, Data, Override, Qat, Recipe, load
 from segquant.base.errors import ConfigError, DataError, ModelError, SegquantError
+from segquant.data.preprocessing import read_preprocessing
 from segquant.data.shards import write_shards
 from segquant.data.sources import open_source, rows
 from segquant.quant import recipes as methods
@@ -189,7 +190,7 @@ def wrong_teachers(folder):
     [
         ("nowhere", "model 'nowhere' is not there: give a folder, a hub id"),
         ("seven", "seven has 7 classes, not the 150 of .*baseline: take another"),
-        ("otherwise", "otherwise normalizes its input by .*0.5, 0.5.* and .*baseline by .*0.485"),
+        ("otherwise", "otherwise takes its pixels as .*0.5, 0.5.* and .*baseline as .*0.485"),
     ],
 )
 def test_a_teacher_that_does_not_fit_is_one_line_and_nothing_is_written(
@@ -350,7 +351,7 @@ def test_validation_sees_what_will_be_stored(baseline, tmp_path):
     source = open_source(str(tmp_path / "data"), "validation")
     seen = []
     params = replace(load(ROOT / "params.yaml"), protocol="fixed-64x64-v1")
-    score = scorer(params, source, source.classes, models.normalization(baseline), None)
+    score = scorer(params, source, source.classes, read_preprocessing(baseline), None)
     made(baseline, tmp_path / "out", material=MATERIAL._replace(validate=lambda m: seen.append(score(m)) or seen[-1]))
     assert len(seen) == 2
     again = score(load_quantized(tmp_path / "out"))

@@ -54,6 +54,7 @@ WandbMode = Literal["offline", "online", "disabled"]
 ALIGNED_PROTOCOL = "aligned-512-v1"
 FIXED_PROTOCOL = re.compile(r"fixed-(\d+)x(\d+)-v1")
 LABEL_MAPS = "data/label_maps/"
+BY_POSITION = "by_position"
 _METHOD_NAME = re.compile(r"[A-Za-z0-9_-]+")  # it becomes a file name
 
 
@@ -104,14 +105,17 @@ class Data(Section):
     limit: int | None = Field(None, ge=1, description="Images of each split; null: all.")
     shard_mb: float = Field(4.0, ge=0.1, description="Smallest size of a shard, in megabytes.")
     label_map: str | None = Field(
-        None, description=f"YAML file in {LABEL_MAPS}: from the model's class ids to the data set's."
+        None,
+        description=f"YAML file in {LABEL_MAPS}, from the model's class ids to the data set's; or {BY_POSITION}: equal "
+        "ids are the same class, whatever their names.",
     )
 
     def __post_init__(self) -> None:
         if (self.images is None) != (self.annotations is None):
             raise ValueError("images and annotations are two patterns of one pair: give both or none")
-        if self.label_map and not self.label_map.startswith(LABEL_MAPS):
-            raise wrong("label_map", f"{self.label_map!r} must lie in {LABEL_MAPS}, where DVC sees its changes")
+        if self.label_map not in (None, BY_POSITION) and not self.label_map.startswith(LABEL_MAPS):
+            problem = f"{self.label_map!r} must be {BY_POSITION} or lie in {LABEL_MAPS}, where DVC sees its changes"
+            raise wrong("label_map", problem)
 
 
 @dataclass(frozen=True)

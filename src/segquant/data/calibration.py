@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterable
 
 import torch
-from PIL import Image
 
 from segquant.data.images import decode_image
-from segquant.data.protocols import IMAGENET, Normalization, normalize, resize
+from segquant.data.preprocessing import IMAGENET, Preprocessing
+from segquant.data.protocols import resize
 
 
 def spread(total: int, count: int) -> list[int]:
@@ -18,12 +18,12 @@ def spread(total: int, count: int) -> list[int]:
     return [i * total // count for i in range(count)]
 
 
-def calibration_batch(rows: Iterable[dict], protocol: str, normalization: Normalization = IMAGENET) -> torch.Tensor:
+def calibration_batch(rows: Iterable[dict], protocol: str, preprocessing: Preprocessing = IMAGENET) -> torch.Tensor:
     """Turn the images of `rows` into model inputs, float32 (N, 3, H, W).
 
     Images whose size differs after the protocol's resize are resized to the most common size.
     """
-    images = [resize(decode_image(row["image"], row["id"]), protocol) for row in rows]
+    images = [resize(decode_image(row["image"], row["id"]), protocol, preprocessing.filter) for row in rows]
     ((size, _),) = Counter(image.size for image in images).most_common(1)
-    resized = [image if image.size == size else image.resize(size, Image.Resampling.BILINEAR) for image in images]
-    return torch.stack([normalize(image, normalization) for image in resized])
+    resized = [image if image.size == size else image.resize(size, preprocessing.filter) for image in images]
+    return torch.stack([preprocessing(image) for image in resized])

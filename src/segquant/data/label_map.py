@@ -1,35 +1,90 @@
-"""Map a model's class ids to a data set's class ids where the two differ."""
+"""Match a model's classes with a data set's: by name, or by a label map where the two name things differently."""
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
 
+from segquant.base.config import BY_POSITION
 from segquant.base.errors import DataError
 
+log = logging.getLogger(__name__)
 NO_CLASS = 255
+_NAMELESS = re.compile(r"LABEL_\d+")  # what transformers calls the classes of a model that names none
+_REMEDY = (
+    "give data.label_map (--label-map), a YAML file `map: {model id: data set id}` like "
+    "data/label_maps/cityscapes_to_camvid.yaml"
+)
 
 
-def load_label_map(path: str | Path | None, model_classes: int, data_classes: Sequence[str]) -> np.ndarray | None:
-    """Read a YAML file `map: {model id: data set id}` as a lookup table, uint8 (model_classes,).
+def class_names(config: Any) -> list[str]:
+    """The names of a model's classes in the order of their ids, as its config says."""
+    names = getattr(config, "id2label", None) or {}
+    return [str(names.get(i, f"LABEL_{i}")) for i in range(config.num_labels)]
 
-    A model class that maps to `null` has no counterpart: its pixels count as wrong wherever there is a label. Returns
-    None when `path` is None and both have the same number of classes. Raises DataError when the numbers differ and
-    `path` is None, or when the file lacks an id or has one out of range.
+
+def nameless(classes: Sequence[str]) -> bool:
+    """Whether these are only the names that transformers makes up."""
+    return all(map(_NAMELESS.fullmatch, classes))
+
+
+def same_classes(classes: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether two lists name the same classes in the same order; one without names fits any of its length."""
+    if nameless(classes) or nameless(others):
+        return len(classes) == len(others)
+    return list(map(_plain, classes)) == list(map(_plain, others))
+
+
+def match_classes(
+    model_classes: Sequence[str], data_classes: Sequence[str], label_map: str | Path | None = None
+) -> np.ndarray | None:
+    """A lookup table uint8 (model classes,) from the model's class ids to the data set's; None where they are the same.
+
+    `label_map` is a YAML file `map: {model id: data set id}`, in which `null` marks a class without a counterpart: its
+    pixels count as wrong wherever there is a label. `by_position` says that equally many classes of other names are
+    the same. Without either, the same names in another order are mapped by name. Raises DataError for other names or
+    numbers of classes, and for a file that lacks an id or has one out of range.
     """
-    if path is None:
-        if model_classes == len(data_classes):
-            return None
-        raise DataError(
-            f"the model has {model_classes} classes but the data set has {len(data_classes)}: give data.label_map "
-            "(--label-map), a YAML file `map: {model id: data set id}` like data/label_maps/cityscapes_to_camvid.yaml"
-        )
+    if label_map not in (None, BY_POSITION):
+        return _read(Path(label_map), len(model_classes), len(data_classes))
+    if len(model_classes) != len(data_classes):
+        counts = f"the model has {len(model_classes)} classes but the data set has {len(data_classes)}"
+        raise DataError(f"{counts}: {_REMEDY}")
+    if label_map == BY_POSITION or same_classes(model_classes, data_classes):
+        return None
+    position = {_plain(name): i for i, name in enumerate(data_classes)}
+    if len(position) == len(data_classes) and position.keys() == set(map(_plain, model_classes)):
+        log.info("the model has the data set's %d classes in another order: mapped by name", len(data_classes))
+        return np.array([position[_plain(name)] for name in model_classes], np.uint8)
+    differing = [i for i, pair in enumerate(zip(model_classes, data_classes)) if len(set(map(_plain, pair))) > 1]
+    first, second = model_classes[differing[0]], data_classes[differing[0]]
+    raise DataError(
+        f"class {differing[0]} is '{first}' in the model but '{second}' in the data set: {_REMEDY}, or `{BY_POSITION}` "
+        "if equal numbers mean the same class"
+    )
+
+
+def _plain(name: str) -> str:
+    """A class name as it is compared: the first synonym, without case, punctuation and surplus space."""
+    return " ".join(re.split(r"[,;]", name)[0].casefold().replace("_", " ").replace("-", " ").split())
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is no class id")
+    return value
+
+
+def _read(path: Path, model_classes: int, data_classes: int) -> np.ndarray:
     try:
-        entries = yaml.safe_load(Path(path).read_text())["map"]
-        ids = {int(k): NO_CLASS if v is None else int(v) for k, v in entries.items()}
+        entries = yaml.safe_load(path.read_text())["map"]
+        ids = {_whole(k): NO_CLASS if v is None else _whole(v) for k, v in entries.items()}
     except FileNotFoundError as error:
         raise DataError(f"label map {path} does not exist") from error
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -38,12 +93,12 @@ def load_label_map(path: str | Path | None, model_classes: int, data_classes: Se
     problems = {
         "lacks model class": known - ids.keys(),
         "names an unknown model class": ids.keys() - known,
-        "maps to an unknown data set class": set(ids.values()) - {NO_CLASS, *range(len(data_classes))},
+        "maps to an unknown data set class": set(ids.values()) - {NO_CLASS, *range(data_classes)},
     }
     for problem, classes in problems.items():
         if classes:
             raise DataError(
                 f"label map {path} {problem} {min(classes)}: the model has {model_classes} classes, the data set "
-                f"{len(data_classes)}"
+                f"{data_classes}"
             )
     return np.array([ids[i] for i in range(model_classes)], np.uint8)

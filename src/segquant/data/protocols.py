@@ -10,16 +10,12 @@ Both upsample the logits to the size of the label.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
-import numpy as np
 import torch
 from PIL import Image
 
 from segquant.base.config import ALIGNED_PROTOCOL, FIXED_PROTOCOL, check_protocol
-
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of RGB in [0, 1]
-Normalization = tuple[Sequence[float], Sequence[float]]
+from segquant.data.preprocessing import IMAGENET, Preprocessing
 
 
 def resize_steps(protocol: str, width: int, height: int) -> list[tuple[int, int]]:
@@ -32,16 +28,14 @@ def resize_steps(protocol: str, width: int, height: int) -> list[tuple[int, int]
     return [rescaled, (math.ceil(rescaled[0] / 32) * 32, math.ceil(rescaled[1] / 32) * 32)]
 
 
-def resize(image: Image.Image, protocol: str) -> Image.Image:
-    """Resize an image to the size of the model's input, with Pillow's bilinear filter."""
+def resize(image: Image.Image, protocol: str, resample: Image.Resampling = Image.Resampling.BILINEAR) -> Image.Image:
+    """Resize an image to the size of the model's input."""
     for size in resize_steps(protocol, *image.size):
         if image.size != size:
-            image = image.resize(size, Image.Resampling.BILINEAR)
+            image = image.resize(size, resample)
     return image
 
 
-def normalize(image: Image.Image | np.ndarray, normalization: Normalization = IMAGENET) -> torch.Tensor:
-    """An RGB image as float32 (3, H, W): (pixels / 255 - mean) / standard deviation."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in normalization)
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(torch.float32) / 255
-    return (pixels - mean) / std
+def model_input(image: Image.Image, protocol: str, preprocessing: Preprocessing = IMAGENET) -> torch.Tensor:
+    """An RGB image as the model's input, float32 (3, H, W): sizes are the protocol's, everything else the model's."""
+    return preprocessing(resize(image, protocol, preprocessing.filter))

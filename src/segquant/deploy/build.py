@@ -18,6 +18,7 @@ from segquant.base.config import Graph
 from segquant.base.errors import DataError, ModelError
 from segquant.base.files import replacing, write_bytes
 from segquant.base.ranks import ranks
+from segquant.data.preprocessing import read_preprocessing
 from segquant.deploy.graph import exported, to_onnx
 from segquant.deploy.openvino_int8 import quantize_nncf
 from segquant.deploy.pt2e import calibrated
@@ -62,7 +63,7 @@ def build_graph(
         part.mkdir()
         target = part / "model.onnx"
         if graph is not None:
-            written = to_onnx(exported(graph), model.config, models.normalization(source))
+            written = to_onnx(exported(graph), model.config, read_preprocessing(source))
             write_bytes(target, written.SerializeToString(deterministic=True))
         elif recipe.algorithm == "qdq":
             details = quantize_qdq(float32, target, images, recipe.max_drop, score)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from segquant import models
 from segquant.base.config import Graph
 from segquant.base.errors import ConfigError, ModelError
 from segquant.base.ranks import ranks
+from segquant.data.preprocessing import read_preprocessing
 from segquant.deploy.build import build_graph
 from segquant.deploy.describe import describe
 from segquant.deploy.pt2e import Trainable, converted, prepared
@@ -46,7 +46,7 @@ def build_finetuned(
     crop = crop_of(recipe, material.protocol)
     steps = options.epochs * -(-len(material.rows) // options.batch_size)
     run = run_name(recipe, baseline, material.identity, material.protocol)
-    trainer = Trainer(recipe, material, models.normalization(baseline), checkpoint, run, crop, steps, recording)
+    trainer = Trainer(recipe, material, read_preprocessing(baseline), checkpoint, run, crop, steps, recording)
     trainer.announce("the graph is calibrated again")
 
     def fit(model: nn.Module, images: torch.Tensor) -> nn.Module:

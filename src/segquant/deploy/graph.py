@@ -15,7 +15,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from segquant.base.errors import ConfigError, ModelError, one_line
-from segquant.data.protocols import Normalization
+from segquant.data.preprocessing import Preprocessing
 from segquant.engines.extras import STEP, needs
 from segquant.quant.head import fused_products, has_segformers_head
 
@@ -85,7 +85,7 @@ def exported(pixels: nn.Module, named: bool = True) -> ExportedProgram:
 
 
 def to_onnx(
-    program: ExportedProgram, config: Any, normalization: Normalization, opset: int = OPSET, output: str = LOGITS
+    program: ExportedProgram, config: Any, preprocessing: Preprocessing, opset: int = OPSET, output: str = LOGITS
 ) -> onnx.ModelProto:
     """Convert an exported program to ONNX, check it and strip the exporter's notes.
 
@@ -110,9 +110,7 @@ def to_onnx(
         raise ConfigError(f"PyTorch cannot write opset {opset} for this model: choose opset {actual_opset}")
     strip(model)
     names = [config.id2label[i] for i in range(config.num_labels)]
-    mean, std = map(list, normalization)
-    preprocessing = {"channels": "RGB", "scale": 1 / 255, "mean": mean, "std": std, "multiple_of": STEP}
-    for key, value in {"labels": names, "preprocessing": preprocessing}.items():
+    for key, value in {"labels": names, "preprocessing": {**preprocessing.to_json(), "multiple_of": STEP}}.items():
         model.metadata_props.add(key=key, value=json.dumps(value))
     try:
         onnx.checker.check_model(model, full_check=True)

@@ -13,6 +13,7 @@ from torch import nn
 from segquant import models
 from segquant.base.errors import ModelError, UnavailableError, one_line
 from segquant.base.files import replacing, write_bytes, write_json
+from segquant.data.preprocessing import read_preprocessing
 from segquant.deploy.graph import INPUT, LOGITS, OPSET, Pixels, exported, to_onnx
 from segquant.engines.extras import needs
 from segquant.engines.runtime import CLASSES
@@ -38,13 +39,13 @@ def export_onnx(source: str | Path, folder: str | Path, opset: int = OPSET, clas
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
-    model, normalization = models.load(source), models.normalization(source)
+    model, preprocessing = models.load(source), read_preprocessing(source)
     output = CLASSES if classes else LOGITS
     summary: dict[str, Any] = {"opset": opset, "output": output}
     with replacing(folder) as part:
         part.mkdir()
         pixels = Pixels(model, classes)
-        graph = to_onnx(exported(pixels), model.config, normalization, opset, output)
+        graph = to_onnx(exported(pixels), model.config, preprocessing, opset, output)
         for name in PRECISIONS:
             if name == "float16":
                 graph = convert_float_to_float16(graph, keep_io_types=True)

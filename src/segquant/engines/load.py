@@ -15,12 +15,14 @@ import torch
 from torch import nn
 
 from segquant.base.errors import ModelError, UnavailableError, one_line
+from segquant.base.files import read_json
 from segquant.engines.extras import needs
-from segquant.engines.runtime import CLASSES, Runtime
+from segquant.engines.runtime import CLASSES, Runtime, read_metadata
 from segquant.quant import artifacts
 from segquant.quant.artifacts import Artifact, describe_artifact, intact
 
 log = logging.getLogger(__name__)
+FLOATS = {"tensor(float)": torch.float32, "f32": torch.float32, "tensor(float16)": torch.float16, "f16": torch.float16}
 GRAPHS = ("model.onnx", "model.xml")  # of an artifact, whichever is there
 
 
@@ -42,6 +44,8 @@ def load(source: str | Path, device: torch.device | str = "cpu") -> Artifact:
     paths = [Path(source) / name for name in info["files"] if name.startswith("model.")]
     model = load_graph(next(path for path in paths if path.name in GRAPHS), recipe["engine"], recipe["compute"])
     seconds, size = time.perf_counter() - start, sum(path.stat().st_size for path in paths)
+    names = read_json(Path(source) / "config.json").get("id2label", {})
+    model.config.id2label = {int(i): name for i, name in names.items()}
     log.info("loaded %s: %.2f MB on disk, %.2f s, %s %s", source, size / 1e6, seconds, model.engine, model.version)
     return Artifact(model, info, size, seconds)
 
@@ -70,18 +74,20 @@ def load_graph(path: str | Path, engine: str = "onnxruntime", compute: str = "fl
     except Exception as error:  # engines raise many types
         raise ModelError(f"{engine} cannot load {path}: {one_line(error, end=True)}") from error
     fits = len(inputs) == len(outputs) == 1 and [len(end.shape) for end in (*inputs, *outputs)] == [4, 4]
-    if not fits or (isinstance(inputs[0].shape[1], int) and inputs[0].shape[1] != 3):
+    if not fits or inputs[0].kind not in FLOATS or (isinstance(inputs[0].shape[1], int) and inputs[0].shape[1] != 3):
         if [name for name, _, _ in outputs] == [CLASSES]:
             raise ModelError(f"{path} gives class maps: export it without --classes, as scores are of logits")
         ends = "; ".join(f"{name} {kind} {shape}" for name, kind, shape in (*inputs, *outputs))
         raise ModelError(
-            f"{path} is not a SegFormer's graph: it must take pixels (B, 3, H, W) and give logits (B, C, h, w), not "
-            f"{ends[:200]}"
+            f"{path} is not a SegFormer's graph: it must take pixels (B, 3, H, W), floats of 32 or 16 bits, and give "
+            f"logits (B, C, h, w), not {ends[:200]}"
         )
     sizes, classes = inputs[0].shape, outputs[0].shape[1]
     model.batch = sizes[0] if isinstance(sizes[0], int) else None
+    model.dtype = FLOATS[inputs[0].kind]
     if not isinstance(classes, int):
         known = [size if isinstance(size, int) else usual for size, usual in zip(sizes, (1, 3, 64, 64))]
         classes = model.logits(torch.zeros(known)).shape[1]
     model.config.num_labels = classes
+    read_metadata(model, path)
     return model

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from segquant.engines.extras import needs
-from segquant.engines.runtime import End, Runtime, stored_normalization
+from segquant.engines.runtime import End, Runtime
 
 NAME = "ONNX Runtime"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -29,5 +29,5 @@ def start(path: Path, _compute: str) -> tuple[Runtime, list[End], list[End]]:
         return session.run(None, {inputs[0].name: pixels})[0]
 
     model = Runtime(call, "onnxruntime", ort.__version__, threads)
-    model.normalization = stored_normalization(path, session.get_modelmeta().custom_metadata_map)
+    model.metadata = session.get_modelmeta().custom_metadata_map
     return model, inputs, outputs

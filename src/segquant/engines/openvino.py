@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from segquant.engines.extras import needs
-from segquant.engines.runtime import End, Runtime, stored_normalization
+from segquant.engines.runtime import End, Runtime
 
 NAME = "OpenVINO"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime", "openvino")
@@ -31,7 +31,7 @@ def start(path: Path, compute: str) -> tuple[Runtime, list[End], list[End]]:
     compiled = core.compile_model(graph, "CPU", options)
     version = openvino.__version__.split("-")[0]
     model = Runtime(lambda pixels: compiled([pixels])[0], "openvino", version, threads)
-    model.normalization = stored_normalization(path, stored)
+    model.metadata = stored
     return model, inputs, outputs
 
 

@@ -6,14 +6,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
 from segquant.base.errors import ModelError, one_line
-from segquant.data.protocols import Normalization
+from segquant.data.preprocessing import Preprocessing
 from segquant.engines.extras import STEP
 
 CLASSES = "classes"  # the output's name in a graph that gives class maps in place of logits
@@ -30,16 +30,19 @@ class End(NamedTuple):
 class Runtime(nn.Module):
     """A loaded graph: pixels float32 (B, 3, H, W) to `.logits` float32 (B, C, h, w).
 
-    `version` is the engine's, `threads` how many it computes with; `normalization` is the one that the graph's
-    metadata name, `batch` how many images it takes at a time, None for any number.
+    `version` is the engine's, `threads` how many it computes with, `metadata` what the file says of itself; from that,
+    `preprocessing` (None where it says nothing) and the classes' names in `config`. `batch` is how many images it takes
+    at a time, None for any number, `dtype` of what it takes.
     """
 
     def __init__(self, call: Callable[[np.ndarray], np.ndarray], engine: str, version: str, threads: int):
         super().__init__()
         self.engine, self.version, self.threads, self._call = engine, version, threads, call
-        self.normalization: Normalization | None = None
+        self.metadata: dict[str, str] = {}
+        self.preprocessing: Preprocessing | None = None
         self.batch: int | None = None
-        self.config = SimpleNamespace(num_labels=None)
+        self.dtype = torch.float32
+        self.config = SimpleNamespace(num_labels=None, id2label={})
         self._place = nn.Parameter(torch.zeros(1), requires_grad=False)  # says: float32 on the CPU
 
     def logits(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -48,33 +51,42 @@ class Runtime(nn.Module):
         if any(size % STEP for size in inputs.shape[-2:]):
             raise ModelError(f"graphs take heights and widths in multiples of {STEP}, not {shape}: choose such a size")
         try:
-            return torch.from_numpy(self._call(inputs.numpy()))
+            if self.batch in (None, len(inputs)):
+                return self._run(inputs)
+            return torch.cat([self._filled(part) for part in inputs.split(self.batch)])
         except Exception as error:  # engines raise many types
             raise ModelError(
                 f"{self.engine} cannot run the graph on pixels {shape}: {one_line(error, end=True)}"
             ) from error
 
+    def _run(self, inputs: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(self._call(inputs.to(self.dtype).numpy())).float()
+
+    def _filled(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The logits of fewer inputs than the graph takes at a time: zeros fill them up."""
+        zeros = inputs.new_zeros(self.batch - len(inputs), *inputs.shape[1:])
+        return self._run(torch.cat([inputs, zeros]))[: len(inputs)]
+
     def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
         return SimpleNamespace(logits=self.logits(pixel_values))
 
 
-def stored_normalization(path: Path, metadata: dict[str, str]) -> Normalization | None:
-    """Mean and standard deviation that a graph's metadata name, None where they name none.
+def read_metadata(model: Runtime, path: Path) -> None:
+    """Take `preprocessing` and `labels` over from the metadata of a graph with `num_labels` classes.
 
-    Raises ModelError where `preprocessing` is not what `segquant export` writes: pixels would be normalized wrongly.
+    Raises ModelError for what `segquant export` would not write, as pixels or classes would come out wrong.
     """
-    if "preprocessing" not in metadata:
-        return None
-    try:
-        given: Any = json.loads(metadata["preprocessing"])
-        (r, g, b), (dr, dg, db) = given["mean"], given["std"]
-        fits = given.get("channels", "RGB") == "RGB" and abs(given.get("scale", 1 / 255) - 1 / 255) < 1e-6
-        mean, std = tuple(map(float, (r, g, b))), tuple(map(float, (dr, dg, db)))
-    except (AttributeError, KeyError, TypeError, ValueError):
-        fits = False
-    if not fits:
-        raise ModelError(
-            f"{path} has metadata `preprocessing` of another kind: it must be JSON with the mean and std of three "
-            "channels RGB, of pixels divided by 255"
-        )
-    return mean, std
+    metadata, classes = model.metadata, model.config.num_labels
+    if "preprocessing" in metadata:
+        try:
+            model.preprocessing = Preprocessing.from_json(metadata["preprocessing"])
+        except ValueError as error:
+            raise ModelError(f"{path} has metadata `preprocessing` that cannot be followed: {error}") from error
+    if "labels" in metadata:
+        try:
+            names = json.loads(metadata["labels"])
+        except ValueError:
+            names = None
+        if not isinstance(names, list) or len(names) != classes or not all(isinstance(name, str) for name in names):
+            raise ModelError(f"{path} has metadata `labels` that are not a JSON list of {classes} names")
+        model.config.id2label = dict(enumerate(names))

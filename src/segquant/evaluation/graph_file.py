@@ -9,8 +9,8 @@ from typing import Any
 
 from segquant.base.config import Params, check_protocol
 from segquant.base.errors import ConfigError
-from segquant.data.label_map import load_label_map
-from segquant.data.protocols import IMAGENET
+from segquant.data.label_map import class_names, match_classes
+from segquant.data.preprocessing import IMAGENET
 from segquant.data.sources import open_source, rows
 from segquant.engines.load import load_graph
 from segquant.evaluation.loop import evaluate
@@ -31,14 +31,14 @@ def score_graph(
 ) -> dict[str, Any]:
     """Score an ONNX file of any SegFormer on a data set: the accuracy keys, protocol, n_images, engine and version.
 
-    The file's metadata `preprocessing`, as `segquant export onnx` writes it, say how pixels are normalized; without it
-    ImageNet's mean and standard deviation do. Raises ModelError for a file that is no SegFormer's.
+    The file's metadata `preprocessing`, as `segquant export onnx` writes it, say what is done to pixels; without it
+    they are normalized by ImageNet's mean and standard deviation. Raises ModelError for a file that is no SegFormer's.
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit must be at least 1, not {limit}")
     protocol = check_protocol(protocol or params.protocol)
     model = load_graph(onnx, engine)
-    if model.normalization is None:
+    if model.preprocessing is None:
         log.warning("%s has no metadata `preprocessing`: pixels are normalized by ImageNet's mean and std", onnx)
     source = open_source(replace(params.data, source=data), split, limit)
     result = evaluate(
@@ -47,9 +47,9 @@ def score_graph(
         len(source),
         num_classes=len(source.classes),
         protocol=protocol,
-        normalization=model.normalization or IMAGENET,
+        preprocessing=model.preprocessing or IMAGENET,
         settings=replace(params.eval.on(engine), batch_size=model.batch or params.eval.batch_size),
-        label_map=load_label_map(label_map, model.config.num_labels, source.classes),
+        label_map=match_classes(class_names(model.config), source.classes, label_map),
     )
     return {
         "mean_iou": result.scores.mean_iou,

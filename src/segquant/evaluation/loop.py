@@ -15,7 +15,7 @@ from segquant.base.config import Eval
 from segquant.base.errors import DataError, SegquantError
 from segquant.base.progress import progress
 from segquant.data.images import IGNORE, decode_annotation
-from segquant.data.protocols import IMAGENET, Normalization
+from segquant.data.preprocessing import IMAGENET, Preprocessing
 from segquant.evaluation import metric
 from segquant.evaluation.predict import predict
 
@@ -96,7 +96,7 @@ def tally(
     num_classes: int,
     protocol: str,
     settings: Eval = _DEFAULTS,
-    normalization: Normalization = IMAGENET,
+    preprocessing: Preprocessing = IMAGENET,
     label_map: np.ndarray | None = None,
     reference: Sequence[tuple[str, bytes | None]] | None = None,
     pictures: int = 0,
@@ -130,7 +130,7 @@ def tally(
 
     result = Tally(metric.new_confusion(num_classes, device))
     same = torch.zeros((), dtype=torch.int64, device=device)
-    for prediction in predict(model, rows, protocol, settings, normalization, targets, origin):
+    for prediction in predict(model, rows, protocol, settings, preprocessing, targets, origin):
         done(1)
         if prediction.error:
             result.skipped.append(str(prediction.error))

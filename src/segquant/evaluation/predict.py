@@ -17,7 +17,8 @@ from segquant.base.allocator import keep_freed_memory
 from segquant.base.config import Eval
 from segquant.base.errors import DataError, SegquantError
 from segquant.data.images import decode_image
-from segquant.data.protocols import IMAGENET, Normalization, normalize, resize, resize_steps
+from segquant.data.preprocessing import IMAGENET, Preprocessing
+from segquant.data.protocols import model_input, resize_steps
 from segquant.evaluation.upsample import class_map
 from segquant.quant.head import fuse_early
 
@@ -71,7 +72,7 @@ def predict(
     rows: Iterable[dict],
     protocol: str,
     settings: Eval,
-    normalization: Normalization = IMAGENET,
+    preprocessing: Preprocessing = IMAGENET,
     extra: Callable[[int, dict, str], Any] | None = None,
     origin: str = "",
 ) -> Iterator[Prediction]:
@@ -89,7 +90,7 @@ def predict(
             if image.size != (row["width"], row["height"]):
                 actual, expected = f"{image.width}x{image.height}", f"{row['width']}x{row['height']}"
                 raise DataError(f"{name} is {actual} but its row says {expected}: make the shards again")
-            pixels = normalize(resize(image, protocol), normalization)
+            pixels = model_input(image, protocol, preprocessing)
             return batch, Prediction(index, row, None, extra(index, row, name) if extra else None), pixels
         except DataError as error:
             if settings.on_error != "skip":

@@ -18,6 +18,7 @@ from segquant.base.errors import SegquantError, one_line
 from segquant.base.files import replacing, sha256
 from segquant.base.hub import files
 from segquant.base.ranks import ranks
+from segquant.data.preprocessing import read_preprocessing
 from segquant.data.shards import Shard, shard_rows
 from segquant.evaluation.predict import predict, prepared
 from segquant.evaluation.shardwise import kept, over_shards
@@ -33,13 +34,13 @@ def write_reference(
     A row holds an id and a class map as PNG, which is null where the image could not be read. `partial` keeps the
     finished shards until all are finished.
     """
-    model, normalization = models.load(source).to(models.device(settings.device)), models.normalization(source)
+    model, preprocessing = models.load(source).to(models.device(settings.device)), read_preprocessing(source)
     settings = replace(settings, dtype="float32", compile=False)
     model = prepared(model, settings)
 
     def work(_: int, shard: Shard, done: Any) -> bytes:
         rows: dict[int, dict] = {}
-        predictions = predict(model, shard_rows(shard), protocol, settings, normalization, origin=str(shard.path))
+        predictions = predict(model, shard_rows(shard), protocol, settings, preprocessing, origin=str(shard.path))
         for prediction in predictions:
             png = io.BytesIO()
             if prediction.classes is not None:
@@ -54,7 +55,7 @@ def write_reference(
     identity = [
         [sha256(path) for path in files(Path(source))],
         protocol,
-        normalization,
+        preprocessing.to_json(),
         settings.batch_size,
         settings.on_error,
         next(model.parameters()).device.type,

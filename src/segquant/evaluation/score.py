@@ -15,8 +15,9 @@ from segquant.base.config import Eval
 from segquant.base.errors import UnavailableError
 from segquant.base.files import csv_text, replacing, sha256, write_json, write_text
 from segquant.base.ranks import ranks
-from segquant.data.label_map import load_label_map
+from segquant.data.label_map import class_names, match_classes
 from segquant.data.palette import palette
+from segquant.data.preprocessing import read_preprocessing
 from segquant.data.shards import Shard, shard_rows
 from segquant.engines.load import load
 from segquant.evaluation.counts import write_counts
@@ -50,8 +51,8 @@ def score(
         return {"unavailable": str(error)}, None
     engine = loaded.info["recipe"].get("engine")
     settings = settings.on(engine)
-    normalization = models.normalization(artifact)
-    to_data = load_label_map(label_map, loaded.model.config.num_labels, classes)
+    preprocessing = read_preprocessing(artifact)
+    to_data = match_classes(class_names(loaded.model.config), classes, label_map)
     model = prepared(loaded.model, settings)
     before = list(accumulate((shard.rows for shard in shards), initial=0))
 
@@ -62,7 +63,7 @@ def score(
             num_classes=len(classes),
             protocol=protocol,
             settings=settings,
-            normalization=normalization,
+            preprocessing=preprocessing,
             label_map=to_data,
             reference=read_reference(reference, shard),
             pictures=settings.pictures - before[number],
@@ -74,7 +75,7 @@ def score(
         loaded.info,
         len(classes),
         protocol,
-        normalization,
+        preprocessing.to_json(),
         None if to_data is None else to_data.tolist(),
         [sha256(Path(reference) / shard.path.name) for shard in shards],
         next(model.parameters()).device.type,

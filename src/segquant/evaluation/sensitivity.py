@@ -18,8 +18,9 @@ from segquant.base.errors import DataError
 from segquant.base.files import csv_text
 from segquant.base.progress import progress
 from segquant.data.images import IGNORE, decode_annotation, decode_image
-from segquant.data.label_map import load_label_map
-from segquant.data.protocols import Normalization, normalize, resize
+from segquant.data.label_map import class_names, match_classes
+from segquant.data.preprocessing import Preprocessing, read_preprocessing
+from segquant.data.protocols import model_input
 from segquant.evaluation import metric
 from segquant.evaluation.predict import forward
 from segquant.evaluation.upsample import class_map
@@ -36,7 +37,7 @@ def sensitivity(
     *,
     num_classes: int,
     protocol: str,
-    normalization: Normalization,
+    preprocessing: Preprocessing,
     label_map: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
     """Quantize the weights of each Linear and dense Conv2d alone, keep all else float32, and score labelled `rows`.
@@ -45,7 +46,7 @@ def sensitivity(
     (0 to 100) and the signal-to-noise ratio of the logits in dB (None if they did not change). The images and the
     float32 logits stay in memory. Raises DataError when no pixel has a label.
     """
-    images = [normalize(resize(decode_image(row["image"], row["id"]), protocol), normalization)[None] for row in rows]
+    images = [model_input(decode_image(row["image"], row["id"]), protocol, preprocessing)[None] for row in rows]
     labels = [torch.from_numpy(decode_annotation(row["annotation"]).copy()) for row in rows]
     exact = [forward(model, image)[0] for image in images]
 
@@ -108,8 +109,8 @@ def layers(
         options,
         num_classes=len(classes),
         protocol=params.protocol,
-        normalization=models.normalization(baseline),
-        label_map=load_label_map(label_map, model.config.num_labels, classes),
+        preprocessing=read_preprocessing(baseline),
+        label_map=match_classes(class_names(model.config), classes, label_map),
     )
 
 

@@ -80,7 +80,5 @@ def take(
 @torch.inference_mode()
 def _probe(model: nn.Module) -> torch.Tensor:
     """Logits of a fixed noise image, of the size the model was configured for."""
-    parameter, size = next(model.parameters()), getattr(model.config, "image_size", 64)
-    height, width = size if isinstance(size, list | tuple) else (size, size)
-    noise = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
-    return model(noise.to(parameter.device, parameter.dtype)).logits
+    parameter = next(model.parameters())
+    return model(models.noise(model).to(parameter.device, parameter.dtype)).logits

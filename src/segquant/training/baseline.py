@@ -16,8 +16,8 @@ from segquant.base.files import digest, replacing, sha256, write_json, write_tex
 from segquant.base.hub import files
 from segquant.base.ranks import ranks
 from segquant.data.fingerprint import fingerprint
-from segquant.data.label_map import load_label_map
-from segquant.data.protocols import IMAGENET, Normalization
+from segquant.data.label_map import class_names, match_classes
+from segquant.data.preprocessing import IMAGENET, Preprocessing
 from segquant.data.sources import open_source
 from segquant.evaluation.loop import Evaluation, evaluate
 from segquant.training.data import Crops, class_weights
@@ -58,7 +58,7 @@ def make_baseline(params: Params, output: str | Path, checkpoint: str | Path, re
     model = models.new_segformer_b0(source.classes).to(models.device(params.eval.device))
     weights = class_weights(source, model.config.num_labels, options.balance).to(model.device)
     validation = open_source(data, data.validation_split, options.validation_images)
-    label_map = load_label_map(data.label_map, model.config.num_labels, validation.classes)
+    label_map = match_classes(class_names(model.config), validation.classes, data.label_map)
     score = scorer(params, validation, validation.classes, IMAGENET, label_map)
 
     def samples(crop: int, first: int, length: int) -> Crops:
@@ -109,7 +109,7 @@ def scorer(
     params: Params,
     validation: Sequence[dict],
     classes: Sequence[str],
-    normalization: Normalization,
+    preprocessing: Preprocessing,
     label_map: np.ndarray | None,
 ) -> Callable[[nn.Module], Evaluation]:
     """A function that evaluates a model on the rows `validation`, whose labels are of `classes`.
@@ -126,7 +126,7 @@ def scorer(
             num_classes=len(classes),
             protocol=params.protocol,
             settings=params.eval,
-            normalization=normalization,
+            preprocessing=preprocessing,
             label_map=label_map,
             pictures=params.eval.pictures,
             desc="validate",

@@ -9,7 +9,8 @@ from torch.utils.data import Dataset
 
 from segquant.base.errors import ConfigError
 from segquant.data.images import IGNORE, decode_annotation, decode_image
-from segquant.data.protocols import IMAGENET, Normalization, normalize, resize_steps
+from segquant.data.preprocessing import IMAGENET, Preprocessing
+from segquant.data.protocols import resize_steps
 from segquant.data.sources import Scenes
 
 
@@ -34,11 +35,11 @@ class Crops(Dataset):
         first: int,
         length: int,
         protocol: str | None = None,
-        normalization: Normalization = IMAGENET,
+        preprocessing: Preprocessing = IMAGENET,
     ):
         self.source, self.crop, self.scale, self.seed = source, crop, scale, seed
         self.first, self.length = first, length
-        self.protocol, self.normalization = protocol, normalization
+        self.protocol, self.preprocessing = protocol, preprocessing
         self._rows: dict[int, dict] = {}
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
@@ -68,13 +69,13 @@ class Crops(Dataset):
         size = tuple(max(self.crop, round(side * factor)) for side in base)
         left, top = rng.integers(0, [side - self.crop + 1 for side in size])
         box = (int(left), int(top), int(left) + self.crop, int(top) + self.crop)
-        image = image.resize(size, Image.Resampling.BILINEAR).crop(box)
+        image = image.resize(size, self.preprocessing.filter).crop(box)
         labels = labels.resize(size, Image.Resampling.NEAREST).crop(box)
         if rng.random() < 0.5:
             image, labels = (picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in (image, labels))
         for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
             image = enhance(image).enhance(rng.uniform(0.75, 1.25))
-        return normalize(image, self.normalization), torch.from_numpy(np.array(labels)).long()
+        return self.preprocessing(image), torch.from_numpy(np.array(labels)).long()
 
 
 def crop_size(crop: int | None, protocol: str, scale: tuple[float, float]) -> int:

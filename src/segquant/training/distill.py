@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from segquant import models
-from segquant.base.config import Params, Phase
+from segquant.base.config import BY_POSITION, Params, Phase
 from segquant.base.errors import ConfigError, ModelError
 from segquant.base.hub import locate
-from segquant.data.label_map import load_label_map
-from segquant.data.protocols import Normalization
+from segquant.data.label_map import class_names, match_classes, same_classes
+from segquant.data.preprocessing import Preprocessing, read_preprocessing
 from segquant.data.sources import open_images, open_source
 from segquant.quant.head import fuse_early
 from segquant.training.baseline import publish, scorer, training_name
@@ -32,12 +33,14 @@ def make_student(params: Params, output: str | Path, checkpoint: str | Path, rec
     """
     options, data = params.distill, params.data
     folders = locate(options.student), locate(options.teacher)
-    student, teacher = (models.load(folder) for folder in folders)
-    normalization = shared_input(student, teacher, *folders)
-    classes = student.config.num_labels
+    student, teacher = (models.load(folder, name) for folder, name in zip(folders, (options.student, options.teacher)))
+    preprocessing = shared_input(student, teacher, *folders)
     if options.alpha < 1:
         source = open_source(data, data.train_split, options.images)
-        check_labels(options.student, classes, data.source, len(source.classes), bool(data.label_map))
+        as_labelled = data.label_map == BY_POSITION or (
+            data.label_map is None and same_classes(class_names(student.config), source.classes)
+        )
+        check_labels(options.student, student, data.source, source.classes, as_labelled)
     else:
         source = open_images(data, data.train_split, options.images)
     crop = crop_size(options.crop, params.protocol, options.scale)
@@ -45,11 +48,11 @@ def make_student(params: Params, output: str | Path, checkpoint: str | Path, rec
     student.to(device).requires_grad_(True).train()
     fuse_early(teacher.to(device))
     validation = open_source(data, data.validation_split, options.validation_images)
-    label_map = load_label_map(data.label_map, classes, validation.classes)
-    score = scorer(params, validation, validation.classes, normalization, label_map)
+    label_map = match_classes(class_names(student.config), validation.classes, data.label_map)
+    score = scorer(params, validation, validation.classes, preprocessing, label_map)
 
     def samples(crop: int, first: int, length: int) -> Crops:
-        return Crops(source, crop, options.scale, options.seed, first, length, params.protocol, normalization)
+        return Crops(source, crop, options.scale, options.seed, first, length, params.protocol, preprocessing)
 
     def loss(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         logits = model(images).logits
@@ -93,36 +96,34 @@ def make_student(params: Params, output: str | Path, checkpoint: str | Path, rec
     )
 
 
-def check_labels(model: str, model_classes: int, data: str, data_classes: int, mapped: bool) -> None:
-    """Raise ConfigError unless the classes of `model` are those of the labels of `data`.
-
-    `mapped` says that a label map leads from the model's classes to those of the data: then they differ, even if they
-    are equally many.
-    """
-    if mapped or model_classes != data_classes:
-        others = "others, as there is a label map" if mapped else data_classes
+def check_labels(name: str, model: nn.Module, data: str, data_classes: Sequence[str], as_labelled: bool) -> None:
+    """Raise ConfigError unless the model's classes are those of the labels of `data`, as `as_labelled` says."""
+    classes = model.config.num_labels
+    if not as_labelled or classes != len(data_classes):
+        others = len(data_classes) if classes != len(data_classes) else "others, or in another order"
         raise ConfigError(
-            f"{model} has {model_classes} classes and {data} {others}: it cannot learn from these labels; train on "
+            f"{name} has {classes} classes and {data} {others}: it cannot learn from these labels; train on "
             "a teacher alone, without labels (distill.alpha: 1, or teacher: float32 in a recipe's train section)"
         )
 
 
-def shared_input(student: nn.Module, teacher: nn.Module, *folders: str | Path) -> Normalization:
-    """The input normalization of student and teacher, whose `folders` are given in this order.
+def shared_input(student: nn.Module, teacher: nn.Module, *folders: str | Path) -> Preprocessing:
+    """The preprocessing of student and teacher, whose `folders` are given in this order.
 
-    Raises ModelError if their numbers of classes or their normalizations differ.
+    Raises ModelError if their classes or their preprocessings differ.
     """
     student_folder, teacher_folder = folders
-    student_classes, teacher_classes = student.config.num_labels, teacher.config.num_labels
-    if student_classes != teacher_classes:
-        raise ModelError(
-            f"teacher {teacher_folder} has {teacher_classes} classes, not the {student_classes} of {student_folder}: "
-            "take another teacher"
-        )
-    student_input, teacher_input = models.normalization(student_folder), models.normalization(teacher_folder)
+    student_classes, teacher_classes = class_names(student.config), class_names(teacher.config)
+    if not same_classes(student_classes, teacher_classes):
+        if len(student_classes) != len(teacher_classes):
+            problem = f"has {len(teacher_classes)} classes, not the {len(student_classes)} of {student_folder}"
+        else:
+            problem = f"has other classes than {student_folder}, or in another order"
+        raise ModelError(f"teacher {teacher_folder} {problem}: take another teacher")
+    student_input, teacher_input = read_preprocessing(student_folder), read_preprocessing(teacher_folder)
     if student_input != teacher_input:
         raise ModelError(
-            f"teacher {teacher_folder} normalizes its input by {teacher_input}, and {student_folder} by "
+            f"teacher {teacher_folder} takes its pixels as {teacher_input}, and {student_folder} as "
             f"{student_input}: take another teacher"
         )
     return student_input

@@ -14,7 +14,7 @@ from segquant.base.config import Method, Phase
 from segquant.base.errors import DataError
 from segquant.base.files import digest, sha256
 from segquant.base.hub import files
-from segquant.data.protocols import Normalization
+from segquant.data.preprocessing import Preprocessing
 from segquant.evaluation.loop import Evaluation
 from segquant.training.data import Crops
 from segquant.training.loop import Record, announce, silent, train
@@ -25,15 +25,15 @@ SCALE = (0.9, 1.3)  # of images before cropping: much smaller crops or other sca
 
 class Material(NamedTuple):
     """The images to train on: rows, the names of their labels' classes (none without labels), and JSON that says
-    which rows they are. `validate` evaluates a model on other rows; `mapped` says that the labels' classes are not
-    the model's own."""
+    which rows they are. `validate` evaluates a model on other rows; `as_labelled` says that the model's classes are
+    the labels'."""
 
     rows: Sequence[dict]
     classes: Sequence[str]
     identity: Any
     protocol: str
     validate: Callable[[nn.Module], Evaluation] | None = None
-    mapped: bool = False
+    as_labelled: bool = True
 
 
 def name_training(words: str, recipe: Method, models: Sequence[Path], identity: Any, protocol: str) -> str:
@@ -53,7 +53,7 @@ class Trainer:
 
     recipe: Method
     material: Material
-    normalization: Normalization
+    preprocessing: Preprocessing
     checkpoint: Path
     run: str
     crop: int
@@ -80,7 +80,7 @@ class Trainer:
         options, material = self.recipe.train, self.material
 
         def samples(crop: int, first: int, length: int) -> Crops:
-            return Crops(material.rows, crop, SCALE, options.seed, first, length, material.protocol, self.normalization)
+            return Crops(material.rows, crop, SCALE, options.seed, first, length, material.protocol, self.preprocessing)
 
         with self.recording() as record:
             self.earlier += train(

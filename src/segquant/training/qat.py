@@ -16,6 +16,7 @@ from segquant.base.config import Qat, Recipe
 from segquant.base.errors import DataError
 from segquant.base.hub import locate
 from segquant.data.images import IGNORE, decode_annotation
+from segquant.data.preprocessing import read_preprocessing
 from segquant.evaluation.loop import Evaluation
 from segquant.quant import fake
 from segquant.quant.build import build
@@ -49,8 +50,8 @@ def build_trained(
     crop = crop_size(options.crop, material.protocol, SCALE)
     teacher = load_teacher(options, baseline, material)
     run = run_name(recipe, baseline, material.identity, material.protocol)
-    normalization = models.normalization(baseline)
-    trainer = Trainer(recipe, material, normalization, checkpoint, run, crop, options.steps, recording)
+    preprocessing = read_preprocessing(baseline)
+    trainer = Trainer(recipe, material, preprocessing, checkpoint, run, crop, options.steps, recording)
     trainer.announce("the layers are calibrated again")
 
     def refine(model: nn.Module, start: LayerCodes, bits: Mapping[str, int], convs: Sequence[str]) -> LayerCodes:
@@ -92,7 +93,7 @@ def load_teacher(options: Qat, baseline: str | Path, material: Material) -> nn.M
         return teacher
     if not any(_labelled(material.rows[i]) for i in range(len(material.rows))):
         raise DataError("teacher 'none' learns from labels, and no pixel of the train split has one: use float32")
-    check_labels(str(baseline), student.config.num_labels, "the train split", len(material.classes), material.mapped)
+    check_labels(str(baseline), student, "the train split", material.classes, material.as_labelled)
     return None
 
 

@@ -17,7 +17,8 @@ from segquant.base.config import Data, Params
 from segquant.base.errors import DataError
 from segquant.data.calibration import calibration_batch, spread
 from segquant.data.fingerprint import fingerprint
-from segquant.data.label_map import load_label_map
+from segquant.data.label_map import class_names, match_classes, same_classes
+from segquant.data.preprocessing import read_preprocessing
 from segquant.data.shards import ShardRows, read_manifest
 from segquant.data.sources import open_images
 
@@ -44,15 +45,18 @@ class TrainSplit:
     label_map: str | None = None
 
     @cached_property
+    def _model_classes(self) -> list[str]:
+        return class_names(models.load(self.baseline).config)
+
+    @property
     def _to_data(self) -> np.ndarray | None:
-        labels = models.load(self.baseline).config.num_labels
-        return load_label_map(self.label_map, labels, self.validation_classes)
+        return match_classes(self._model_classes, self.validation_classes, self.label_map)
 
     @cache
     def images(self, count: int) -> torch.Tensor:
         """Calibration inputs float32 (N, 3, H, W): `count` images, evenly spread."""
         rows = (self.rows[i] for i in spread(len(self.rows), count))
-        return calibration_batch(rows, self.params.protocol, models.normalization(self.baseline))
+        return calibration_batch(rows, self.params.protocol, read_preprocessing(self.baseline))
 
     def points(self, count: int) -> Callable[[nn.Module], float]:
         """Scores a model on `count` calibration images, in points of mIoU.
@@ -72,16 +76,19 @@ class TrainSplit:
         from segquant.training.material import Material
 
         first = [self.validation[i] for i in range(min(len(self.validation), validation_images))]
-        mapped = self._to_data is not None and list(self.classes) == list(self.validation_classes)
+        if list(self.classes) == list(self.validation_classes):
+            as_labelled = self._to_data is None
+        else:
+            as_labelled = same_classes(self._model_classes, self.classes)
         # Shards are read here, once: processes that draw crops then share the rows, or are sent them.
         rows = list(self.rows) if isinstance(self.rows, ShardRows) else self.rows
-        return Material(rows, self.classes, self.identity, self.params.protocol, self._scorer(first), mapped)
+        return Material(rows, self.classes, self.identity, self.params.protocol, self._scorer(first), as_labelled)
 
     def _scorer(self, rows: Sequence[dict]) -> Callable[[nn.Module], Any]:
         from segquant.training.baseline import scorer
 
-        normalization = models.normalization(self.baseline)
-        return scorer(self.params, rows, self.validation_classes, normalization, self._to_data)
+        preprocessing = read_preprocessing(self.baseline)
+        return scorer(self.params, rows, self.validation_classes, preprocessing, self._to_data)
 
 
 def split_of_shards(params: Params, baseline: str | Path, shards: str | Path) -> TrainSplit:

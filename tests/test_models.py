@@ -1,0 +1,128 @@
+"""What a float model must be like is checked as it is loaded; one class becomes two."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_segformer
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSemanticSegmentation, SegformerConfig, SegformerForImageClassification
+
+from segquant import models
+from segquant.base.config import Eval, Recipe
+from segquant.base.errors import ModelError
+from segquant.data.sources import open_source, rows
+from segquant.engines.load import load_quantized
+from segquant.evaluation.predict import predict
+from segquant.quant.build import build
+
+
+@pytest.fixture
+def folder(tmp_path):
+    models.save(small_segformer(3, stages=2), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def change(folder, **keys):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **keys}))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"num_channels": 4}, "takes 4 channels: only RGB images work"),
+        ({"backbone_config": {"num_channels": 1}}, "takes 1 channels"),
+        ({"id2label": {"1": "a", "2": "b", "3": "c"}}, "id2label in config.json whose ids are not 0, 1, 2"),
+        ({"id2label": {"0": "a", "2": "b", "3": "c"}}, "id2label in config.json whose ids are not 0, 1, 2"),
+        ({"id2label": {"a": "a", "b": "b", "c": "c"}}, "id2label in config.json whose ids are not 0, 1, 2"),
+        ({"id2label": ["a", "b", "c"]}, "id2label in config.json whose ids are not 0, 1, 2"),
+        ({"id2label": {"0": "door", "1": "sky", "2": "door"}}, "names two classes 'door': rename one"),
+        ({"id2label": {str(i): f"c{i}" for i in range(256)}}, "has 256 classes: at most 255 work"),
+        ({"id2label": None, "num_labels": 1000}, "has 1000 classes: at most 255 work"),
+        ({"architectures": ["SegformerForImageClassification"]}, "is a SegformerForImageClassification: give a model"),
+    ],
+)
+def test_a_config_that_would_make_every_figure_wrong_is_refused(keys, message, folder):
+    change(folder, **keys)
+    with pytest.raises(ModelError, match=message) as caught:
+        models.load(folder, "owner/model")
+    assert "model 'owner/model' " in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_model_without_a_segmentation_head_is_refused(tmp_path):
+    SegformerForImageClassification(SegformerConfig(depths=[1] * 4)).save_pretrained(tmp_path)
+    with pytest.raises(
+        ModelError, match="is a SegformerForImageClassification: give a model for semantic segmentation"
+    ):
+        models.load(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_by_name(value, folder):
+    state = load_file(folder / "model.safetensors")
+    state["decode_head.batch_norm.running_var"][0] = value
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match="has NaN or infinity in decode_head.batch_norm.running_var"):
+        models.load(folder)
+
+
+@pytest.fixture
+def one_class(tmp_path):
+    """A model with a single class and a logit of both signs."""
+    model = small_segformer(1, stages=2)
+    with torch.no_grad():
+        model.decode_head.classifier.weight *= 20
+        logits = model(models.noise(model)).logits
+        model.decode_head.classifier.bias.fill_(float(-logits.median()))
+    model.config.id2label, model.config.label2id = {0: "road"}, {"road": 0}
+    models.save(model, tmp_path / "one")
+    return tmp_path / "one"
+
+
+def classes(model):
+    """The classes of all pixels of two scenes."""
+    predictions = predict(model, rows(open_source("scenes", "validation", 2)), "fixed-64x96-v1", Eval())
+    return np.concatenate([prediction.classes.numpy().ravel() for prediction in predictions])
+
+
+def twin_of(folder):
+    """The same decision by a softmax over two classes, in plain transformers: logits of -l/2 and +l/2."""
+    plain = AutoModelForSemanticSegmentation.from_pretrained(folder)
+    layer = plain.decode_head.classifier
+    layer.weight = torch.nn.Parameter(torch.cat([-layer.weight / 2, layer.weight / 2]))
+    layer.bias = torch.nn.Parameter(torch.cat([-layer.bias / 2, layer.bias / 2]))
+    return plain.eval().requires_grad_(False)
+
+
+def test_a_model_of_one_class_is_one_of_two_as_its_sigmoid_decides(one_class):
+    model = models.load(one_class)
+    assert (model.config.num_labels, model.config.id2label) == (2, {0: "background", 1: "road"})
+    assert 0.1 < classes(model).mean() < 0.9  # both occur
+    assert (classes(model) == classes(twin_of(one_class))).mean() > 0.9999
+
+
+@pytest.mark.parametrize("weights", ["float32", "int8", "int4"])
+def test_its_artifacts_have_two_classes_as_well(weights, one_class, tmp_path):
+    build(one_class, Recipe(weights), tmp_path / "artifact", torch.device("cpu"))
+    quantized = load_quantized(tmp_path / "artifact")
+    assert quantized.config.id2label == {0: "background", 1: "road"}
+    agreement = (classes(quantized) == classes(models.load(one_class))).mean()
+    assert agreement > (0.9999 if weights == "float32" else 0.8)
+
+
+class OddlyNamed(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.last = torch.nn.Conv2d(3, 1, 1)
+        self.config = SimpleNamespace(num_labels=1, id2label={0: "road"})
+
+    def forward(self, pixels):
+        return SimpleNamespace(logits=self.last(pixels))
+
+
+def test_a_last_layer_that_is_not_found_is_refused():
+    with pytest.raises(ModelError, match="model 'm' has one class, and its last layer is not found"):
+        models.two_classes("m", OddlyNamed())
