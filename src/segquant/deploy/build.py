@@ -15,7 +15,7 @@ from torch import nn
 
 from segquant import models
 from segquant.base.config import Graph
-from segquant.base.errors import DataError, ModelError
+from segquant.base.errors import DataError
 from segquant.base.files import replacing, write_bytes
 from segquant.base.ranks import ranks
 from segquant.data.preprocessing import read_preprocessing
@@ -26,6 +26,7 @@ from segquant.deploy.qdq import Score, quantize_qdq
 from segquant.engines.extras import exports_lack, needs, unavailable
 from segquant.engines.load import load
 from segquant.quant.artifacts import save_unavailable, seal
+from segquant.quant.tensors import finite
 
 Fit = Callable[[nn.Module, torch.Tensor], nn.Module]  # (float model, calibration images) -> a quantized graph
 
@@ -90,9 +91,7 @@ def build_graph(
 def _probe(folder: Path, shape: Sequence[int]) -> None:
     """Raise ModelError unless the artifact runs and its logits are numbers."""
     model = load(folder).model
-    logits = model(torch.randn(*shape, generator=torch.Generator().manual_seed(0))).logits
-    if not logits.isfinite().all():
-        raise ModelError(f"{folder} gives logits that are no numbers")
+    finite(model(torch.randn(*shape, generator=torch.Generator().manual_seed(0))).logits, str(folder))
 
 
 def _quantized_fraction(folder: Path) -> float:

@@ -19,6 +19,7 @@ from segquant.deploy.describe import describe
 from segquant.deploy.pt2e import Trainable, converted, prepared
 from segquant.engines.extras import STEP
 from segquant.quant.head import fuse_early
+from segquant.quant.tensors import finite
 from segquant.training.data import crop_size
 from segquant.training.losses import towards
 from segquant.training.material import SCALE, Material, Recording, Trainer, name_training
@@ -80,7 +81,7 @@ def _as_trained(graph: Trainable, images: torch.Tensor) -> nn.Module:
     """The trained graph, converted. Raises ModelError unless its classes on `images` are those of training."""
     expected = graph(images).logits.argmax(1)
     result = converted(graph.graph)
-    agreement = (result(images).argmax(1) == expected).double().mean().item()
+    agreement = (finite(result(images), "the converted graph").argmax(1) == expected).double().mean().item()
     log.info("the converted graph gives %.3f %% of the trained one's classes", 100 * agreement)
     if agreement < LEAST_AGREEMENT:
         raise ModelError(f"only {agreement:.2%} of the converted graph's classes are those that were trained")

@@ -17,6 +17,7 @@ from segquant.data.preprocessing import read_preprocessing
 from segquant.deploy.graph import INPUT, LOGITS, OPSET, Pixels, exported, to_onnx
 from segquant.engines.extras import needs
 from segquant.engines.runtime import CLASSES
+from segquant.quant.tensors import finite
 
 log = logging.getLogger(__name__)
 PRECISIONS = ("float32", "float16")
@@ -88,6 +89,7 @@ def _compare(path: Path, pixels: nn.Module, precision: str) -> dict[str, float]:
         if pixels.classes:
             agreements.append((output == expected).mean())
             continue
+        finite(torch.from_numpy(output), f"the {precision} ONNX model")
         difference = max(difference, float(np.abs(output - expected).max()))
         agreements.append((output.argmax(1) == expected.argmax(1)).mean())
     agreement = float(min(agreements))

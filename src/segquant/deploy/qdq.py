@@ -18,6 +18,7 @@ from segquant.base.progress import progress
 from segquant.deploy.graph import INPUT, strip
 from segquant.engines.extras import needs
 from segquant.engines.load import load_graph
+from segquant.quant.tensors import finite
 
 log = logging.getLogger(__name__)
 PROBED = 4  # images on which each node's sensitivity is measured
@@ -60,11 +61,11 @@ def quantize_qdq(
         sensitivity = quantizer.sensitivity()
         ranked = [row["node"] for row in sensitivity]
         low, high = 0, 1
-        while high < len(ranked) and drop(high) > max_drop:
+        while high < len(ranked) and not drop(high) <= max_drop:
             low, high = high, min(2 * high, len(ranked))
         while high - low > 1:  # bisect: with more nodes in float the drop is taken to shrink
             middle = (low + high) // 2
-            low, high = (middle, high) if drop(middle) > max_drop else (low, middle)
+            low, high = (low, middle) if drop(middle) <= max_drop else (middle, high)
         summary = {"drop": drop(high), "float_nodes": ranked[:high], "sensitivity": sensitivity}
         quantizer.write(target, ranked[:high])
         return summary
@@ -133,7 +134,7 @@ class _Quantizer:
 
     @staticmethod
     def _logits(path: Path, inputs: np.ndarray) -> np.ndarray:
-        return load_graph(path).logits(torch.from_numpy(inputs)).numpy()
+        return finite(load_graph(path).logits(torch.from_numpy(inputs)), "the graph").numpy()
 
 
 class _Reader:

@@ -21,6 +21,7 @@ from segquant.data.preprocessing import IMAGENET, Preprocessing
 from segquant.data.protocols import model_input, resize_steps
 from segquant.evaluation.upsample import class_map
 from segquant.quant.head import fuse_early
+from segquant.quant.tensors import finite
 
 log = logging.getLogger(__name__)
 _WINDOW = 64  # consecutive rows among which images of the same input size are batched
@@ -163,5 +164,5 @@ def _logits(model: nn.Module, inputs: list[torch.Tensor], dtype: str, limit: lis
             limit[0] = len(chunk) // 2
             log.warning("out of GPU memory with %d images at a time: continuing with %d", len(chunk), limit[0])
             continue
-        yield from logits
+        yield from finite(logits, "the model")
         start += len(chunk)

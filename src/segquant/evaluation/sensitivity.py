@@ -26,6 +26,7 @@ from segquant.evaluation.predict import forward
 from segquant.evaluation.upsample import class_map
 from segquant.quant.coverage import choose, dense_convs
 from segquant.quant.recipes import fitting, quantize
+from segquant.quant.tensors import finite
 
 COLUMNS = ("module", "parameters", "bits", "mean_iou_loss", "snr_db")
 
@@ -48,7 +49,7 @@ def sensitivity(
     """
     images = [model_input(decode_image(row["image"], row["id"]), protocol, preprocessing)[None] for row in rows]
     labels = [torch.from_numpy(decode_annotation(row["annotation"]).copy()) for row in rows]
-    exact = [forward(model, image)[0] for image in images]
+    exact = [finite(forward(model, image)[0], "the model") for image in images]
 
     if all(bool((label == IGNORE).all()) for label in labels):
         raise DataError(f"there is no labelled pixel to score on: every label is {IGNORE}, which is ignored")
@@ -75,7 +76,7 @@ def sensitivity(
                 group_size = fitting(layer.weight[0].numel(), settings.group_size)
                 layer.weight.data = _quantized_weight(layer, Recipe(f"int{bits}", group_size, settings.algorithm))
                 try:
-                    logits = [forward(model, image)[0] for image in images]
+                    logits = [finite(forward(model, image)[0], f"{name} at {bits} bits") for image in images]
                 finally:
                     layer.weight.data = original
                 noise = sum((a - b).square().sum().item() for a, b in zip(logits, exact, strict=True))

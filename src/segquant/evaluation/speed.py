@@ -29,6 +29,7 @@ from segquant.engines.extras import exports_lack, refused_size
 from segquant.engines.load import load, load_graph
 from segquant.evaluation.predict import forward
 from segquant.quant.artifacts import describe_artifact, load_artifact
+from segquant.quant.tensors import finite
 
 log = logging.getLogger(__name__)
 TORCH = ("eager", "compile")  # engines whose threads are PyTorch's
@@ -111,11 +112,12 @@ def _lane(
             lane["compile_seconds"] = _timed(model, inputs)
             for other in beside.values():
                 _timed(other, inputs)
+            compiled = finite(forward(model, inputs), "the compiled model")
         except Exception as error:  # inductor and the compilers behind it raise many types
             reason = one_line(error, 200)
             log.warning("compile: %s", reason)
             return {**lane, "unavailable": f"torch.compile failed: {reason}"}
-        agreement = lane["agreement"] = (forward(model, inputs).argmax(1) == expected).double().mean().item()
+        agreement = lane["agreement"] = (compiled.argmax(1) == expected).double().mean().item()
         if agreement < LEAST_AGREEMENT:
             return {**lane, "unavailable": f"its classes agree with the evaluated model's on {agreement:.1%} only"}
     # An engine's threads keep waiting for work after a run, on the cores that the next model is timed on. Engines that

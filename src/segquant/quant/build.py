@@ -20,6 +20,7 @@ from segquant.base.files import read_json, replacing
 from segquant.base.ranks import ranks
 from segquant.quant.artifacts import describe_artifact, load_quantized, save_quantized, save_unavailable
 from segquant.quant.recipes import Refine, quantize
+from segquant.quant.tensors import finite
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def build(
 
     Gives {"seconds": what it took without loading and saving, "calibration_images": N} on the first rank, or
     {"unavailable": why} where `device` cannot run it. Raises ModelError when the artifact read back does not give
-    bit-identical logits.
+    bit-identical logits, or gives NaN.
     """
     model = models.load(source)
     size = len(save({k: v.contiguous() for k, v in model.state_dict().items()}))
@@ -54,7 +55,7 @@ def build(
     log.info("quantized %d modules in %.2f s", len(done), seconds)
     with replacing(folder) as part:
         save_quantized(model, recipe, part, source, size, run)
-        if not torch.equal(_probe(model), _probe(load_quantized(part, device))):
+        if not torch.equal(finite(_probe(model), str(folder)), _probe(load_quantized(part, device))):
             raise ModelError(f"{folder} read back does not give the logits it was saved with")
     return {"seconds": round(seconds, 3), "calibration_images": len(images) if images is not None else 0}
 

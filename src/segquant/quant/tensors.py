@@ -1,10 +1,12 @@
-"""Helpers for torchao's quantized tensors and for rounding to float16."""
+"""Helpers for torchao's quantized tensors, for rounding to float16, and for values that are no numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 import torch
+
+from segquant.base.errors import ModelError
 
 CASTS = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # weights that are cast, not quantized
 
@@ -27,6 +29,13 @@ def bits(weight: torch.Tensor) -> int:
 def dtype_name(dtype: torch.dtype) -> str:
     """`float32` for torch.float32."""
     return str(dtype).removeprefix("torch.")
+
+
+def finite(values: torch.Tensor, what: str) -> torch.Tensor:
+    """`values`, where all are numbers. Raises ModelError elsewhere: the argmax of NaN is a class like any other."""
+    if not values.isfinite().all():
+        raise ModelError(f"{what} gives logits that are no numbers")
+    return values
 
 
 def as_float16(values: torch.Tensor) -> torch.Tensor:
