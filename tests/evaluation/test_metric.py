@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from segquant.base.errors import DataError
 from segquant.evaluation.hf_metric import MeanIoU
 from segquant.evaluation.metric import compute, new_confusion, update
 
@@ -95,3 +96,29 @@ def test_reduce_labels_reads_raw_ade20k_annotations():
     filled = MeanIoU().compute(predictions=[[[1]]], references=[[[5]]], num_labels=3, nan_to_num=0.0, label_map={5: 1})
     assert filled["per_category_iou"].tolist() == [0.0, 1.0, 0.0] and filled["mean_iou"] == pytest.approx(1 / 3)
     assert got["per_category_iou"][149] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("reference", "options", "message"),
+    [
+        ([[0, -100]], {}, "label -100 is neither a class below 3 nor ignored: pass ignore_index=-100"),
+        ([[0, 3]], {}, "label 3 is neither a class below 3 nor ignored"),
+        ([[0, 3]], {"ignore_index": 7}, "label 3 is neither a class"),
+        ([[0, 255]], {"ignore_index": -100}, "label 255 is neither a class"),
+        ([[0, 1, 2]], {}, "make them equal"),
+        ([[0, 1]], {"num_labels": 300}, "num_labels is 300: 1 to 255 classes work"),
+    ],
+)
+def test_a_label_that_is_no_class_is_refused(reference, options, message):
+    with pytest.raises(DataError, match=message):
+        MeanIoU().compute(predictions=[[[0, 1]]], references=[reference], **{"num_labels": 3, **options})
+
+
+def test_pytorchs_ignore_index_is_ignored_where_it_is_passed():
+    scores = MeanIoU().compute(predictions=[[[0, 1]]], references=[[[0, -100]]], num_labels=3, ignore_index=-100)
+    assert scores["mean_iou"] == scores["overall_accuracy"] == 1.0
+
+
+def test_a_prediction_below_zero_is_refused():
+    with pytest.raises(DataError, match="prediction -1 is no class id"):
+        MeanIoU().compute(predictions=[[[0, -1]]], references=[[[0, 1]]], num_labels=3)

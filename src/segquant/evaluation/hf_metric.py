@@ -10,6 +10,8 @@ import evaluate
 import numpy as np
 import torch
 
+from segquant.base.errors import DataError
+from segquant.data.images import IGNORE
 from segquant.evaluation.metric import compute, new_confusion, update
 
 _DESCRIPTION = "Mean IoU, mean accuracy and overall accuracy of semantic segmentation over a whole data set."
@@ -28,11 +30,12 @@ class MeanIoU(evaluate.Metric):
     """`MeanIoU().compute(predictions=..., references=..., num_labels=150, ignore_index=255)`.
 
     Returns the keys of Hugging Face's `mean_iou`: `mean_iou`, `mean_accuracy`, `overall_accuracy`,
-    `per_category_iou`, `per_category_accuracy`.
+    `per_category_iou`, `per_category_accuracy`. Raises DataError for a label that is neither a class nor
+    `ignore_index`, such as PyTorch's -100: Hugging Face's arithmetic counts the predictions there as false positives.
     """
 
     def _info(self) -> evaluate.MetricInfo:
-        pixels = datasets.Sequence(datasets.Sequence(datasets.Value("uint16")))
+        pixels = datasets.Sequence(datasets.Sequence(datasets.Value("int32")))
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation="",
@@ -50,6 +53,8 @@ class MeanIoU(evaluate.Metric):
         label_map=None,
         reduce_labels=False,
     ):
+        if not 1 <= num_labels <= IGNORE:
+            raise DataError(f"num_labels is {num_labels}: 1 to {IGNORE} classes work")
         confusion = new_confusion(num_labels)
         for prediction, reference in zip(predictions, references):
             original = np.asarray(reference).astype(np.int64)
@@ -58,8 +63,10 @@ class MeanIoU(evaluate.Metric):
                 label[original == old] = new
             if reduce_labels:
                 label = np.where((label == 0) | (label == 255), 255, label - 1)
-            label = np.where(label == ignore_index, 255, label)
-            update(confusion, torch.from_numpy(np.asarray(prediction).astype(np.int64)), torch.from_numpy(label))
+            prediction = np.asarray(prediction).astype(np.int64)
+            _check(label, prediction, num_labels, ignore_index)
+            label = np.where(label == ignore_index, IGNORE, label)
+            update(confusion, torch.from_numpy(prediction), torch.from_numpy(label))
         scores = compute(confusion)
         iou, accuracy = scores.iou, scores.accuracy
         if nan_to_num is not None:
@@ -71,3 +78,16 @@ class MeanIoU(evaluate.Metric):
             "per_category_iou": iou,
             "per_category_accuracy": accuracy,
         }
+
+
+def _check(label: np.ndarray, prediction: np.ndarray, num_labels: int, ignore_index: int) -> None:
+    if label.shape != prediction.shape:
+        raise DataError(f"a prediction has the shape {prediction.shape} but its label {label.shape}: make them equal")
+    strange = label[((label < 0) | (label >= num_labels)) & (label != ignore_index)]
+    if strange.size:
+        raise DataError(
+            f"label {strange[0]} is neither a class below {num_labels} nor ignored: pass ignore_index={strange[0]} if "
+            "it marks pixels without a label"
+        )
+    if (prediction < 0).any():
+        raise DataError(f"prediction {prediction.min()} is no class id: give the argmax over classes")
