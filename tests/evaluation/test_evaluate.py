@@ -1,4 +1,5 @@
 import io
+import json
 
 import numpy as np
 import pytest
@@ -8,16 +9,17 @@ from PIL import Image
 from transformers import SegformerImageProcessorPil
 
 from segquant import models
-from segquant.base.config import Eval
+from segquant.base.config import Eval, Recipe
 from segquant.base.errors import DataError, SegquantError
 from segquant.data.images import decode_annotation, decode_image
-from segquant.data.preprocessing import IMAGENET, read_preprocessing
-from segquant.data.protocols import resize
+from segquant.data.preprocessing import read_preprocessing
 from segquant.data.shards import open_shards, write_shards
 from segquant.data.sources import open_source, rows
+from segquant.engines.load import load_quantized
 from segquant.evaluation.loop import evaluate
 from segquant.evaluation.predict import predict
 from segquant.evaluation.reference import read_reference, write_reference
+from segquant.quant.build import build
 
 
 @pytest.fixture
@@ -100,17 +102,34 @@ def test_the_label_map_translates_to_the_data_sets_classes(tiny, source):
     assert np.unique(next(iter(result.pictures.values()))).tolist() == [2]
 
 
-def test_the_normalization_comes_from_the_model(tiny_folder, source):
+def test_preprocessing_comes_from_the_artifact(tiny_folder, source, tmp_path):
+    """A model that swallows its normalization predicts what it did with it, and nothing like it without."""
     path = tiny_folder / "preprocessor_config.json"
-    assert read_preprocessing(tiny_folder) == IMAGENET
-    path.write_text(path.read_text().replace("0.485", "0.1"))
-    other = read_preprocessing(tiny_folder)
-    assert other == ((0.1, 0.456, 0.406), IMAGENET[1])
-    image = decode_image(source[0]["image"], "x")
-    expected = SegformerImageProcessorPil.from_pretrained(tiny_folder)(image, return_tensors="pt")["pixel_values"][0]
-    assert torch.allclose(other(resize(image, "fixed-512x512-v1")), expected, atol=1e-6)
-    path.unlink()
-    assert read_preprocessing(tiny_folder) == IMAGENET
+    keys = json.loads(path.read_text())
+    mean, std = (torch.tensor(keys[key]).view(1, 3, 1, 1) for key in ("image_mean", "image_std"))
+    before = _classes(tiny_folder, source)
+    model = models.load(tiny_folder)
+    first = next(layer for layer in model.modules() if isinstance(layer, torch.nn.Conv2d))
+    first.weight.data /= std
+    first.bias.data -= (first.weight * mean).sum((1, 2, 3))
+    models.save(model, tiny_folder, baseline=None)
+    path.write_text(json.dumps({**keys, "do_normalize": False}))
+    build(tiny_folder, Recipe("float32"), tmp_path / "artifact", torch.device("cpu"))
+    after = _classes(tmp_path / "artifact", source)
+    assert (after == before).mean() > 0.8  # the first convolution pads with zeros, which were the mean
+    path.write_text(json.dumps(keys))
+    assert (_classes(tiny_folder, source) == before).mean() < 0.6
+
+
+def _classes(folder, source):
+    predictions = predict(
+        models.load(folder) if folder.name == "tiny" else load_quantized(folder),
+        rows(source),
+        "fixed-64x64-v1",
+        Eval(),
+        read_preprocessing(folder),
+    )
+    return np.concatenate([prediction.classes.numpy().ravel() for prediction in predictions])
 
 
 def test_labels_without_any_labelled_pixel_are_refused(tiny, source):

@@ -1,0 +1,110 @@
+"""ONNX files of any origin: what they say of pixels, classes and batches is followed, or refused in one line.
+
+The graphs give their input back as logits, so that a pixel's class is its brightest channel, by hand.
+"""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import ROOT
+from onnx import TensorProto, helper
+from PIL import Image
+
+from segquant.base import config
+from segquant.base.errors import DataError, ModelError
+from segquant.engines.load import load_graph
+from segquant.evaluation.graph_file import score_graph
+
+ENGINES = ["onnxruntime", "openvino"]
+NAMES = ["red", "green", "blue"]
+PLAIN = {"mean": [0, 0, 0], "std": [1, 1, 1], "scale": 1}
+
+
+def graph(path, batch="B", kind=TensorProto.FLOAT, **metadata):
+    node = helper.make_node("Identity", ["x"], ["y"])
+    ends = [helper.make_tensor_value_info(name, kind, [batch, 3, "H", "W"]) for name in "xy"]
+    model = helper.make_model(
+        helper.make_graph([node], "foreign", ends[:1], ends[1:]),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=10,
+    )
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=json.dumps(value))
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def params(tmp_path_factory):
+    """Three pictures of noise whose labels are their brightest channels."""
+    folder = tmp_path_factory.mktemp("channels")
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        pixels = 3 * rng.integers(0, 85, (32, 64, 3), dtype=np.uint8) + np.arange(3, dtype=np.uint8)  # no ties
+        for kind, content in (("images", pixels), ("labels", pixels.argmax(2).astype(np.uint8))):
+            (folder / kind).mkdir(exist_ok=True)
+            Image.fromarray(content).save(folder / kind / f"val_{i}.png")
+    (folder / "classes.txt").write_text("\n".join(NAMES))
+    params = config.load(ROOT / "params.yaml")
+    keys = {"images": "images/{split}_*.png", "annotations": "labels/{split}_*.png"}
+    data = replace(params.data, source=str(folder), classes=str(folder / "classes.txt"), **keys)
+    return replace(params, data=data, protocol="fixed-32x64-v1")
+
+
+def score(params, path, engine, **options):
+    return score_graph(params, onnx=path, data=params.data.source, split="val", engine=engine, **options)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.FLOAT16])
+@pytest.mark.parametrize("batch", ["B", 1, 2, 5])
+def test_any_batch_of_floats_of_32_or_16_bits(engine, kind, batch, params, tmp_path):
+    path = graph(tmp_path / "graph.onnx", batch, kind, preprocessing=PLAIN, labels=NAMES)
+    result = score(params, path, engine)
+    assert result["n_images"] == 3 and result["mean_iou"] == 1.0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_channels_are_flipped_as_the_file_says(engine, params, tmp_path):
+    flipped = graph(tmp_path / "graph.onnx", preprocessing={**PLAIN, "channels": "BGR"}, labels=NAMES[::-1])
+    assert score(params, flipped, engine)["mean_iou"] == 1.0
+    green = {"mean": [0, -999, 0], "std": [1, 1, 1], "scale": 1}
+    assert score(params, graph(tmp_path / "green.onnx", preprocessing=green), engine)["mean_accuracy"] == 1 / 3
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_classes_are_matched_by_the_names_in_the_file(engine, params, tmp_path):
+    path = graph(tmp_path / "graph.onnx", preprocessing=PLAIN, labels=["green", "red", "blue"])
+    assert score(params, path, engine)["mean_iou"] < 0.5
+    assert score(params, path, engine, label_map="by_position")["mean_iou"] == 1.0
+    path = graph(tmp_path / "other.onnx", preprocessing=PLAIN, labels=["red", "green", "yellow"])
+    with pytest.raises(DataError, match="class 2 is 'yellow' in the model but 'blue' in the data set"):
+        score(params, path, engine)
+
+
+@pytest.mark.parametrize(
+    ("kind", "metadata", "message"),
+    [
+        (TensorProto.UINT8, {}, "it must take pixels .B, 3, H, W., floats of 32 or 16 bits"),
+        (TensorProto.DOUBLE, {}, "it must take pixels .B, 3, H, W., floats of 32 or 16 bits"),
+        (TensorProto.FLOAT, {"labels": ["red", "green"]}, "metadata `labels` that are not a JSON list of 3 names"),
+        (TensorProto.FLOAT, {"labels": {"0": "red"}}, "metadata `labels` that are not a JSON list of 3 names"),
+        (TensorProto.FLOAT, {"labels": [0, 1, 2]}, "metadata `labels` that are not a JSON list of 3 names"),
+    ],
+)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_cannot_be_followed_is_one_line(engine, kind, metadata, message, tmp_path):
+    with pytest.raises(ModelError, match=message) as caught:
+        load_graph(graph(tmp_path / "graph.onnx", kind=kind, **metadata), engine)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_batch_that_is_filled_up_gives_the_same_logits(engine, tmp_path):
+    images = torch.randn(3, 3, 32, 64)
+    model = load_graph(graph(tmp_path / "graph.onnx", batch=2), engine)
+    assert torch.equal(model(images).logits, images)
