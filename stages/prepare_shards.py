@@ -2,6 +2,7 @@
 
 from segquant.base import config
 from segquant.base.entry import run
+from segquant.base.hub import files, locate
 from segquant.data.shards import write_shards
 from segquant.data.sources import open_source
 from stages import arguments
@@ -11,6 +12,7 @@ def main() -> None:
     a = arguments(__doc__, "output")
     params = config.load()
     params.wandb.resolve()
+    files(locate(params.model.source, params.model.revision, params.model.sha256))  # before the data are downloaded
     data = params.data
     sources = {
         "train": open_source(data, data.train_split, data.limit),

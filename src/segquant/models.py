@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 from segquant.base.errors import ModelError, one_line
 from segquant.base.files import read_json
 from segquant.base.hub import files
+from segquant.base.repository import called
 from segquant.data.protocols import IMAGENET, Normalization
 
 log = logging.getLogger(__name__)
@@ -48,10 +49,11 @@ def new_segformer_b0(names: Sequence[str]) -> nn.Module:
 def load(source: str | Path) -> nn.Module:
     """Load a float model as float32, in eval mode, without gradients; log its load time and memory.
 
-    `source` is a folder with config.json and either model.safetensors or a pytorch_model.bin that holds only tensors.
+    `source` is a folder with config.json and model.safetensors, or a pytorch_model.bin that holds only tensors; either
+    one may be in shards with an index. An error calls a folder in the hub's cache by its hub id.
     Raises ModelError when the model is missing, broken, quantized, or not a segmentation model.
     """
-    folder = Path(source)
+    folder, source = Path(source), called(source)
     if any(path.name == "quantization.json" for path in files(folder)):
         raise ModelError(f"model '{source}' is already quantized: give the float model that it was made from")
     start, before = time.perf_counter(), psutil.Process().memory_info().rss
