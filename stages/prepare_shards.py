@@ -2,7 +2,6 @@
 
 from segquant.base import config
 from segquant.base.entry import run
-from segquant.base.hub import files, locate
 from segquant.data.shards import write_shards
 from segquant.data.sources import open_source
 from stages import arguments
@@ -12,7 +11,6 @@ def main() -> None:
     a = arguments(__doc__, "output")
     params = config.load()
     params.wandb.resolve()
-    files(locate(params.model.source, params.model.revision, params.model.sha256))  # before the data are downloaded
     data = params.data
     sources = {
         "train": open_source(data, data.train_split, data.limit),

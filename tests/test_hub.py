@@ -21,6 +21,7 @@ from segquant.base.config import Recipe
 from segquant.base.errors import ConfigError, ModelError
 from segquant.base.files import sha256
 from segquant.base.hub import locate
+from segquant.lineage import origin
 from segquant.quant.build import build
 
 
@@ -118,7 +119,7 @@ LOG_IN = "set HF_TOKEN, or log in with `hf auth login`"
     ],
 )
 def test_what_the_hub_refuses_is_one_line_that_says_what_to_do(
-    access, token, revision, fails, message, tiny_folder, tmp_path, monkeypatch
+    access, token, revision, fails, message, tiny_folder, tmp_path, monkeypatch, caplog
 ):
     """Whole: the hub's client wraps its reasons in long texts, of which a cut line kept the request's number."""
     repos = {"models/owner/tiny": of_folder(tiny_folder, access=access)} if access else {}
@@ -128,6 +129,7 @@ def test_what_the_hub_refuses_is_one_line_that_says_what_to_do(
             locate("owner/tiny", revision)
     assert str(error.value).startswith("model 'owner/tiny' is no folder here and the hub gives none: ")
     assert message in str(error.value) and "\n" not in str(error.value) and "..." not in str(error.value)
+    assert not [line for line in caplog.records if line.name.startswith("segquant")]
 
 
 def test_without_the_hub_the_cache_serves_what_it_holds_whole(tiny_folder, tmp_path, monkeypatch):
@@ -178,8 +180,10 @@ def test_a_sharded_checkpoint_is_the_model(sharded, tiny_folder, tmp_path, monke
             "model.safetensors.index.json",
             *sorted(path.name for path in sharded.glob("model-*")),
         ]
-    assert hub.weights_sha256(sharded) == hub.weights_sha256(fetched)
-    assert hub.weights_sha256(tiny_folder) == sha256(tiny_folder / "model.safetensors")
+    whole, parts, again = (
+        origin(folder, {"fingerprint": ""}, "", None)["model"] for folder in (tiny_folder, sharded, fetched)
+    )
+    assert whole == sha256(tiny_folder / "model.safetensors") and parts == again != whole
     build(sharded, Recipe("int8"), tmp_path / "int8", torch.device("cpu"))
     build(tiny_folder, Recipe("int8"), tmp_path / "whole", torch.device("cpu"))
     for name in ("model.safetensors", "quantization.json"):
@@ -219,7 +223,7 @@ def test_shards_in_pickles_load_and_shards_that_are_missing_or_elsewhere_are_ref
 
 
 INSTEAD = {
-    "model.fp16.safetensors": "it has the variant model.fp16.safetensors: rename model.fp16.safetensors to model.safetensors",
+    "model.fp16.safetensors": "it has the variant model.fp16.safetensors: rename model.fp16.safetensors to model.safetensors (of a hub id, in a folder with its files)",
     "model.fp16-00001-of-00002.safetensors model.safetensors.index.fp16.json": "rename model.safetensors.index.fp16.json to model.safetensors.index.json",
     "onnx/model.onnx": "it has only onnx/model.onnx (ONNX): choose a model with safetensors, or save it so",
     "tf_model.h5 flax_model.msgpack": "it has only flax_model.msgpack (Flax), tf_model.h5 (TensorFlow): choose a model",

@@ -190,13 +190,11 @@ def test_the_pipeline_looks_at_the_model_before_the_data(tmp_path):
     with serve(repos) as record:
         changes = {"HF_ENDPOINT": record.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
         env = {**os.environ, **changes, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
-        command = [sys.executable, "-m", "stages.prepare_shards", "--output", "shards"]
+        command = [sys.executable, "-m", "stages.data_source", "--output", "source.json"]
         done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 2 and "model 'owner/model' is incomplete" in done.stderr.splitlines()[-1]
-        assert not record.fetched and not (tmp_path / "shards").exists()
-        (tmp_path / "params.yaml").write_text(
-            yaml.safe_dump({**params, "model": {"source": str(ROOT / "models/scenes-b0")}})
-        )
+        assert not record.fetched and not (tmp_path / "source.json").exists()
+        params["model"]["source"] = str(ROOT / "models/scenes-b0")
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
         subprocess.run(command, env=env, cwd=tmp_path, check=True, capture_output=True)
-    assert record.fetched == ["val.parquet"]
-    assert json.loads((tmp_path / "shards" / "manifest.json").read_text())["splits"]["validation"]["images"] == 1
+        assert json.loads((tmp_path / "source.json").read_text())["commit"] == COMMIT and not record.fetched

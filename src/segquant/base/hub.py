@@ -69,7 +69,10 @@ def _snapshot(name: str, revision: str | None) -> Path:
     repository = open_repository(name, "model", revision)
     weights = choose(repository.files, name)
     folder = repository.fetch([*(config for config in CONFIGS if config in repository.files), weights])
-    return repository.fetch(shards(folder / weights, name)) if weights.endswith(INDEX) else folder
+    if weights.endswith(INDEX):
+        repository.fetch(shards(folder / weights, name))
+    repository.log_commit()
+    return folder
 
 
 def _download(url: str, sha256: str | None) -> Path:

@@ -17,7 +17,6 @@ from segquant.base.errors import DataError, ModelError, SegquantError, one_line
 
 log = logging.getLogger(__name__)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-COMMIT = re.compile(r"[0-9a-f]{40}")
 _LOG_IN = "set HF_TOKEN, or log in with `hf auth login`"
 Kind = Literal["model", "dataset"]
 
@@ -47,6 +46,15 @@ class Repository:
         except Exception as error:  # the hub, its cache and the network raise many types
             raise _refusal(error, self.name, self.kind, self.revision) from error
 
+    def log_commit(self) -> None:
+        """Log which commit is used, as a warning where the revision may lead to another one later."""
+        if self.revision == self.commit:
+            log.info("%s: using commit %s", self.name, self.commit)
+            return
+        key = {"model": "model.revision", "dataset": "data.revision"}[self.kind]
+        what = "the newest revision" if self.revision == "main" else f"revision {self.revision}"
+        log.warning("%s: using %s, commit %s; set %s to this commit to keep it", self.name, what, self.commit, key)
+
 
 def open_repository(name: str, kind: Kind, revision: str | None = None) -> Repository:
     """Look at the hub's repository `name` at a commit, tag or branch (None: the newest), and download nothing.
@@ -60,14 +68,7 @@ def open_repository(name: str, kind: Kind, revision: str | None = None) -> Repos
         files = sorted(_files(name, kind, resolved))
     except Exception as error:  # the hub, its cache and the network raise many types
         raise _refusal(error, name, kind, revision) from error
-    commit = resolved.resolved
-    if revision == commit:
-        log.info("%s: using commit %s", name, commit)
-    else:
-        key = {"model": "model.revision", "dataset": "data.revision"}[kind]
-        what = f"revision {revision}" if revision else "the newest revision"
-        log.warning("%s: using %s, commit %s; set %s to this commit to keep it", name, what, commit, key)
-    return Repository(name, kind, resolved, commit, files)
+    return Repository(name, kind, resolved, resolved.resolved, files)
 
 
 def called(folder: str | Path) -> str:

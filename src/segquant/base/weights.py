@@ -56,7 +56,7 @@ def _instead(names: Collection[str]) -> str:
     if variants:
         index = next((name for name in variants if name.endswith(".json")), None)
         old, new = (index, SAFETENSORS + INDEX) if index else (variants[0], SAFETENSORS)
-        return f"it has the variant {variants[0]}: rename {old} to {new}, of a hub's model in a folder of its files"
+        return f"it has the variant {variants[0]}: rename {old} to {new} (of a hub id, in a folder with its files)"
     others = [f"{name} ({kind})" for name in sorted(names) if (kind := _FORMATS.get(PurePosixPath(name).suffix))]
     if others and SAFETENSORS not in names:
         return f"it has only {_listed(others)}: choose a model with safetensors, or save it so (save_pretrained)"

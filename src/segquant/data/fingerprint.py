@@ -8,7 +8,7 @@ from typing import Any
 
 from segquant.base import files
 from segquant.base.config import Data
-from segquant.data.remote import find, on_hub, repository
+from segquant.data.remote import commit, find, on_hub
 from segquant.data.tree import Folder
 
 
@@ -25,7 +25,7 @@ def fingerprint(data: Data) -> dict[str, Any]:
     if data.source == "scenes":
         return state
     if on_hub(data):
-        return {**state, "commit": repository(data).commit}
+        return {**state, "commit": commit(data)}
     path = find(data)
     names = Folder(path).names() if path.is_dir() else [""]
     stats = [(name, (path / name).stat()) for name in names]

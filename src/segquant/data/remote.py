@@ -54,6 +54,13 @@ def repository(data: Data) -> Repository:
     return open_repository(data.source, "dataset", known(data).revision)
 
 
+def commit(data: Data) -> str:
+    """The commit of a data set on the hub. Raises DataError when there is none."""
+    there = repository(data)
+    there.log_commit()
+    return there.commit
+
+
 def open_remote(there: Repository, data: Data, split: str, limit: int | None = None) -> Table:
     """Download the Parquet files of one split and open them; with `limit`, only as many as hold so many rows.
 
@@ -72,7 +79,9 @@ def open_remote(there: Repository, data: Data, split: str, limit: int | None = N
             "data.configuration and data.revision (the hub converts most data sets at refs/convert/parquet)"
         )
     chosen = [prefix + name for name in split_files(names, split, data.source)]
-    return open_files(_fetched(there, chosen, limit), data, f"{data.source} ({split})", limit)
+    table = open_files(_fetched(there, chosen, limit), data, f"{data.source} ({split})", limit)
+    there.log_commit()
+    return table
 
 
 def _fetched(there: Repository, names: Sequence[str], limit: int | None) -> Iterator[Path]:
