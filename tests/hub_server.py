@@ -106,10 +106,10 @@ def answer(request, repos, record):
             return send(request, failure[1], b"", {"retry-after": "0"} if failure[1] == 429 else {})
     if address.path.startswith("/storage/"):
         return storage(request, repos, record, address.path.rpartition("/")[2], cut=bool(failure))
-    found = locate(repos, address.path)
-    if found is None:
+    target = locate(repos, address.path)
+    if target is None:
         return refuse(request, 404, "EntryNotFound", "no such page")
-    name, repo, what, rest = found
+    name, repo, what, rest = target
     if repo is None or (repo.access == "private" and token not in repo.members):
         return refuse(request, 401 if not token else 404, "RepoNotFound", "Repository not found")
     if what == "info":
