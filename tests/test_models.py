@@ -48,8 +48,8 @@ def change(folder, **keys):
 def test_a_config_that_would_make_every_figure_wrong_is_refused(keys, message, folder):
     change(folder, **keys)
     with pytest.raises(ModelError, match=message) as caught:
-        models.load(folder, "owner/model")
-    assert "model 'owner/model' " in str(caught.value) and "\n" not in str(caught.value)
+        models.load(folder)
+    assert f"model '{folder}' " in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_model_without_a_segmentation_head_is_refused(tmp_path):

@@ -141,6 +141,7 @@ def test_a_key_that_wandb_does_not_take_stops_before_any_work(monkeypatch, tmp_p
 
 def test_what_results_were_made_from_is_told(monkeypatch, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "config.json").write_text("{}")
     told = lineage.lineage(config.load(ROOT / "params.yaml"), tmp_path, {"fingerprint": "f"}, ROOT / "dvc.lock")
     assert told["model"]["sha256"] == hashlib.sha256(b"weights").hexdigest()
     assert told["data"] == {"source": "scenes", "fingerprint": "f"}

@@ -11,12 +11,17 @@ import yaml
 
 from segquant.base.config import Params
 from segquant.base.files import digest, sha256
+from segquant.base.hub import weights_sha256
 
 
 def origin(baseline: str | Path, manifest: dict[str, Any], protocol: str, label_map: str | None) -> dict[str, Any]:
     """What a figure of the float model rests on: digests of its weights and of the data, protocol and label map."""
-    weights = sha256(Path(baseline) / "model.safetensors")
-    return {"model": weights, "data": manifest["fingerprint"], "protocol": protocol, "label_map": label_map}
+    return {
+        "model": weights_sha256(baseline),
+        "data": manifest["fingerprint"],
+        "protocol": protocol,
+        "label_map": label_map,
+    }
 
 
 def lineage(params: Params, baseline: str | Path, manifest: dict[str, Any], lock: str | Path = "dvc.lock") -> dict:
@@ -29,7 +34,7 @@ def lineage(params: Params, baseline: str | Path, manifest: dict[str, Any], lock
         "model": {
             "source": params.model.source,
             "revision": params.model.revision,
-            "sha256": sha256(Path(baseline) / "model.safetensors"),
+            "sha256": weights_sha256(baseline),
         },
         "data": {"source": params.data.source, "fingerprint": manifest["fingerprint"]},
         "protocol": params.protocol,

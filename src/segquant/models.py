@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from segquant.base.errors import ModelError, one_line
 from segquant.base.files import read_json
 from segquant.base.hub import files
+from segquant.base.repository import called
 from segquant.data.preprocessing import PREPROCESSOR
 
 log = logging.getLogger(__name__)
@@ -45,15 +46,15 @@ def new_segformer_b0(names: Sequence[str]) -> nn.Module:
     return SegformerForSemanticSegmentation(config)
 
 
-def load(source: str | Path, name: str | None = None) -> nn.Module:
+def load(source: str | Path) -> nn.Module:
     """Load a float model as float32, in eval mode, without gradients; log its load time and memory.
 
-    `source` is a folder with config.json and either model.safetensors or a pytorch_model.bin that holds only tensors;
-    `name` is how errors call it. A model of one class, which a sigmoid decides on, becomes one of two (`two_classes`).
-    Raises ModelError when the model is missing, broken, quantized, no segmentation model, or when its input, classes
-    or weights are such that every figure would be wrong.
+    `source` is a folder with config.json and model.safetensors, or a pytorch_model.bin that holds only tensors; either
+    one may be in shards with an index. An error calls a folder in the hub's cache by its hub id. A model of one class,
+    which a sigmoid decides on, becomes one of two (`two_classes`). Raises ModelError when the model is missing, broken,
+    quantized, no segmentation model, or when its input, classes or weights are such that every figure would be wrong.
     """
-    folder, source = Path(source), name or source
+    folder, source = Path(source), called(source)
     if any(path.name == "quantization.json" for path in files(folder)):
         raise ModelError(f"model '{source}' is already quantized: give the float model that it was made from")
     _check_config(source, folder)

@@ -52,8 +52,8 @@ def run(
     recipes = params.quant.choose(methods)
     params = replace(params, protocol=check_protocol(protocol or params.protocol))
     place, baseline = Workspace(output), locate(model, revision, sha256)
+    loaded = models.load(baseline)  # before the data, which may have to be downloaded
     sets = open_sets(params.data, data, label_maps, split, limit, output)
-    loaded = models.load(baseline, model)
     for data_set in sets.values():
         data_set.check(class_names(loaded.config))
     train, fitted = None, [name for name, recipe in recipes.items() if recipe.calibration_images or recipe.train]

@@ -133,6 +133,18 @@ def test_every_route_makes_the_same_shards(route, split, official, routes, hub, 
         assert (tmp_path / "route" / shard["file"]).read_bytes() == (tmp_path / "folder" / shard["file"]).read_bytes()
 
 
+@pytest.mark.parametrize("route", ROUTES)
+def test_every_route_has_the_splits_by_both_of_their_names(route, routes, hub):
+    """Patterns take the split as it is written."""
+    for names in (("train", "training"), ("val", "validation")):
+        if route == "patterns":
+            with pytest.raises(DataError, match=r"images/(train|val)/\*.jpg matches no file"):
+                open_source(routes[0][route], min(names, key=len))
+            continue
+        first, second = (open_source(routes[0][route], name) for name in names)
+        assert len(first) == len(second) and first[0] == second[0]
+
+
 @pytest.mark.parametrize("split", ["training", "validation"])
 def test_class_ids_are_the_stored_values_minus_one(official, split):
     """Every pixel of every pair; the images keep the bytes of their files."""
@@ -244,7 +256,7 @@ def test_a_description_that_does_not_fit_is_one_line(tmp_path, keys, message, mo
 def test_tables_that_do_not_fit_are_one_line(routes, hub, tmp_path):
     flat = routes[0]["Parquet"]
     for data, split, message in (
-        (flat, "test", "has no split 'test' but the Parquet files train-00000-of-00001.parquet, validation-"),
+        (flat, "test", "has no split 'test': choose one of train, validation"),
         (routes[0]["saved to disk"], "test", "has no split 'test': choose one of train, validation"),
         (Data(flat.source), "validation", "does not name its classes: set data.classes"),
         (Data(flat.source, classes="ade20k"), "validation", "set data.reduce_labels to true where 0 is no class"),
@@ -258,7 +270,7 @@ def test_tables_that_do_not_fit_are_one_line(routes, hub, tmp_path):
         (
             Data("zhoubolei/scene_parse_150", configuration="none"),
             "validation",
-            "has no Parquet files in none at revision refs/convert/parquet: choose data.configuration",
+            "in none at revision refs/convert/parquet, whose folders are instance_segmentation, scene_parsing: choose",
         ),
     ):
         with pytest.raises((ConfigError, DataError)) as caught:

@@ -45,6 +45,9 @@ def test_brackets_in_a_path_are_not_a_pattern(tmp_path):
     "files",
     [
         ("val-00000-of-00002.parquet", "val-00001-of-00002.parquet"),
+        ("data/val-00000-of-00002-f3a663f7140ee7fd.parquet", "data/val-00001-of-00002-0d1c2b3a49586776.parquet"),
+        ("val-00001-of-00002.parquet", "val-00002-of-00002.parquet"),
+        ("val/00000-of-00002.parquet", "val/00001-of-00002.parquet"),
         ("data/val-0.parquet", "data/val-1.parquet"),
         ("val/0000.parquet", "val/0001.parquet"),
         ("default/val/0000.parquet", "default/val/0001.parquet"),
@@ -54,7 +57,7 @@ def test_brackets_in_a_path_are_not_a_pattern(tmp_path):
 def test_a_split_has_only_its_own_files(tmp_path, files):
     for n, file in enumerate(files):
         put(tmp_path / file, [n])
-    for similar in ("train", "val_extra", "val-hard", "validation", "val_matched"):
+    for similar in ("train", "val_extra", "val-hard", "validation", "valid", "val_matched", "val-f3a663f7140ee7fd"):
         for file in files:
             put(tmp_path / file.replace("val", similar), [9])
     assert labels(tmp_path, "val") == [0, 1]
@@ -69,9 +72,33 @@ def test_several_configurations_are_not_mixed(tmp_path):
         assert labels(tmp_path, split, configuration="mini") == [1]
 
 
-def test_a_missing_part_is_an_error(tmp_path):
-    put(tmp_path / "train-00001-of-00003.parquet", [1])
-    with pytest.raises(DataError, match="has 1 of the 3 files of split 'train': fetch it again"):
+@pytest.mark.parametrize(
+    ("asked", "there"),
+    [("train", "training"), ("training", "train"), ("val", "validation"), ("validation", "val"), ("valid", "val")],
+)
+def test_a_split_is_found_by_another_name_of_the_same_meaning(tmp_path, asked, there):
+    put(tmp_path / f"{there}-0.parquet", [1])
+    put(tmp_path / "test.parquet", [9])
+    assert labels(tmp_path, asked) == [1]
+    put(tmp_path / "more" / asked / "0.parquet", [2])
+    assert labels(tmp_path, asked) == [2]  # exactly the name that is asked for
+    with pytest.raises(DataError, match=f"has no split 'dev': choose one of .*test.*{there}"):
+        labels(tmp_path, "dev")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["train-00001-of-00003.parquet"], "has 1 of the 3 files of split 'train': fetch it again"),
+        (["train-00001-of-00003-f3a663f7140ee7fd.parquet"], "has 1 of the 3 files of split 'train': fetch it again"),
+        (["train_0_of_2.parquet"], "has 1 of the 2 files of split 'train': fetch it again"),
+        (["train-0-of-1.parquet", "train.parquet"], "has several versions of split 'train', such as train-0-of-1.par"),
+    ],
+)
+def test_a_missing_part_and_a_part_too_many_are_errors(tmp_path, files, message):
+    for file in files:
+        put(tmp_path / file, [1])
+    with pytest.raises(DataError, match=message):
         labels(tmp_path, "train")
 
 
@@ -131,8 +158,10 @@ def test_a_saved_split_has_only_its_name(tmp_path, named, split):
     dataset = datasets.Dataset.from_dict({"image": cells, "annotation": cells}, features, split=named)
     dataset.select([2, 0]).save_to_disk(str(tmp_path / "saved"))
     assert labels(tmp_path / "saved", split) == [3, 1]
-    with pytest.raises(DataError, match=f"has no split 'val': choose one of {split}$"):
-        labels(tmp_path / "saved", "val")
+    with pytest.raises(DataError, match=f"has no split 'test': choose one of {split}$"):
+        labels(tmp_path / "saved", "test")
+    synonym = {"train": "training", "validation": "val"}[split]
+    assert labels(tmp_path / "saved", synonym) == [3, 1]
 
 
 def test_a_known_layout_takes_precedence_over_a_parquet_file(tmp_path):

@@ -1,9 +1,8 @@
-"""Find the files of a model (in a folder, on the Hugging Face hub, at an https URL) or of a data set on the hub."""
+"""Find the files of a model: in a folder, on the Hugging Face hub, or at an https URL."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import re
 import sys
@@ -11,17 +10,18 @@ import urllib.error
 from http.client import HTTPException
 from pathlib import Path
 
-from segquant.base.errors import ConfigError, DataError, ModelError, one_line
+from segquant.base import files as disk
+from segquant.base.errors import ConfigError, ModelError, one_line
 from segquant.base.files import replacing
+from segquant.base.repository import HUB_ID, called, open_repository
+from segquant.base.weights import INDEX, SAFETENSORS, choose, shards
 
-log = logging.getLogger(__name__)
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 CONFIGS = ("config.json", "preprocessor_config.json", "quantization.json")
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
 
 
 def locate(source: str | Path, revision: str | None = None, sha256: str | None = None) -> Path:
-    """Return the local folder of a model, with its config.json and model.safetensors.
+    """Return the local folder of a model, with its config.json and weights.
 
     `source` is a folder, a hub id (owner/name; `revision` is a commit, tag or branch), or the https URL of a
     safetensors file beside its config.json (`sha256` of the file is required). Downloads are cached.
@@ -39,65 +39,52 @@ def locate(source: str | Path, revision: str | None = None, sha256: str | None =
     raise ModelError(f"model '{source}' is not there: give a folder, a hub id (owner/name) or an https URL")
 
 
-def data_snapshot(name: str, revision: str | None = None, configuration: str | None = None) -> Path:
-    """Download the Parquet files of a data set on the hub and return their local folder.
-
-    `configuration` is the folder to download; None downloads all. Raises DataError when the hub has no such data set,
-    or the data set has no Parquet files.
-    """
-    from huggingface_hub import snapshot_download
-
-    patterns = [f"{configuration}/**" if configuration else "**.parquet"]
-    try:
-        folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=patterns))
-    except Exception as error:  # the hub, its cache and the network raise many types
-        raise DataError(f"data source '{name}' is nothing here and the hub gives none: {one_line(error)}") from error
-    if next((folder / (configuration or "")).rglob("*.parquet"), None) is None:
-        where = f"{configuration} at " if configuration else ""
-        raise DataError(
-            f"data source '{name}' has no Parquet files in {where}revision {revision or 'main'}: choose "
-            "data.configuration and data.revision (the hub converts most data sets at refs/convert/parquet)"
-        )
-    _log_revision(name, revision, folder.name, "data.revision")
-    return folder
-
-
 def files(folder: Path) -> list[Path]:
-    """List a model's files in `folder`: its configuration files and one weights file, safetensors if there is one.
+    """List a model's files in `folder`: its configuration files and its weights, safetensors if there are any.
 
-    Raises ModelError when config.json or the weights are missing.
+    Weights are one file, or an index and its shards. Raises ModelError when config.json or some weights are missing.
     """
-    weights = [folder / name for name in WEIGHTS if (folder / name).is_file()][:1]
-    if not weights or not (folder / "config.json").is_file():
-        raise ModelError(f"model '{folder}' is incomplete: it needs config.json and model.safetensors")
-    return [path for path in (folder / name for name in CONFIGS) if path.is_file()] + weights
+    return [path for path in (folder / name for name in CONFIGS) if path.is_file()] + _weights(folder)
+
+
+def weights_sha256(folder: str | Path) -> str:
+    """SHA-256 (hexadecimal) of a model's weights file; of several files, of the list of theirs."""
+    digests = [disk.sha256(path) for path in _weights(Path(folder))]
+    return digests[0] if len(digests) == 1 else disk.digest(digests)
+
+
+def _weights(folder: Path) -> list[Path]:
+    model = called(folder)
+    names = {path.relative_to(folder).as_posix() for pattern in ("*", "*/*") for path in folder.glob(pattern)}
+    weights = choose(names, model)
+    if not weights.endswith(INDEX):
+        return [folder / weights]
+    parts = shards(folder / weights, model)
+    if missing := [part for part in parts if part not in names]:
+        raise ModelError(f"model '{model}' is incomplete: {weights} names {missing[0]}, which is not there")
+    return [folder / weights, *(folder / part for part in parts)]
 
 
 def _snapshot(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    for weights in WEIGHTS:
-        try:
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*CONFIGS, weights]))
-        except Exception as error:  # the hub, its cache and the network raise many types
-            raise ModelError(f"model '{name}' is no folder here and the hub gives none: {one_line(error)}") from error
-        if (folder / weights).is_file():
-            break
-    _log_revision(name, revision, folder.name, "model.revision")
+    repository = open_repository(name, "model", revision)
+    weights = choose(repository.files, name)
+    folder = repository.fetch([*(config for config in CONFIGS if config in repository.files), weights])
+    if weights.endswith(INDEX):
+        repository.fetch(shards(folder / weights, name))
+    repository.log_commit()
     return folder
-
-
-def _log_revision(name: str, revision: str | None, commit: str, key: str) -> None:
-    if revision is None:
-        log.warning("%s: using the newest revision, commit %s; set %s to this commit to keep it", name, commit, key)
-    else:
-        log.info("%s: using revision %s, commit %s", name, revision, commit)
 
 
 def _download(url: str, sha256: str | None) -> Path:
     from torch.hub import download_url_to_file
 
-    if not url.split("?")[0].endswith(".safetensors"):
+    name = url.split("?")[0].rsplit("/", 1)[1]
+    if name.endswith(INDEX) or _SHARD.search(name):
+        raise ModelError(
+            f"model '{url}' is one file of a sharded checkpoint, and a URL fetches no others: give its hub id, or a "
+            "folder with config.json, the index and all shards"
+        )
+    if not name.endswith(".safetensors"):
         raise ModelError(
             f"model '{url}' is not a safetensors file: give one, because a pickle from the network can run code"
         )
@@ -112,7 +99,7 @@ def _download(url: str, sha256: str | None) -> Path:
             part.mkdir()
             for name in CONFIGS:
                 _download_config(f"{url.split('?')[0].rsplit('/', 1)[0]}/{name}", part / name, name == "config.json")
-            download_url_to_file(url, str(part / WEIGHTS[0]), hash_prefix=sha256, progress=sys.stderr.isatty())
+            download_url_to_file(url, str(part / SAFETENSORS), hash_prefix=sha256, progress=sys.stderr.isatty())
     except (OSError, RuntimeError, ValueError, HTTPException) as error:  # RuntimeError: the hash is wrong
         raise ModelError(f"model '{url}' cannot be fetched: {one_line(error)}") from error
     return folder

@@ -8,7 +8,7 @@ from typing import Any
 
 from segquant.base import files
 from segquant.base.config import Data
-from segquant.data.sources import find, on_hub
+from segquant.data.remote import commit, find, on_hub
 from segquant.data.tree import Folder
 
 
@@ -24,9 +24,9 @@ def fingerprint(data: Data) -> dict[str, Any]:
         state["classes"] = files.sha256(data.classes)
     if data.source == "scenes":
         return state
+    if on_hub(data):
+        return {**state, "commit": commit(data)}
     path = find(data)
-    if on_hub(data):  # the hub's cache names a snapshot's folder after its commit
-        return {**state, "commit": path.name}
     names = Folder(path).names() if path.is_dir() else [""]
     stats = [(name, (path / name).stat()) for name in names]
     listing = "".join(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n" for name, stat in stats)

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -21,25 +21,14 @@ from segquant import scenes
 from segquant.base import classes
 from segquant.base.config import Data
 from segquant.base.errors import ConfigError, DataError
-from segquant.base.hub import HUB_ID, data_snapshot
 from segquant.data.images import IGNORE, Pair, decode_label, image_size
 from segquant.data.layouts import IMAGES, KNOWN, Layout, matching, recognise
+from segquant.data.remote import find, known, on_hub, open_remote, repository
 from segquant.data.tables import is_table, open_table
 from segquant.data.tree import Archive, Folder, open_tree
 
 log = logging.getLogger(__name__)
 CLASSES = {"ade20k": classes.ADE20K, "cityscapes": classes.CITYSCAPES, "camvid": classes.CAMVID}
-
-
-class Known(NamedTuple):
-    """Defaults for a data set on the hub."""
-
-    revision: str | None = None
-    configuration: str | None = None
-    layout: Layout | None = None
-
-
-HUB = {"zhoubolei/scene_parse_150": Known("refs/convert/parquet", "scene_parsing", Layout((), classes.ADE20K, True))}
 
 
 class Pairs(Protocol):
@@ -148,13 +137,12 @@ def open_source(data: str | Data, split: str, limit: int | None = None) -> Scene
         if split not in scenes.SIZES:
             raise DataError(f"scenes has no split '{split}': choose one of {', '.join(scenes.SIZES)}")
         return Scenes(split, min(scenes.SIZES[split], limit or scenes.SIZES[split]))
-    path = find(data)
     if on_hub(data):
-        known = HUB.get(data.source, Known())
-        folder = path / (data.configuration or known.configuration or "")
-        pairs, layout = open_table(folder, split, data), known.layout
+        there, layout = repository(data), known(data).layout
+        _classes(data, layout), _lookup(data, layout)  # what they refuse is not downloaded
+        pairs = open_remote(there, data, split, limit)
     else:
-        pairs, layout = _local(path, split, data)
+        pairs, layout = _local(find(data), split, data)
     names, lookup = _classes(data, layout), _lookup(data, layout)
     size = min(len(pairs), limit or len(pairs))
     listed = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
@@ -181,27 +169,6 @@ def open_images(data: Data, split: str, limit: int | None = None) -> Scenes | La
 def rows(source: Scenes | Labelled | Photos) -> Iterator[dict]:
     """Yield the rows of a source in order."""
     return (source[i] for i in range(len(source)))
-
-
-def on_hub(data: Data) -> bool:
-    """Whether `data.source` is not a local path."""
-    return not Path(data.source).exists()
-
-
-def find(data: Data) -> Path:
-    """The local path of the data, downloaded from the hub where necessary. Raises DataError when they do not exist."""
-    path = Path(data.source)
-    if not on_hub(data):
-        if path.is_file() and path.suffix.lower() != ".zip":
-            raise DataError(f"data source '{path}' is a file: give a folder, a zip archive or a hub id")
-        return path
-    if not HUB_ID.fullmatch(data.source):
-        raise DataError(
-            f"data source '{data.source}' is not there: give 'scenes', a labelled folder, a zip archive or a hub id "
-            "(owner/name)"
-        )
-    known = HUB.get(data.source, Known())
-    return data_snapshot(data.source, data.revision or known.revision, data.configuration or known.configuration)
 
 
 def _local(path: Path, split: str, data: Data) -> tuple[Pairs, Layout | None]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -18,7 +19,11 @@ from segquant.base.errors import ConfigError, DataError, one_line
 from segquant.data.images import Pair
 
 _SAVED = ("dataset_dict.json", "state.json")  # save_to_disk writes them for several splits and for one
-_PARTS = re.compile(r"-of-(\d+)$")
+# Splits of the same meaning: a table that lacks the name that is asked for may have another.
+_SAME = ({"train", "training"}, {"val", "valid", "validation"})
+# What follows the split in a file's name: -N, -N-of-N, or with a hash, as older push_to_hub wrote it.
+_COUNTED = r"(?P<part>\d+)[-_.]of[-_.](?P<parts>\d+)(-[0-9a-f]{16})?"
+_PART = rf"[-_.](\d+|{_COUNTED})"
 
 
 class Rows(Protocol):
@@ -146,12 +151,55 @@ def open_table(folder: Path, split: str, data: Data) -> Table:
     Raises DataError when the split or a file is missing or broken, ConfigError when the columns or the folder to read
     are not clear.
     """
-    try:
-        saved = any((folder / name).is_file() for name in _SAVED)
-        rows = _saved(folder, split) if saved else Parquet(_parquet(folder, split))
-        return Table(rows, data, f"{folder} ({split})")
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"{folder} cannot be read as a table ({one_line(error)}): fetch or save it again") from error
+    saved = any((folder / name).is_file() for name in _SAVED)
+    with _readable(folder):
+        if saved:
+            return Table(_saved(folder, split), data, f"{folder} ({split})")
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet")]
+        files = [folder / name for name in split_files(names, split, str(folder))]
+        return Table(Parquet(files), data, f"{folder} ({split})")
+
+
+def open_files(files: Iterable[Path], data: Data, name: str, limit: int | None = None) -> Table:
+    """Open the Parquet files of one split; of a lazy iterable, no more than it takes for `limit` rows.
+
+    Raises as `open_table`, calling the table by `name`.
+    """
+    with _readable(name):
+        needed, rows = [], 0
+        for file in files:
+            needed.append(file)
+            rows += pq.read_metadata(file).num_rows
+            if limit and rows >= limit:
+                break
+        return Table(Parquet(needed), data, name)
+
+
+def split_files(names: Iterable[str], split: str, where: str) -> list[str]:
+    """The Parquet files of a split among `names` (with slashes), in order: SPLIT.parquet, SPLIT-N.parquet,
+    SPLIT-N-of-N.parquet, SPLIT-N-of-N-HASH.parquet, or the files in a folder SPLIT; else so of a synonym.
+
+    Raises DataError when there are none or some are missing, ConfigError when they lie in several folders.
+    """
+    names = sorted(names)
+    chosen, folders = _named(names, split)
+    for synonym in sorted(_synonyms(split)):
+        if not chosen:
+            chosen, folders = _named(names, synonym)
+    if not chosen:
+        if splits := sorted({name for path in names if (name := _split(PurePosixPath(path)))}):
+            raise DataError(f"{where} has no split '{split}': choose one of {', '.join(splits)}")
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        raise DataError(
+            f"{where} has no split '{split}' but the Parquet files {shown}: name the split in the name of the file, "
+            "as in train-00000-of-00001.parquet, or of its folder"
+        )
+    if len(folders) > 1:
+        raise ConfigError(
+            f"{where} has split '{split}' in several folders: choose data.configuration from {', '.join(folders)}"
+        )
+    _check_parts(chosen, split, where)
+    return chosen
 
 
 def _holds_images(kind: pa.DataType) -> bool:
@@ -172,30 +220,50 @@ def _saved(folder: Path, split: str) -> Saved:
     saved = datasets.load_from_disk(str(folder))
     # `datasets` calls a split without a name "train".
     splits = saved if hasattr(saved, "keys") else {str(saved.split or "train"): saved}
-    if split not in splits:
+    name = next((name for name in (split, *sorted(_synonyms(split))) if name in splits), None)
+    if name is None:
         raise DataError(f"{folder} has no split '{split}': choose one of {', '.join(splits)}")
-    return Saved(splits[split], folder)
+    return Saved(splits[name], folder)
 
 
-def _parquet(folder: Path, split: str) -> list[Path]:
-    """The Parquet files of a split: SPLIT.parquet, SPLIT-NNNNN-of-NNNNN.parquet, or the files in a folder SPLIT."""
-    files = sorted(folder.rglob("*.parquet"))
-    named = re.compile(rf"{re.escape(split)}([-_.]\d+([-_.]of[-_.]\d+)?)?")
-    chosen = [path for path in files if named.fullmatch(path.stem)]
-    parents = {path.parent for path in chosen}
+def _named(names: Sequence[str], split: str) -> tuple[list[str], list[str]]:
+    """The files of exactly this split, and the folders that have such files."""
+    named = re.compile(rf"{re.escape(split)}({_PART})?")
+    chosen = {name: path.parent for name in names if named.fullmatch((path := PurePosixPath(name)).stem)}
     if not chosen:
-        chosen = [path for path in files if path.parent.name == split and path.parent != folder]
-        parents = {path.parent.parent for path in chosen}
-    if not chosen:
-        names = ", ".join(str(path.relative_to(folder)) for path in files[:3]) + (", ..." if len(files) > 3 else "")
+        paths = [PurePosixPath(name) for name in names]
+        chosen = {str(path): path.parent.parent for path in paths if path.parent.name == split}
+    return list(chosen), sorted({str(folder) for folder in chosen.values()})
+
+
+def _split(path: PurePosixPath) -> str:
+    """The split that a Parquet file's name gives, or else that of its folder; empty where neither gives one."""
+    name = re.fullmatch(rf"(?P<split>.*?)({_PART})?", path.stem)["split"]
+    return path.parent.name if re.fullmatch(r"\d*|part([-_.].*)?", name) else name
+
+
+def _synonyms(split: str) -> set[str]:
+    return next((names - {split} for names in _SAME if split in names), set())
+
+
+def _check_parts(names: Sequence[str], split: str, where: str) -> None:
+    """Raise DataError unless files that count themselves, as in 00000-of-00002, are all there, each one once."""
+    matches = [re.search(rf"{_COUNTED}$", PurePosixPath(name).stem) for name in names]
+    parts = [(int(match["part"]), int(match["parts"])) for match in matches if match]
+    if not parts:
+        return
+    numbers, total = sorted(part for part, _ in parts), max(parts for _, parts in parts)
+    if len(set(parts)) < len(names) or len({parts for _, parts in parts}) > 1:
         raise DataError(
-            f"{folder} has no split '{split}' but the Parquet files {names}: name the split in the name of the file, "
-            "as in train-00000-of-00001.parquet, or of its folder"
+            f"{where} has several versions of split '{split}', such as {names[0]} and {names[-1]}: keep one"
         )
-    if len(parents) > 1:
-        names = ", ".join(sorted(str(parent.relative_to(folder)) for parent in parents))
-        raise ConfigError(f"{folder} has split '{split}' in several folders: choose data.configuration from {names}")
-    totals = {int(part[1]) for path in chosen if (part := _PARTS.search(path.stem))}
-    if totals and totals != {len(chosen)}:
-        raise DataError(f"{folder} has {len(chosen)} of the {max(totals)} files of split '{split}': fetch it again")
-    return chosen
+    if numbers not in ([*range(total)], [*range(1, total + 1)]):
+        raise DataError(f"{where} has {len(names)} of the {total} files of split '{split}': fetch it again")
+
+
+@contextmanager
+def _readable(where: Path | str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"{where} cannot be read as a table ({one_line(error)}): fetch or save it again") from error

@@ -33,7 +33,7 @@ def make_student(params: Params, output: str | Path, checkpoint: str | Path, rec
     """
     options, data = params.distill, params.data
     folders = locate(options.student), locate(options.teacher)
-    student, teacher = (models.load(folder, name) for folder, name in zip(folders, (options.student, options.teacher)))
+    student, teacher = (models.load(folder) for folder in folders)
     preprocessing = shared_input(student, teacher, *folders)
     if options.alpha < 1:
         source = open_source(data, data.train_split, options.images)
