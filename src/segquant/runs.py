@@ -51,7 +51,7 @@ def run(
     recipes = params.quant.choose(methods)
     params = replace(params, protocol=check_protocol(protocol or params.protocol))
     place, baseline = Workspace(output), locate(model, revision, sha256)
-    sets = open_sets(params.data, data, label_maps, split, limit, output)
+    sets = open_sets(params.data, data, label_maps, split, limit, output, params.eval.on_error)
     loaded = models.load(baseline)
     for data_set in sets.values():
         data_set.check(loaded.config.num_labels)
@@ -65,7 +65,7 @@ def run(
             raise DataError(f"{error}; {needed}") from error
     lanes.check(params, loaded, recipes, train)
     for name, data_set in sets.items():
-        data_set.prepare(int(1e6 * params.data.shard_mb))
+        data_set.prepare(int(1e6 * params.data.shard_mb), train.learned if train else frozenset())
         write_reference(
             baseline,
             data_set.shards,

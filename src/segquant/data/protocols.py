@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from segquant.base.config import ALIGNED_PROTOCOL, FIXED_PROTOCOL, check_protocol
+from segquant.base.errors import DataError
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of RGB in [0, 1]
 Normalization = tuple[Sequence[float], Sequence[float]]
@@ -32,9 +33,17 @@ def resize_steps(protocol: str, width: int, height: int) -> list[tuple[int, int]
     return [rescaled, (math.ceil(rescaled[0] / 32) * 32, math.ceil(rescaled[1] / 32) * 32)]
 
 
-def resize(image: Image.Image, protocol: str) -> Image.Image:
-    """Resize an image to the size of the model's input, with Pillow's bilinear filter."""
+def resize(image: Image.Image, protocol: str, name: str = "an image") -> Image.Image:
+    """Resize an image to the size of the model's input, with Pillow's bilinear filter.
+
+    Raises DataError with `name` for an image so narrow that the protocol leaves nothing of a side.
+    """
     for size in resize_steps(protocol, *image.size):
+        if not all(size):
+            raise DataError(
+                f"{name} is {image.width}x{image.height}, too narrow for {protocol}, which keeps the ratio: leave it "
+                "out, or choose fixed-HxW-v1"
+            )
         if image.size != size:
             image = image.resize(size, Image.Resampling.BILINEAR)
     return image

@@ -89,7 +89,7 @@ def predict(
             if image.size != (row["width"], row["height"]):
                 actual, expected = f"{image.width}x{image.height}", f"{row['width']}x{row['height']}"
                 raise DataError(f"{name} is {actual} but its row says {expected}: make the shards again")
-            pixels = normalize(resize(image, protocol), normalization)
+            pixels = normalize(resize(image, protocol, name), normalization)
             return batch, Prediction(index, row, None, extra(index, row, name) if extra else None), pixels
         except DataError as error:
             if settings.on_error != "skip":
