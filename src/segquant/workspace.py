@@ -12,8 +12,9 @@ from segquant.base.config import Data
 from segquant.base.errors import ConfigError, DataError
 from segquant.base.files import write_json
 from segquant.data.label_map import load_label_map
+from segquant.data.rows import OnError
 from segquant.data.shards import Shard, open_shards, write_shards
-from segquant.data.sources import OnError, open_source
+from segquant.data.sources import open_source
 
 
 @dataclass(frozen=True)

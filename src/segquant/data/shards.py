@@ -21,7 +21,7 @@ from segquant.base.errors import DataError, SegquantError, one_line
 from segquant.base.files import read_json, replacing, sha256, write_json
 from segquant.base.progress import progress
 from segquant.data.images import IGNORE, decode_annotation
-from segquant.data.sources import OnError, rows
+from segquant.data.rows import OnError, rows
 
 log = logging.getLogger(__name__)
 SCHEMA = pa.schema(

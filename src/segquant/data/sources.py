@@ -8,28 +8,25 @@ same size as the image, with 255 for ignored pixels.
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal, NamedTuple, Protocol
-
-from PIL import Image
+from typing import NamedTuple
 
 from segquant import scenes
 from segquant.base import classes
 from segquant.base.config import Data
 from segquant.base.errors import ConfigError, DataError
 from segquant.base.hub import HUB_ID, data_snapshot
-from segquant.data.images import MAX_PIXELS, Pair, decode_label, image_size
-from segquant.data.labels import Labels, NoClasses, labels_of, listed
+from segquant.data.labels import NoClasses, labels_of, listed
 from segquant.data.layouts import IMAGES, KNOWN, Layout, complete, matching, recognise
+from segquant.data.rows import Files, Labelled, OnError, Pairs, Photos, Readable
+from segquant.data.rows import rows as rows  # beside what it takes
 from segquant.data.tables import is_table, open_table
-from segquant.data.tree import Archive, Folder, open_tree
+from segquant.data.tree import open_tree
 
 log = logging.getLogger(__name__)
-OnError = Literal["stop", "skip"]
 
 
 class Known(NamedTuple):
@@ -41,11 +38,6 @@ class Known(NamedTuple):
 
 
 HUB = {"zhoubolei/scene_parse_150": Known("refs/convert/parquet", "scene_parsing", Layout((), classes.ADE20K, True))}
-
-
-class Pairs(Protocol):
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> Pair: ...
 
 
 @dataclass(frozen=True)
@@ -64,107 +56,6 @@ class Scenes:
         if not 0 <= index < self.size:
             raise IndexError(index)
         return scenes.sample(self.seed, self.split, index)
-
-
-@dataclass(frozen=True)
-class Files:
-    """The pairs of files in a folder or an archive."""
-
-    tree: Folder | Archive
-    layout: Layout
-
-    def __len__(self) -> int:
-        return len(self.layout.pairs)
-
-    def __getitem__(self, index: int) -> Pair:
-        name, image, label = self.layout.pairs[index]
-        read, where = self.tree.read, self.tree.where
-        if label is None:
-            raise DataError(f"{where(image)} has no label")
-        return Pair(name, read(image), read(label), where(image), where(label))
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """The first `size` of `pairs`, whose labels `labels` reads; `name` is the data set and its split."""
-
-    pairs: Pairs
-    size: int
-    labels: Labels
-    name: str
-    max_pixels: int = MAX_PIXELS
-
-    @property
-    def classes(self) -> Sequence[str]:
-        return self.labels.classes
-
-    def __len__(self) -> int:
-        return self.size
-
-    def image(self, index: int) -> bytes:
-        return self.pairs[index].image
-
-    def __getitem__(self, index: int) -> dict:
-        if not 0 <= index < self.size:
-            raise IndexError(index)
-        pair = self.pairs[index]
-        width, height = image_size(pair.image, pair.image_name, self.max_pixels)
-        stored = decode_label(pair.label, pair.label_name, self.max_pixels, colors=self.labels.colors is not None)
-        if stored.shape[:2] != (height, width):
-            raise DataError(
-                f"{pair.label_name} is {stored.shape[1]}x{stored.shape[0]} but its image {pair.image_name} is "
-                f"{width}x{height}: make them the same size"
-            )
-        encoded = io.BytesIO()
-        Image.fromarray(self.labels.ids(stored, pair.label_name)).save(encoded, "PNG", compress_level=3)
-        return {"id": pair.id, "image": pair.image, "annotation": encoded.getvalue(), "width": width, "height": height}
-
-
-@dataclass(frozen=True)
-class Photos:
-    """Images without labels in a folder or an archive: `annotation` is None in their rows. `names` are (id, file)."""
-
-    tree: Folder | Archive
-    names: Sequence[tuple[str, str]]
-    max_pixels: int = MAX_PIXELS
-    classes: Sequence[str] = ()
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def image(self, index: int) -> bytes:
-        return self.tree.read(self.names[index][1])
-
-    def __getitem__(self, index: int) -> dict:
-        (name, file), image = self.names[index], self.image(index)
-        width, height = image_size(image, self.tree.where(file), self.max_pixels)
-        return {"id": name, "image": image, "annotation": None, "width": width, "height": height}
-
-
-class Readable(Sequence):
-    """The rows of `source`, with the next readable row in the place of a broken one."""
-
-    def __init__(self, source: Labelled | Photos) -> None:
-        self.source, self.classes = source, source.classes
-        self._broken: set[int] = set()
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> dict:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        error = None
-        for i in (*range(index, len(self)), *range(index)):
-            if i in self._broken:
-                continue
-            try:
-                return self.source[i]
-            except DataError as reason:
-                log.warning("skipped: %s", reason)
-                self._broken.add(i)
-                error = reason
-        raise DataError(f"no image of {len(self)} could be read") from error
 
 
 class _NoLayout(DataError):
@@ -222,25 +113,6 @@ def open_images(
             raise DataError(f"neither {tree.where(split)} nor {data.source} holds photographs, and {error}") from error
         source = Photos(tree, photos[:limit], data.max_pixels)
     return source if on_error == "stop" or isinstance(source, Scenes) else Readable(source)
-
-
-def rows(source: Scenes | Labelled | Photos, skipped: list[str] | None = None) -> Iterator[dict]:
-    """Yield the rows of a source in order; then hold its labels against its classes (`Labels.check`).
-
-    With a list `skipped`, a broken row is left out, and its error is appended to the list.
-    """
-    for i in range(len(source)):
-        try:
-            row = source[i]
-        except DataError as error:
-            if skipped is None:
-                raise
-            log.warning("skipped: %s", error)
-            skipped.append(str(error))
-            continue
-        yield row
-    if isinstance(source, Labelled):
-        source.labels.check(source.name)
 
 
 def image_digests(source: Scenes | Labelled | Photos | Readable) -> Iterator[bytes]:
