@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 
 import pytest
 import torch
@@ -12,8 +13,7 @@ from PIL import Image
 from segquant.base import config
 from segquant.base.config import Recipe
 from segquant.base.errors import DataError
-from segquant.data.shards import open_shards, write_shards
-from segquant.data.sources import open_source
+from segquant.data.shards import open_shards, read_manifest
 from segquant.deploy.onnx_export import write_exports
 from segquant.evaluation.graph_file import score_graph
 from segquant.evaluation.reference import write_reference
@@ -21,6 +21,7 @@ from segquant.evaluation.score import score
 from segquant.predictions import predict_pictures
 from segquant.quant.build import build
 from segquant.runs import run
+from stages import prepare_shards
 
 PROTOCOL = "fixed-64x64-v1"
 
@@ -71,14 +72,23 @@ def test_run(place, tiny_folder, caplog):
     assert any("3 of the 4 images of split 'validation' were skipped" in text for text in caplog.messages)
 
 
-def test_the_stages_of_the_pipeline(place, tiny_folder):
-    source = open_source(str(place / "data"), "validation", on_error="skip")
-    write_shards({"validation": source}, place / "shards", on_error="skip")
+def test_the_stages_of_the_pipeline(place, tiny_folder, monkeypatch):
+    params(place, "skip")
+    tree = yaml.safe_load((place / "params.yaml").read_text())
+    tree["data"]["source"] = str(place / "data")
+    (place / "params.yaml").write_text(yaml.safe_dump(tree))
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "argv", ["prepare_shards", "--output", "shards"])
+    prepare_shards.main()
+    manifest = read_manifest("shards")
+    assert [split["images"] for split in manifest["splits"].values()] == [1, 1]
     build(tiny_folder, Recipe("int8"), place / "int8", torch.device("cpu"))
     shards, settings = open_shards(place / "shards", "validation"), params(place, "skip").eval
     options = {"protocol": PROTOCOL, "settings": settings, "partial": place / "partial"}
     write_reference(tiny_folder, shards, place / "reference", **options)
-    metrics, _ = score(place / "int8", shards, source.classes, reference=place / "reference", label_map=None, **options)
+    metrics, _ = score(
+        place / "int8", shards, manifest["classes"], reference=place / "reference", label_map=None, **options
+    )
     assert listed(metrics["skipped"]) == SKIPPED and metrics["n_images"] == 1
 
 
