@@ -11,12 +11,12 @@ def main() -> None:
     a = arguments(__doc__, "output")
     params = config.load()
     params.wandb.resolve()
-    data = params.data
+    data, on_error = params.data, params.eval.on_error
     sources = {
-        "train": open_source(data, data.train_split, data.limit),
-        "validation": open_source(data, data.validation_split, data.limit),
+        "train": open_source(data, data.train_split, data.limit, on_error),
+        "validation": open_source(data, data.validation_split, data.limit, on_error),
     }
-    write_shards(sources, a.output, int(1e6 * data.shard_mb))
+    write_shards(sources, a.output, int(1e6 * data.shard_mb), on_error)
 
 
 if __name__ == "__main__":

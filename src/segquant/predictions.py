@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import io
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from segquant.base.config import Params, check_protocol
 from segquant.base.errors import DataError
 from segquant.base.files import read_json, write_bytes
 from segquant.base.progress import progress
-from segquant.data.images import decode_image, image_size
+from segquant.data.images import decode_image, image_size, open_unlimited
 from segquant.data.layouts import IMAGES
 from segquant.data.palette import palette
 from segquant.data.preprocessing import read_preprocessing
@@ -34,8 +34,9 @@ def predict_pictures(
 ) -> list[dict[str, Any]]:
     """Write an overlay with a legend to `output` for each of `pictures`, which are looked up by `find`.
 
-    Returns {picture, overlay, classes: {name: share of the pixels, largest first}} for each. The EXIF orientation of a
-    photograph is applied. Raises DataError for a missing or broken picture, and as `find` does.
+    Returns {picture, overlay, classes: {name: share of the pixels, largest first}} for each, with eval.on_error: skip
+    {picture, skipped: error} for a broken one. The EXIF orientation of a photograph is applied. Raises DataError for a
+    missing or broken picture, and as `find` does.
     """
     protocol = check_protocol(protocol or params.protocol)
     paths = find(pictures, output)
@@ -45,11 +46,19 @@ def predict_pictures(
     names = {int(number): str(name) for number, name in labels.items()}
     model = prepared(loaded.model, settings)
     results: dict[str, dict[str, Any]] = {}
+
+    def skip(name: str, error: DataError) -> None:
+        if settings.on_error != "skip":
+            raise error
+        log.warning("skipped: %s", error)
+        results[name] = {"picture": str(paths[name]), "skipped": str(error)}
+
+    rows = _rows(paths, params.data.max_pixels, skip)
     with progress(total=len(paths), desc="predict", unit="image") as bar:
-        for prediction in predict(model, _rows(paths), protocol, settings, read_preprocessing(artifact)):
+        for prediction in predict(model, rows, protocol, settings, read_preprocessing(artifact)):
             bar.update(1)
             if prediction.error:
-                log.warning("skipped: %s", prediction.error)
+                skip(prediction.row["id"], prediction.error)
                 continue
             row, ids = prediction.row, prediction.classes.cpu().numpy()
             picture, target = paths[row["id"]], output / row["id"]
@@ -102,21 +111,32 @@ def _is_picture(path: Path) -> bool:
     return path.is_file() and path.suffix.lower() in IMAGES
 
 
-def _rows(paths: Mapping[str, Path]) -> Iterator[dict[str, Any]]:
-    """Rows as in shards, with one picture in memory at a time."""
+def _rows(
+    paths: Mapping[str, Path], max_pixels: int, broken: Callable[[str, DataError], None]
+) -> Iterator[dict[str, Any]]:
+    """Rows as in shards, with one picture in memory at a time; `broken` gets the name and the error of any other."""
     for name, path in paths.items():
         try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}") from error
-        width, height = image_size(data, str(path))
-        with Image.open(io.BytesIO(data)) as image:
-            if image.getexif().get(_ORIENTATION, 1) != 1:
-                file = io.BytesIO()
-                ImageOps.exif_transpose(image).convert("RGB").save(file, "PNG")
-                data = file.getvalue()
-                width, height = image_size(data, str(path))
+            data, (width, height) = _upright(path, max_pixels)
+        except DataError as error:
+            broken(name, error)
+            continue
         yield {"id": name, "image": data, "width": width, "height": height}
+
+
+def _upright(path: Path, max_pixels: int) -> tuple[bytes, tuple[int, int]]:
+    """A picture, encoded and turned as its EXIF orientation says, and its (width, height)."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    size = image_size(data, str(path), max_pixels)
+    image = open_unlimited(data)
+    if image.getexif().get(_ORIENTATION, 1) == 1:
+        return data, size
+    file = io.BytesIO()
+    ImageOps.exif_transpose(image).convert("RGB").save(file, "PNG")
+    return file.getvalue(), image_size(file.getvalue(), str(path), max_pixels)
 
 
 def by_share(ids: np.ndarray) -> list[tuple[int, float]]:

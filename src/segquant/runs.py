@@ -53,7 +53,7 @@ def run(
     params = replace(params, protocol=check_protocol(protocol or params.protocol))
     place, baseline = Workspace(output), locate(model, revision, sha256)
     loaded = models.load(baseline)  # before the data, which may have to be downloaded
-    sets = open_sets(params.data, data, label_maps, split, limit, output)
+    sets = open_sets(params.data, data, label_maps, split, limit, output, params.eval.on_error)
     for data_set in sets.values():
         data_set.check(class_names(loaded.config))
     train, fitted = None, [name for name, recipe in recipes.items() if recipe.calibration_images or recipe.train]
@@ -66,7 +66,7 @@ def run(
             raise DataError(f"{error}; {needed}") from error
     lanes.check(params, loaded, recipes, train)
     for name, data_set in sets.items():
-        data_set.prepare(int(1e6 * params.data.shard_mb))
+        data_set.prepare(int(1e6 * params.data.shard_mb), train.learned if train else frozenset())
         write_reference(
             baseline,
             data_set.shards,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from segquant.base.config import Data
 from segquant.base.errors import ConfigError, DataError
 from segquant.base.files import write_json
 from segquant.data.label_map import match_classes
+from segquant.data.rows import OnError
 from segquant.data.shards import Shard, open_shards, write_shards
 from segquant.data.sources import open_source
 
@@ -46,6 +47,7 @@ class DataSet:
     split: str
     label_map: str | None
     folder: Path
+    on_error: OnError = "stop"
 
     @property
     def shards(self) -> list[Shard]:
@@ -62,11 +64,12 @@ class DataSet:
         except DataError as error:
             raise DataError(f"{self.data}: {error}") from error
 
-    def prepare(self, shard_bytes: int) -> None:
-        """Write shards and manifest.json. Raises DataError for a split without a labelled pixel."""
-        manifest = write_shards({self.split: self.source}, self.folder / "shards", shard_bytes)
+    def prepare(self, shard_bytes: int, learned: Set[bytes] = frozenset()) -> None:
+        """Write shards and manifest.json as `write_shards`. Raises DataError for a split without a labelled pixel."""
+        shards = self.folder / "shards"
+        manifest = write_shards({self.split: self.source}, shards, shard_bytes, self.on_error, learned)
         if not manifest["splits"][self.split]["class_pixels"]:
-            shutil.rmtree(self.folder / "shards")
+            shutil.rmtree(shards)
             raise DataError(f"{self.data} has no labelled pixel in split '{self.split}': every one is to be ignored")
         write_json(self.folder / "manifest.json", manifest)
 
@@ -80,7 +83,13 @@ class DataSet:
 
 
 def open_sets(
-    params: Data, data: Sequence[str], label_maps: Sequence[str | None], split: str, limit: int | None, output: Path
+    params: Data,
+    data: Sequence[str],
+    label_maps: Sequence[str | None],
+    split: str,
+    limit: int | None,
+    output: Path,
+    on_error: OnError = "stop",
 ) -> dict[str, DataSet]:
     """The data sets by name, the last part of each one's path; a single one is kept in `output` itself."""
     if len(label_maps) not in (1, len(data)):
@@ -93,7 +102,8 @@ def open_sets(
         raise ConfigError(f"two data sets are called '{twice}': rename a folder, as results go by its name")
     maps = list(label_maps) * (len(data) if len(label_maps) == 1 else 1)
     folders = [output if len(data) == 1 else output / "data" / name for name in names]
+    sources = [open_source(replace(params, source=place), split, limit, on_error) for place in data]
     return {
-        name: DataSet(place, open_source(replace(params, source=place), split, limit), split, label_map, folder)
-        for name, place, label_map, folder in zip(names, data, maps, folders)
+        name: DataSet(place, source, split, label_map, folder, on_error)
+        for name, place, source, label_map, folder in zip(names, data, sources, maps, folders)
     }

@@ -190,12 +190,12 @@ def test_patterns_across_folders(tmp_path, names):
             pair(tmp_path / "set", f"drives/{drive}/{frame}.png", f"masks/v1/{drive}/{frame}_mask.png", [[0, 1, 2, 9]])
     data = Data(
         str(tmp_path / "set"),
-        images="drives/**/*.png",
+        images="{split}/**/*.png",
         annotations="masks/v1/**/*_mask.png",
         classes=names,
         ignore=(9,),
     )
-    source = open_source(data, "any")
+    source = open_source(data, "drives")
     assert [row["id"] for row in rows(source)] == ["a-day-0001", "a-day-0002", "b-0001", "b-0002"]
     assert source.classes == ["road", "sky", "car"]
     assert decode_annotation(source[0]["annotation"]).tolist() == [[0, 1, 2, 255]]
@@ -204,8 +204,8 @@ def test_patterns_across_folders(tmp_path, names):
 def test_double_stars_match_no_folder_and_suffixes_match_any_case(tmp_path, names):
     for name in ("0", "a/1", "a/b/2"):
         pair(tmp_path / "set", f"drives/{name}.JPG", f"masks/{name}.PNG", [[0, 1, 2]])
-    data = Data(str(tmp_path / "set"), images="./drives/**/*.jpg", annotations="masks/**/*.png", classes=names)
-    source = open_source(data, "any")
+    data = Data(str(tmp_path / "set"), images="./{split}/**/*.jpg", annotations="masks/**/*.png", classes=names)
+    source = open_source(data, "drives")
     assert [row["id"] for row in rows(source)] == ["0", "a-1", "a-b-2"]
 
 
@@ -219,25 +219,33 @@ def test_parameters_for_labels_override_the_layout(tmp_path, names):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"images": "val/*.png", "annotations": "valannot/*"}, "does not name its classes: set data.classes"),
+        ({"images": "{split}/*.png", "annotations": "valannot/*"}, "does not name its classes: set data.classes"),
         (
-            {"images": "val/a.png", "annotations": "valannot/a.png"},
+            {"images": "{split}/a.png", "annotations": "valannot/a.png"},
             "have different wildcards or none: use the same wildcards (* and **)",
         ),
         (
-            {"images": "val/*.png", "annotations": "*/*.png"},
+            {"images": "{split}/*.png", "annotations": "*/*.png"},
             "have different wildcards or none: use the same wildcards (* and **)",
         ),
         ({"images": "none/{split}/*.png", "annotations": "x/*.png"}, "none/val/*.png matches no file"),
-        ({"images": "val/*.png", "annotations": "labels/*.png", "classes": "camvid"}, "val/a.png has no label: add"),
+        (
+            {"images": "{split}/*.png", "annotations": "labels/*.png", "classes": "camvid"},
+            "val/a.png has no label: add",
+        ),
+        ({"images": "val/*.png", "annotations": "valannot/*.png"}, "images 'val/*.png' has no {split}, so that every"),
+        (
+            {"images": "*/a.png", "annotations": "*annot/a.png", "names": "{split}.txt", "classes": "camvid"},
+            "val.txt, which lists the images of the split, is not there: check data.names and the split",
+        ),
         ({"classes": "blank.txt"}, "data.classes 'blank.txt' has no name in line 2: write a class per line"),
         ({"classes": "first.txt"}, "data.classes 'first.txt' has no name in line 1: write a class per line"),
         ({"classes": "empty.txt"}, "data.classes 'empty.txt' names 0 classes: name 1 to 255, a class per line"),
         (
-            {"classes": "camvid"},
+            {"classes": "cityscapes"},
             "has the labels of a known layout, but data.classes names other classes: set data.reduce",
         ),
-        ({"classes": "nowhere.txt"}, "'nowhere.txt' is unknown: give one of ade20k, cityscapes, camvid or a text file"),
+        ({"classes": "nowhere.txt"}, "'nowhere.txt' is unknown: give one of ade20k, cityscapes, camvid, voc or a t"),
     ],
 )
 def test_a_description_that_does_not_fit_is_one_line(tmp_path, keys, message, monkeypatch):
@@ -245,9 +253,9 @@ def test_a_description_that_does_not_fit_is_one_line(tmp_path, keys, message, mo
     (tmp_path / "blank.txt").write_text("road\n\nsky\n")
     (tmp_path / "first.txt").write_text("\nroad\nsky\n")
     (tmp_path / "empty.txt").write_text("\n")
-    pair(tmp_path, "val/a.png", "valannot/a.png", [[0, 1]])
+    pair(tmp_path, "val/a.png", "valannot/a.png", [[0, 11]])
     if keys.get("annotations") == "valannot/*":
-        keys = {**keys, "images": "val/*"}
+        keys = {**keys, "images": "{split}/*"}
     with pytest.raises((ConfigError, DataError)) as caught:
         open_source(Data(str(tmp_path), **keys), "val")
     assert message in str(caught.value) and "\n" not in str(caught.value)

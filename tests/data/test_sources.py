@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segquant.base.classes import ADE20K, CAMVID, CITYSCAPES
+from segquant.base.classes import ADE20K, CAMVID, CITYSCAPES, VOC
 from segquant.base.config import Data
 from segquant.base.errors import DataError
 from segquant.data.images import decode_annotation
@@ -22,8 +22,28 @@ def _pair(tmp_path, image, label, labels):
 
 
 LABELS = np.array([[0, 1, 2], [10, 11, 3]])
+
+
+def _ade(images, labels, split):
+    """A row of LAYOUTS: a pair in these folders, and the split that a user asks for."""
+    image, label = f"images/{images}/ADE_val_1.jpg", f"annotations/{labels}/ADE_val_1.png"
+    return image, label, split, ADE20K, [[255, 0, 1], [20, 10, 2]], np.array([[0, 1, 2], [21, 11, 3]])
+
+
 LAYOUTS = {
-    "ade": ("images/validation/a.jpg", "annotations/validation/a.png", "val", ADE20K, [[255, 0, 1], [9, 10, 2]]),
+    "ade": _ade("validation", "validation", "val"),
+    "ade, val by its long name": _ade("val", "val", "validation"),
+    "ade, val": _ade("val", "val", "val"),
+    "ade, train": _ade("train", "train", "training"),
+    "ade, training": _ade("training", "training", "train"),
+    "voc": (
+        "JPEGImages/2007_000032.jpg",
+        "SegmentationClass/2007_000032.png",
+        "val",
+        VOC,
+        [[0, 15, 255], [1, 20, 0]],
+        np.array([[0, 15, 255], [1, 20, 0]]),
+    ),
     "camvid": ("val/a.png", "valannot/a.png", "val", CAMVID, [[0, 1, 2], [10, 255, 3]]),
     "cityscapes": (
         "leftImg8bit/val/ulm/a_leftImg8bit.png",
@@ -37,8 +57,12 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", list(LAYOUTS))
 def test_each_layout_is_recognised(tmp_path, layout):
-    image, label, split, classes, expected = LAYOUTS[layout]
-    _pair(tmp_path, image, label, LABELS)
+    image, label, split, classes, expected, *labels = LAYOUTS[layout]
+    _pair(tmp_path, image, label, *labels or [LABELS])
+    if layout == "voc":
+        _pair(tmp_path, "JPEGImages/2007_000033.jpg", "SegmentationClass/2007_000033.png", LABELS)
+        (tmp_path / "ImageSets/Segmentation").mkdir(parents=True)
+        (tmp_path / "ImageSets/Segmentation/val.txt").write_text("2007_000032\n")
     source = open_source(str(tmp_path), split)
     assert list(source.classes) == list(classes)
     (row,) = rows(source)

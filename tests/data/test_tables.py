@@ -168,6 +168,6 @@ def test_a_known_layout_takes_precedence_over_a_parquet_file(tmp_path):
     put(tmp_path / "meta" / "val.parquet", [1])
     for folder in ("val", "valannot"):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "a.png").write_bytes(png(3))
+        (tmp_path / folder / "a.png").write_bytes(png(10))
     source = open_source(str(tmp_path), "val")
-    assert [row["id"] for row in rows(source)] == ["a"] and np.unique(decode_annotation(source[0]["annotation"])) == 3
+    assert [row["id"] for row in rows(source)] == ["a"] and np.unique(decode_annotation(source[0]["annotation"])) == 10

@@ -116,7 +116,7 @@ def test_a_teacher_alone_needs_no_labels(workspace):
     shutil.rmtree(workspace / "data")
     for folder, kind in (("train", "RGB"), ("val", "RGB"), ("valannot", "L")):
         (workspace / "data" / folder).mkdir(parents=True)
-        Image.new(kind, (60, 40), 3 if kind == "L" else (90, 60, 30)).save(workspace / "data" / folder / "a.png")
+        Image.new(kind, (60, 40), 10 if kind == "L" else (90, 60, 30)).save(workspace / "data" / folder / "a.png")
     with pytest.raises(DataError, match="no split 'train'"):
         make(workspace)
     make(workspace, alpha=1.0)

@@ -1,4 +1,4 @@
-"""Class names of ADE20K, CamVid and Cityscapes, in the order of their class ids."""
+"""Class names of ADE20K, CamVid, Cityscapes and Pascal VOC, in the order of their class ids."""
 
 from __future__ import annotations
 
@@ -32,4 +32,10 @@ CAMVID = _names("Sky, Building, Pole, Road, Pavement, Tree, SignSymbol, Fence, C
 CITYSCAPES = _names("""
 road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, vegetation, terrain, sky,
 person, rider, car, truck, bus, train, motorcycle, bicycle
+""")
+
+# Pascal VOC (Everingham et al., 2010); 255, the border of objects, does not count.
+VOC = _names("""
+background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, diningtable, dog,
+horse, motorbike, person, pottedplant, sheep, sofa, train, tvmonitor
 """)

@@ -33,4 +33,6 @@ def main(arguments: argparse.Namespace) -> None:
         return
     headings = {"mean_iou": "mIoU", "mean_accuracy": "mean accuracy", "overall_accuracy": "pixel accuracy"}
     accuracy = ", ".join(f"{heading} {100 * scores[key]:.2f} %" for key, heading in headings.items())
-    print(f"{arguments.onnx}: {accuracy} ({scores['protocol']}, {scores['n_images']} images, {scores['engine']})")
+    skipped = f", {len(scores['skipped'])} skipped" if "skipped" in scores else ""
+    images = f"{scores['n_images']} images{skipped}"
+    print(f"{arguments.onnx}: {accuracy} ({scores['protocol']}, {images}, {scores['engine']})")

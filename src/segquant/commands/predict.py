@@ -28,5 +28,8 @@ def main(arguments: argparse.Namespace) -> None:
         print(json.dumps(results, indent=2))
         return
     for result in results:
+        if "skipped" in result:
+            print(f"{result['picture']}: skipped")
+            continue
         largest = list(result["classes"].items())[:4]
         print(f"{result['overlay']}: {', '.join(f'{name} {100 * share:.0f} %' for name, share in largest)}")

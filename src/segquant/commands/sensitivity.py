@@ -56,8 +56,9 @@ def _layers(
 
     params = replace(params, protocol=config.check_protocol(protocol or params.protocol))
     folder = locate(model, revision, sha256)
-    source = open_source(replace(params.data, source=data), split, settings.images)
-    losses = layers(params, settings, folder, list(rows(source)), source.classes, label_map)
+    skip = params.eval.on_error == "skip"
+    source = open_source(replace(params.data, source=data), split, settings.images, params.eval.on_error)
+    losses = layers(params, settings, folder, list(rows(source, [] if skip else None)), source.classes, label_map)
     write_text(output / "sensitivity.csv", to_csv(losses))
     write_text(output / "sensitivity.svg", standalone(chart(losses)))
     return losses

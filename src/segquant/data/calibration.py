@@ -23,7 +23,7 @@ def calibration_batch(rows: Iterable[dict], protocol: str, preprocessing: Prepro
 
     Images whose size differs after the protocol's resize are resized to the most common size.
     """
-    images = [resize(decode_image(row["image"], row["id"]), protocol, preprocessing.filter) for row in rows]
+    images = [resize(decode_image(row["image"], row["id"]), protocol, preprocessing.filter, row["id"]) for row in rows]
     ((size, _),) = Counter(image.size for image in images).most_common(1)
     resized = [image if image.size == size else image.resize(size, preprocessing.filter) for image in images]
     return torch.stack([preprocessing(image) for image in resized])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -15,6 +16,8 @@ from segquant.base.errors import DataError
 # Image formats and TIFF compressions that keep class ids exactly.
 _LOSSLESS = set("PNG BMP GIF PPM raw packbits tiff_lzw tiff_deflate tiff_adobe_deflate lzma zstd".split())
 IGNORE = 255  # class id of pixels without a label
+MAX_PIXELS = 178_956_970  # data.max_pixels, where nobody says otherwise: where Pillow suspects a decompression bomb
+_OPENING = threading.Lock()
 
 
 class Pair(NamedTuple):
@@ -30,7 +33,8 @@ class Pair(NamedTuple):
 def decode_image(data: bytes, name: str) -> Image.Image:
     """Decode an image to 8-bit RGB: grey is expanded, alpha dropped, 16 bits reduced to 8.
 
-    EXIF rotation is not applied, because labels have none. Raises DataError with `name` when the image is broken.
+    EXIF rotation is not applied, because labels have none. The number of pixels was checked when the image became a
+    row (`image_size`). Raises DataError with `name` when the image is broken.
     """
     with _readable(name, "image"):
         image = _open(data)
@@ -39,10 +43,10 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         return image.convert("RGB")
 
 
-def image_size(data: bytes, name: str) -> tuple[int, int]:
-    """(width, height) of an image. Raises DataError when `decode_image` would."""
+def image_size(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(width, height) of an image. Raises DataError when `decode_image` would, or for more than `max_pixels`."""
     with _readable(name, "image"):
-        image = _open(data)
+        image = _open(data, name, max_pixels)
         size = image.size
         image.draft("L", (1, 1))  # reads every byte of a JPEG but decodes few pixels
         image.load()
@@ -52,44 +56,66 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
 def decode_annotation(data: bytes, name: str = "an annotation") -> np.ndarray:
     """Decode the annotation of a shard row to uint8 (H, W). Raises DataError with `name` when it is broken."""
     try:
-        return np.array(Image.open(io.BytesIO(data)))
+        return np.array(open_unlimited(data))
     except Exception as error:  # as in _readable
         raise DataError(f"{name} has no readable label ({error}): run prepare_shards again") from error
 
 
-def decode_label(data: bytes, name: str) -> np.ndarray:
+def decode_label(data: bytes, name: str, max_pixels: int = MAX_PIXELS, colors: bool = False) -> np.ndarray:
     """Decode a data set's label to its stored values, uint8 (H, W); for a palette image, the indices.
 
-    Raises DataError with `name` when the label is broken, or its format cannot hold one class id per pixel without
-    loss.
+    With `colors` to its colours, uint8 (H, W, 3); for a palette image, the palette's. Raises DataError with `name` when
+    the label is broken or has more than `max_pixels`, or its format cannot hold one class per pixel without loss.
     """
     with _readable(name, "label"):
-        image = Image.open(io.BytesIO(data))
+        image = _open(data, name, max_pixels, check_range=False)
         image.load()
     if image.format not in _LOSSLESS and image.info.get("compression") not in _LOSSLESS:
         raise DataError(
             f"{name} is a {image.format}, which may change class ids: export the label as PNG from its source"
         )
+    if colors and image.mode in ("L", "P", "1", "RGB", "RGBA"):
+        return np.array(image.convert("RGB"))
     if image.mode not in ("L", "P", "1"):
         kind = {"I": "32-bit", "F": "32-bit"}.get(image.mode, "16-bit" if image.mode[0] == "I" else image.mode)
-        raise DataError(f"{name} has {kind} pixels: a label must be 8-bit with one class id per pixel")
+        raise DataError(
+            f"{name} has {kind} pixels: a label must be 8-bit with one class id per pixel"
+            + (", or its colours must stand in data.label_values" if image.mode in ("RGB", "RGBA") else "")
+        )
     values = np.array(image).astype(np.uint8)
     if image.mode == "L" and image.format == "PNG":  # Pillow scales 2-bit and 4-bit grey to 0..255
         values //= 255 // (2 ** data[24] - 1)  # IHDR's bit depth
     return values
 
 
+def open_unlimited(data: bytes) -> Image.Image:
+    """Open an encoded image of any number of pixels."""
+    with _OPENING:  # Pillow's limit is a variable of its module, which it reads while it opens
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(io.BytesIO(data))
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
 @contextmanager
 def _readable(name: str, kind: str) -> Iterator[None]:
     try:
         yield
+    except DataError:
+        raise
     except Exception as error:  # Pillow raises many types of exception for broken files
         reason = "its format is unknown" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(f"{name} is not a readable {kind} ({reason}): replace or remove it") from error
 
 
-def _open(data: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(data))
-    if image.mode in ("I", "F"):
+def _open(data: bytes, name: str = "", max_pixels: int | None = None, check_range: bool = True) -> Image.Image:
+    image = open_unlimited(data)
+    if max_pixels and image.width * image.height > max_pixels:
+        raise DataError(
+            f"{name} has {image.width}x{image.height} pixels, more than data.max_pixels, {max_pixels}: raise that, or "
+            "replace or remove the file"
+        )
+    if check_range and image.mode in ("I", "F"):
         raise ValueError("it has 32 bits per pixel, whose grey range is unknown")
     return image

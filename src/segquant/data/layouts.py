@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from os.path import commonpath
 from pathlib import PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
 
 from segquant.base import classes
 from segquant.base.errors import ConfigError, DataError
+from segquant.data.images import decode_label
 from segquant.data.tree import Archive, Folder
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
@@ -20,26 +25,46 @@ _ANY = {"**/": "((?:.*/)?)", "**": "(.*)", "*": "([^/]*)"}
 _WILD = re.compile(r"(\*\*/|\*\*|\*)")
 
 
+_SAMPLE = 8  # labels that are looked into
+
+
+class Signs(NamedTuple):
+    """What tells a known data set from others in folders of the same names.
+
+    `ids` is a regular expression for the ids of its pairs; one of its first labels holds one of `values`.
+    """
+
+    ids: str
+    values: range
+
+
 @dataclass(frozen=True)
 class Layout:
     """The pairs of one split, their classes, and how stored label values become class ids.
 
-    `pairs` holds (id, name of the image, name of the label). `ids` maps stored values to class ids and drops all other
-    values; None keeps the values as they are. `reduce_labels` subtracts 1 and drops 0. `ignore` lists further stored
-    values without a class.
+    `pairs` holds (id, name of the image, name of the label), None for a missing label. `ids` maps stored values to
+    class ids and drops all other values; None keeps the values as they are. `reduce_labels` subtracts 1 and drops 0.
+    `ignore` lists further stored values without a class. `names` is the file that lists the ids of the split.
     """
 
-    pairs: Sequence[tuple[str, str, str]]
-    classes: Sequence[str]
+    pairs: Sequence[tuple[str, str, str | None]]
+    classes: Sequence[str] = ()
     reduce_labels: bool = False
     ignore: Sequence[int] = (255,)
     ids: Mapping[int, int] | None = None
+    names: str | None = None
+    signs: Signs | None = None
+
+    @property
+    def as_stored(self) -> bool:
+        """Whether stored values are class ids, and 255 is ignored."""
+        return not self.reduce_labels and tuple(self.ignore) == (255,) and self.ids is None
 
 
 def recognise(tree: Folder | Archive, split: str) -> tuple[Folder | Archive, Layout] | None:
     """Recognise one of LAYOUTS in `tree`, or in the only folder below it that has one.
 
-    Returns the folder and its layout, or None. Raises DataError when a layout has no images or lacks a label.
+    Returns the folder and its layout, or None. Raises DataError when a layout has no images.
     """
     if first := next(_layouts(tree, split), None):
         return first
@@ -51,6 +76,58 @@ def _layouts(tree: Folder | Archive, split: str) -> Iterator[tuple[Folder | Arch
     for layout_of in LAYOUTS.values():
         if layout := layout_of(tree, split):
             yield tree, layout
+
+
+def complete(tree: Folder | Archive, layout: Layout, split: str, names: str | None, skip: bool) -> Layout:
+    """The pairs that the list `names` (None: the layout's own) names, in its order, or else all; held against `tree`.
+
+    The layout keeps its classes only where the labels can be theirs. Raises DataError for a list or an image that is
+    not there, for two images of one id and, unless `skip`, for an image without a label.
+    """
+    pairs, names = layout.pairs, names or layout.names
+    if names:
+        pairs = _listed(tree, pairs, names.replace("{split}", split).removeprefix("./"))
+    layout = replace(layout, pairs=_checked(tree, pairs, skip))
+    if layout.signs and not _shows(tree, layout):
+        layout = Layout(layout.pairs)
+    return layout
+
+
+def _shows(tree: Folder | Archive, layout: Layout) -> bool:
+    """Whether the labels are those of the data set that has this layout, as far as some of them tell."""
+    labels = []
+    for name, _, label in layout.pairs[:: max(1, len(layout.pairs) // _SAMPLE)][:_SAMPLE]:
+        if not re.fullmatch(layout.signs.ids, name):
+            return False
+        try:
+            labels += [decode_label(tree.read(label), label)] if label else []
+        except DataError:  # reported with its name when it is read
+            continue
+    return not labels or any(np.isin(label, layout.signs.values).any() for label in labels)
+
+
+def _listed(tree: Folder | Archive, pairs: Sequence[tuple[str, str, str]], names: str) -> list[tuple[str, str, str]]:
+    """The pairs whose ids the text file `names` lists, a line each; an image's suffix does no harm."""
+    where = tree.where(names)
+    if names not in tree.names(_folder(names)):
+        raise DataError(f"{where}, which lists the images of the split, is not there: check data.names and the split")
+    try:
+        lines = [line.strip() for line in tree.read(names).decode("utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} is no text in UTF-8 ({error}): list the name of an image in each line") from error
+    by_id: dict[str, list[tuple[str, str, str]]] = {}
+    for pair in pairs:
+        by_id.setdefault(pair[0], []).append(pair)
+    chosen: list[tuple[str, str, str]] = []
+    for number, line in enumerate(lines, 1):
+        name = PurePosixPath(line)
+        key = _pair_id([str(name.with_suffix("") if name.suffix.lower() in IMAGES else name)])
+        if line and key not in by_id:
+            raise DataError(f"{where} names '{line}' in line {number}: there is no such image, or it is listed twice")
+        chosen += by_id.pop(key) if line else []
+    if not chosen:
+        raise DataError(f"{where} lists no image: write the name of an image in each line")
+    return chosen
 
 
 def matching(tree: Folder | Archive, split: str, images: str, annotations: str) -> Layout:
@@ -77,18 +154,24 @@ def matching(tree: Folder | Archive, split: str, images: str, annotations: str) 
         raise DataError(
             f"{tree.where(images)} matches no file: check data.images (its wildcards are * and **) and data.source"
         )
-    return Layout(_checked(tree, pairs, tree.names(_folder(_WILD.split(annotations)[0]))), ())
+    return Layout(pairs)
 
 
 def _pair_id(texts: Iterable[str]) -> str:
     return "-".join(text.strip("/").replace("/", "-") for text in texts if text)
 
 
+_OTHER_NAMES = {"train": "training", "training": "train", "val": "validation", "validation": "val"}
+
+
 def _ade(tree: Folder | Archive, split: str) -> Layout | None:
-    split = {"train": "training", "val": "validation"}.get(split, split)
-    folders = f"images/{split}", f"annotations/{split}"
-    pairs = _pairs(tree, *folders, lambda image: f"{folders[1]}/{image.stem}.png")
-    return pairs and Layout(pairs, classes.ADE20K, reduce_labels=True)
+    names = [name for name in (split, _OTHER_NAMES.get(split)) if tree.has(f"images/{name}")]
+    folders = [(f"images/{name}", f"annotations/{name}") for name in names if tree.has(f"annotations/{name}")]
+    if not folders:
+        return None
+    images, labels = folders[0]
+    pairs = _pairs(tree, images, labels, lambda image: f"{labels}/{image.stem}.png")
+    return Layout(pairs, classes.ADE20K, reduce_labels=True, signs=Signs("ADE_.*", range(21, 151)))
 
 
 def _cityscapes(tree: Folder | Archive, split: str) -> Layout | None:
@@ -106,7 +189,15 @@ def _cityscapes(tree: Folder | Archive, split: str) -> Layout | None:
 
 def _camvid(tree: Folder | Archive, split: str) -> Layout | None:
     pairs = _pairs(tree, split, f"{split}annot", lambda image: f"{split}annot/{image.stem}.png")
-    return pairs and Layout(pairs, classes.CAMVID, ignore=(11, 255))
+    return pairs and Layout(pairs, classes.CAMVID, ignore=(11, 255), signs=Signs(".*", range(10, 12)))
+
+
+def _voc(tree: Folder | Archive, split: str) -> Layout | None:
+    names = f"ImageSets/Segmentation/{split}.txt"
+    if names not in tree.names(_folder(names)):
+        return None
+    pairs = _pairs(tree, "JPEGImages", "SegmentationClass", lambda image: f"SegmentationClass/{image.stem}.png")
+    return pairs and Layout(pairs, classes.VOC, names=names, signs=Signs(r"(\d{4}_)?\d{6}", range(5, 21)))
 
 
 def _folder(name: str) -> str:
@@ -121,21 +212,25 @@ def _pairs(tree: Folder | Archive, images: str, labels: str, label_of: Callable[
     pairs = [(path.stem, str(path), label_of(path)) for path in paths if path.suffix.lower() in IMAGES]
     if not pairs:
         raise DataError(f"{tree.where(images)} has no images: add images ({', '.join(sorted(IMAGES))})")
-    return _checked(tree, pairs, tree.names(labels))
+    return pairs
 
 
-def _checked(tree: Folder | Archive, pairs: list[tuple[str, str, str]], labels: Iterable[str]):
+def _checked(tree: Folder | Archive, pairs: Sequence[tuple[str, str, str]], skip: bool):
     """Check that ids are unique and labels exist, and give each label its stored name: a suffix may be in any case."""
-    known, names = {_lower_suffix(label): label for label in labels}, {}
+    folder = commonpath({_folder(label) for _, _, label in pairs})
+    known, names = {_lower_suffix(label): label for label in tree.names(folder)}, {}
     for name, image, label in pairs:
         if names.setdefault(name, image) != image:
             other = names[name].rpartition("/")[2]
             raise DataError(
                 f"{tree.where(image)} and {other} have the same name and so the same label: rename one of them"
             )
-        if _lower_suffix(label) not in known:
-            raise DataError(f"{tree.where(image)} has no label: add {tree.where(label)} or remove the image")
-    return tuple((name, image, known[_lower_suffix(label)]) for name, image, label in pairs)
+        if _lower_suffix(label) not in known and not skip:
+            raise DataError(
+                f"{tree.where(image)} has no label: add {tree.where(label)} or remove the image (eval.on_error: skip "
+                "leaves such images out, and so do lists by data.names)"
+            )
+    return tuple((name, image, known.get(_lower_suffix(label))) for name, image, label in pairs)
 
 
 def _lower_suffix(name: str) -> str:
@@ -149,5 +244,6 @@ LAYOUTS: dict[str, Callable[[Folder | Archive, str], Layout | None]] = {
     "images/SPLIT with annotations/SPLIT (ADE20K)": _ade,
     "leftImg8bit/SPLIT with gtFine/SPLIT (Cityscapes)": _cityscapes,
     "SPLIT with SPLITannot (CamVid)": _camvid,
+    "JPEGImages with SegmentationClass and ImageSets/Segmentation/SPLIT.txt (Pascal VOC)": _voc,
 }
 KNOWN = ", ".join(LAYOUTS)

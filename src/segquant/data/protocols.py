@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from segquant.base.config import ALIGNED_PROTOCOL, FIXED_PROTOCOL, check_protocol
+from segquant.base.errors import DataError
 from segquant.data.preprocessing import IMAGENET, Preprocessing
 
 
@@ -28,14 +29,32 @@ def resize_steps(protocol: str, width: int, height: int) -> list[tuple[int, int]
     return [rescaled, (math.ceil(rescaled[0] / 32) * 32, math.ceil(rescaled[1] / 32) * 32)]
 
 
-def resize(image: Image.Image, protocol: str, resample: Image.Resampling = Image.Resampling.BILINEAR) -> Image.Image:
-    """Resize an image to the size of the model's input."""
+def resize(
+    image: Image.Image,
+    protocol: str,
+    resample: Image.Resampling = Image.Resampling.BILINEAR,
+    name: str = "an image",
+) -> Image.Image:
+    """Resize an image to the size of the model's input.
+
+    Raises DataError with `name` for an image so narrow that the protocol leaves nothing of a side.
+    """
     for size in resize_steps(protocol, *image.size):
+        if not all(size):
+            raise DataError(
+                f"{name} is {image.width}x{image.height}, too narrow for {protocol}, which keeps the ratio: leave it "
+                "out, or choose fixed-HxW-v1"
+            )
         if image.size != size:
             image = image.resize(size, resample)
     return image
 
 
-def model_input(image: Image.Image, protocol: str, preprocessing: Preprocessing = IMAGENET) -> torch.Tensor:
-    """An RGB image as the model's input, float32 (3, H, W): sizes are the protocol's, everything else the model's."""
-    return preprocessing(resize(image, protocol, preprocessing.filter))
+def model_input(
+    image: Image.Image, protocol: str, preprocessing: Preprocessing = IMAGENET, name: str = "an image"
+) -> torch.Tensor:
+    """An RGB image as the model's input, float32 (3, H, W): sizes are the protocol's, everything else the model's.
+
+    Raises DataError as `resize`.
+    """
+    return preprocessing(resize(image, protocol, preprocessing.filter, name))

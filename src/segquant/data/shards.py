@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, chain, islice
@@ -20,7 +21,9 @@ from segquant.base.errors import DataError, SegquantError, one_line
 from segquant.base.files import read_json, replacing, sha256, write_json
 from segquant.base.progress import progress
 from segquant.data.images import IGNORE, decode_annotation
+from segquant.data.rows import OnError, rows
 
+log = logging.getLogger(__name__)
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -33,16 +36,37 @@ SCHEMA = pa.schema(
 SHARD_BYTES = 4_000_000
 
 
-def write_shards(sources: dict[str, Any], folder: str | Path, shard_bytes: int = SHARD_BYTES) -> dict[str, Any]:
+def write_shards(
+    sources: dict[str, Any],
+    folder: str | Path,
+    shard_bytes: int = SHARD_BYTES,
+    on_error: OnError = "stop",
+    learned: Set[bytes] = frozenset(),
+) -> dict[str, Any]:
     """Write `{split: source}` as `SPLIT-NNNNN-of-NNNNN.parquet` files and `manifest.json`; return the manifest.
 
-    Images keep their original bytes. One shard at a time is in memory. The folder exists whole or not at all. Raises
-    DataError when the source is broken, SegquantError when the folder cannot be written.
+    Images keep their original bytes. One shard at a time is in memory. The folder exists whole or not at all. With
+    `on_error` "skip" broken rows are left out, and the manifest lists them with the shard that they would be in. Warns
+    of images that are in an earlier split too, or whose digest is in `learned` (those that methods calibrate or train
+    on). Raises DataError when the source is broken, SegquantError when the folder cannot be written.
     """
     try:
         with replacing(folder) as part:
             part.mkdir()
-            splits = {split: _write_split(source, split, part, shard_bytes) for split, source in sources.items()}
+            splits, learned = {}, set(learned)
+            for split, source in sources.items():
+                counts, shards = _write_split(source, split, part, shard_bytes, on_error)
+                splits[split] = {**counts.summary(), "shards": shards}
+                if common := counts.digests.keys() & learned:
+                    log.warning(
+                        "%d of the %d images of split '%s', such as %s, are also among those that methods calibrate or "
+                        "train on: their scores may be too good",
+                        len(common),
+                        counts.images,
+                        split,
+                        min(counts.digests[digest] for digest in common),
+                    )
+                learned |= counts.digests.keys()
             first = next(iter(sources.values()))
             manifest = make_manifest(first.classes, splits)
             write_json(part / "manifest.json", manifest)
@@ -65,11 +89,12 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Shard:
-    """A Parquet file as the manifest describes it."""
+    """A Parquet file as the manifest describes it; `skipped` holds the errors of broken rows that it lacks."""
 
     path: Path
     rows: int
     sha256: str
+    skipped: tuple[str, ...] = ()
 
 
 def open_shards(folder: str | Path, split: str) -> list[Shard]:
@@ -77,7 +102,10 @@ def open_shards(folder: str | Path, split: str) -> list[Shard]:
     splits = read_manifest(folder)["splits"]
     if split not in splits:
         raise DataError(f"{folder} has no split '{split}': choose one of {', '.join(splits)}")
-    shards = [Shard(Path(folder) / entry["file"], entry["rows"], entry["sha256"]) for entry in splits[split]["shards"]]
+    shards = [
+        Shard(Path(folder) / entry["file"], entry["rows"], entry["sha256"], tuple(entry.get("skipped", ())))
+        for entry in splits[split]["shards"]
+    ]
     for shard in shards:
         if not shard.path.is_file():
             raise DataError(f"shard {shard.path} is missing: run prepare_shards again")
@@ -127,49 +155,69 @@ class ShardRows(Sequence):
         return self._read(number)[index - self._ends[number]]  # counted from the shard's end
 
 
-def _write_split(source: Any, split: str, folder: Path, shard_bytes: int) -> dict[str, Any]:
+def _write_split(
+    source: Any, split: str, folder: Path, shard_bytes: int, on_error: OnError
+) -> tuple[LabelCounts, list[dict[str, Any]]]:
+    """What the split holds, and its shards as the manifest lists them."""
     counts = LabelCounts()
-    parts: list[tuple[Path, int]] = []
-    rows: list[dict] = []
-    size = 0
+    parts: list[tuple[Path, int, int]] = []  # rows of the shard, rows skipped so far
+    held: list[dict] = []
+    skipped: list[str] = []
+    size = shown = 0
 
     def flush() -> None:
-        nonlocal rows, size
-        if rows:
-            path = folder / f"{split}-part-{len(parts):05d}.parquet"
-            # JPEG and PNG bytes do not compress further.
-            pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path, compression="none", row_group_size=64)
-            parts.append((path, len(rows)))
-        rows, size = [], 0
+        nonlocal held, size
+        path = folder / f"{split}-part-{len(parts):05d}.parquet"
+        # JPEG and PNG bytes do not compress further.
+        pq.write_table(pa.Table.from_pylist(held, SCHEMA), path, compression="none", row_group_size=64)
+        parts.append((path, len(held), len(skipped)))
+        held, size = [], 0
 
     with progress(total=len(source), desc=f"shards {split}", unit="image") as bar:
-        for i in range(len(source)):
-            row = source[i]
+        for row in rows(source, skipped if on_error == "skip" else None):
             counts.add(row)
-            rows.append(row)
+            held.append(row)
             size += len(row["image"]) + len(row["annotation"])
             if size >= shard_bytes:
                 flush()
-            bar.update()
-    flush()
+            bar.update(counts.images + len(skipped) - shown)
+            shown = counts.images + len(skipped)
+        if len(source) > shown:
+            bar.update(len(source) - shown)
+    if held:
+        flush()
+    if not parts:
+        raise DataError(f"no image of split '{split}' can be read: {skipped[0] if skipped else 'it is empty'}")
+    if skipped:
+        log.warning("%d of the %d images of split '%s' were skipped", len(skipped), len(source), split)
     shards = []
-    for i, (path, count) in enumerate(parts):
+    for i, (path, count, _) in enumerate(parts):
+        begin = parts[i - 1][2] if i else 0
+        errors = skipped[begin : parts[i][2] if i + 1 < len(parts) else None]
         final = path.with_name(f"{split}-{i:05d}-of-{len(parts):05d}.parquet")
         path.rename(final)
-        shards.append({"file": final.name, "rows": count, "bytes": final.stat().st_size, "sha256": sha256(final)})
-    return {**counts.summary(), "shards": shards}
+        entry = {"file": final.name, "rows": count, "bytes": final.stat().st_size, "sha256": sha256(final)}
+        shards.append({**entry, "skipped": errors} if errors else entry)
+    return counts, shards
 
 
 class LabelCounts:
-    """What the manifest says of a split: images, pixels per class, and a digest of ids, images and labels."""
+    """What the manifest says of a split: images, pixels per class, and a digest of ids, images and labels.
+
+    `digests` maps the SHA-256 of each image to its id.
+    """
 
     def __init__(self) -> None:
         self.images, self.pixels, self.content = 0, np.zeros(256, np.int64), hashlib.sha256()
+        self.digests: dict[bytes, str] = {}
 
     def add(self, row: dict) -> None:
         self.images += 1
-        for part in (row["id"].encode(), row["image"], row["annotation"]):
-            self.content.update(hashlib.sha256(part).digest())
+        name, image, label = (
+            hashlib.sha256(part).digest() for part in (row["id"].encode(), row["image"], row["annotation"])
+        )
+        self.content.update(name + image + label)
+        self.digests[image] = row["id"]
         self.pixels += np.bincount(decode_annotation(row["annotation"]).ravel(), minlength=256)
 
     def summary(self) -> dict[str, Any]:

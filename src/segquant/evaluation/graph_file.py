@@ -40,10 +40,10 @@ def score_graph(
     model = load_graph(onnx, engine)
     if model.preprocessing is None:
         log.warning("%s has no metadata `preprocessing`: pixels are normalized by ImageNet's mean and std", onnx)
-    source = open_source(replace(params.data, source=data), split, limit)
+    source, skipped = open_source(replace(params.data, source=data), split, limit, params.eval.on_error), []
     result = evaluate(
         model,
-        rows(source),
+        rows(source, skipped if params.eval.on_error == "skip" else None),
         len(source),
         num_classes=len(source.classes),
         protocol=protocol,
@@ -58,5 +58,5 @@ def score_graph(
         "n_images": result.n_images,
         "protocol": protocol,
         "engine": f"{model.engine} {model.version}",
-        **({"skipped": result.skipped} if result.skipped else {}),
+        **({"skipped": skipped + result.skipped} if skipped or result.skipped else {}),
     }

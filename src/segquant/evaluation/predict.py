@@ -91,7 +91,7 @@ def predict(
             if image.size != (row["width"], row["height"]):
                 actual, expected = f"{image.width}x{image.height}", f"{row['width']}x{row['height']}"
                 raise DataError(f"{name} is {actual} but its row says {expected}: make the shards again")
-            pixels = model_input(image, protocol, preprocessing)
+            pixels = model_input(image, protocol, preprocessing, name)
             return batch, Prediction(index, row, None, extra(index, row, name) if extra else None), pixels
         except DataError as error:
             if settings.on_error != "skip":

@@ -110,8 +110,9 @@ def score(
     }
     if settings.dtype != "float32" or settings.compile:
         metrics |= {"dtype": settings.dtype, "compile": settings.compile}
-    if result.skipped:
-        metrics["skipped"] = result.skipped
+    skipped = [error for shard in shards for error in shard.skipped] + result.skipped
+    if skipped:
+        metrics["skipped"] = skipped
     return metrics, result
 
 

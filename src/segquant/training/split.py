@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from segquant.data.fingerprint import fingerprint
 from segquant.data.label_map import class_names, match_classes, same_classes
 from segquant.data.preprocessing import read_preprocessing
 from segquant.data.shards import ShardRows, read_manifest
-from segquant.data.sources import open_images
+from segquant.data.sources import image_digests, open_images
 
 if TYPE_CHECKING:  # imported where it is used: most methods only calibrate
     from segquant.training.material import Material
@@ -32,7 +33,7 @@ class TrainSplit:
 
     `rows` are as in shards; labels may be missing, `classes` are theirs. `identity` is JSON that says which rows they
     are. `validation` rows are labelled with `validation_classes`, which the file `label_map` takes the model's classes
-    to.
+    to. `learned` gathers the SHA-256 of each image that was asked for.
     """
 
     params: Params
@@ -43,6 +44,7 @@ class TrainSplit:
     validation: Sequence[dict]
     validation_classes: Sequence[str]
     label_map: str | None = None
+    learned: set[bytes] = field(default_factory=set)
 
     @cached_property
     def _model_classes(self) -> list[str]:
@@ -55,8 +57,7 @@ class TrainSplit:
     @cache
     def images(self, count: int) -> torch.Tensor:
         """Calibration inputs float32 (N, 3, H, W): `count` images, evenly spread."""
-        rows = (self.rows[i] for i in spread(len(self.rows), count))
-        return calibration_batch(rows, self.params.protocol, read_preprocessing(self.baseline))
+        return calibration_batch(self._spread(count), self.params.protocol, read_preprocessing(self.baseline))
 
     def points(self, count: int) -> Callable[[nn.Module], float]:
         """Scores a model on `count` calibration images, in points of mIoU.
@@ -68,7 +69,7 @@ class TrainSplit:
                 f"max_drop needs labels of the classes that are scored, and {self.params.data.source} has others: give "
                 "--train-data with the classes of --data"
             )
-        score = self._scorer([self.rows[i] for i in spread(len(self.rows), count)])
+        score = self._scorer(list(self._spread(count)))
         return lambda model: 100 * score(model).scores.mean_iou
 
     def material(self, validation_images: int) -> Material:
@@ -81,8 +82,22 @@ class TrainSplit:
         else:
             as_labelled = same_classes(self._model_classes, self.classes)
         # Shards are read here, once: processes that draw crops then share the rows, or are sent them.
-        rows = list(self.rows) if isinstance(self.rows, ShardRows) else self.rows
+        if isinstance(self.rows, ShardRows):
+            rows = list(self.rows)
+        else:
+            rows = self.rows
+            self.learned.update(self._digests)
         return Material(rows, self.classes, self.identity, self.params.protocol, self._scorer(first), as_labelled)
+
+    @cached_property
+    def _digests(self) -> set[bytes]:
+        return set(image_digests(self.rows))
+
+    def _spread(self, count: int) -> Iterator[dict]:
+        for i in spread(len(self.rows), count):
+            row = self.rows[i]
+            self.learned.add(sha256(row["image"]).digest())
+            yield row
 
     def _scorer(self, rows: Sequence[dict]) -> Callable[[nn.Module], Any]:
         from segquant.training.baseline import scorer
@@ -109,6 +124,6 @@ def split_of_source(
 
     Raises DataError where there is no such split.
     """
-    source, params = open_images(data, split), replace(params, data=data)
+    source, params = open_images(data, split, on_error=params.eval.on_error), replace(params, data=data)
     identity = [fingerprint(data), repr(data), split]
     return TrainSplit(params, Path(baseline), source, source.classes, identity, scored, scored.classes, label_map)
