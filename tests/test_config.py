@@ -46,7 +46,7 @@ def test_the_committed_params_are_valid():
         (("quant", "methods", "a/b"), {"weights": "int8"}, "quant.methods has 'a/b': use letters"),
         (("speed", "input_size"), [0, 512], "speed.input_size[0] must be at least 32, not 0"),
         (("protocol",), "fixed", "protocol 'fixed' is unknown: choose aligned-512-v1 or fixed-HxW-v1"),
-        (("data", "label_map"), "map.yaml", "data.label_map 'map.yaml' must lie in data/label_maps/"),
+        (("data", "label_map"), "map.yaml", "data.label_map 'map.yaml' must be by_position or lie in data/label_maps/"),
         (("quant", "methods"), {}, "quant.methods must be a mapping with at least one entry"),
         (("modle",), {}, "params.yaml has an unknown key 'modle': allowed are model, data"),
         (

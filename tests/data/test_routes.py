@@ -240,6 +240,7 @@ def test_parameters_for_labels_override_the_layout(tmp_path, names):
         ),
         ({"classes": "blank.txt"}, "data.classes 'blank.txt' has no name in line 2: write a class per line"),
         ({"classes": "first.txt"}, "data.classes 'first.txt' has no name in line 1: write a class per line"),
+        ({"classes": "twice.txt"}, "data.classes 'twice.txt' names two classes 'car': rename one"),
         ({"classes": "empty.txt"}, "data.classes 'empty.txt' names 0 classes: name 1 to 255, a class per line"),
         (
             {"classes": "cityscapes"},
@@ -253,6 +254,7 @@ def test_a_description_that_does_not_fit_is_one_line(tmp_path, keys, message, mo
     (tmp_path / "blank.txt").write_text("road\n\nsky\n")
     (tmp_path / "first.txt").write_text("\nroad\nsky\n")
     (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "twice.txt").write_text("car\nroad\ncar\n")
     pair(tmp_path, "val/a.png", "valannot/a.png", [[0, 11]])
     if keys.get("annotations") == "valannot/*":
         keys = {**keys, "images": "{split}/*"}

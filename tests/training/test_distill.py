@@ -104,7 +104,7 @@ def test_labels_with_other_classes_are_one_line(workspace):
 
 
 def test_mapped_labels_are_refused_even_with_as_many_classes(workspace):
-    with pytest.raises(ConfigError, match="data others, as there is a label map: it cannot learn from these labels"):
+    with pytest.raises(ConfigError, match="data others, or in another order: it cannot learn from these labels"):
         make(workspace, label_map="data/label_maps/x.yaml")
     assert not (workspace / "out").exists()
 

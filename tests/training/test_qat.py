@@ -164,8 +164,8 @@ def test_without_a_teacher_it_learns_from_labels(baseline, tmp_path):
         made(baseline, tmp_path / "c", alone, WITHOUT_LABELS)
     with pytest.raises(ConfigError, match="has 150 classes and the train split 11: it cannot learn from these labels"):
         made(baseline, tmp_path / "c", alone, MATERIAL._replace(classes=CAMVID))
-    with pytest.raises(ConfigError, match="the train split others, as there is a label map: it cannot learn from th"):
-        made(baseline, tmp_path / "c", alone, MATERIAL._replace(mapped=True))
+    with pytest.raises(ConfigError, match="the train split others, or in another order: it cannot learn from th"):
+        made(baseline, tmp_path / "c", alone, MATERIAL._replace(as_labelled=False))
 
 
 def test_another_teacher_is_another_model(baseline, tmp_path):

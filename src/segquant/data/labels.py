@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -180,4 +181,6 @@ def _names(data: Data, known: Sequence[str]) -> Sequence[str]:
         raise ConfigError(
             f"data.classes '{data.classes}' names {len(names)} classes: name 1 to {IGNORE}, a class per line"
         )
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ConfigError(f"data.classes '{data.classes}' names two classes '{twice[0]}': rename one")
     return names
