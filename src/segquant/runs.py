@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from segquant import lanes, models
-from segquant.base.config import Params, Recipe, check_protocol
+from segquant.base.config import Method, Params, Recipe, check_protocol
+from segquant.base.entry import logged
 from segquant.base.errors import DataError
+from segquant.base.failures import BASELINE, missing
 from segquant.base.files import write_json
 from segquant.base.hub import locate
 from segquant.deploy.onnx_export import write_exports
 from segquant.evaluation.reference import write_reference
-from segquant.evaluation.score import score, write_scores
-from segquant.evaluation.shardwise import kept
+from segquant.evaluation.score import try_score, write_scores
 from segquant.methods import kind
 from segquant.quant.build import build
-from segquant.report.results import from_json, to_json, with_intervals
-from segquant.training.split import split_of_source
+from segquant.report.results import failures, from_json, to_json, with_intervals
+from segquant.training.split import TrainSplit, split_of_source
 from segquant.workspace import DataSet, Workspace, open_sets
 
 
@@ -40,13 +42,14 @@ def run(
     train_split: str = "train",
 ) -> dict[str, dict[str, Any]]:
     """Quantize, evaluate and time each method; write artifacts/METHOD/, manifest.json, accuracy/METHOD.json,
-    classes/METHOD.csv, confusion/METHOD.parquet and results.json to `output`.
+    classes/METHOD.csv, confusion/METHOD.parquet, results.json and run.log to `output`.
 
     `model`, `revision` and `sha256` are as `hub.locate` takes them, `methods` names under quant.methods (None: all);
     `protocol` None is params.yaml's. Methods calibrate and train on `train_split` of `train_data` (None: the first of
     `data`), without its labels unless they have no teacher. Each of `data` is scored apart; `label_maps` has one for
-    each or one for all. All input is checked before the first method is built. Gives {method: accuracy keys,
-    `loss_interval`, `quantize` and `speed`}, of several data sets {name: that}.
+    each or one for all. All input is checked before the first method is built; of one that fails then, `failed` gives
+    the reason (base/failures.py). Gives {method: accuracy keys, `loss_interval`, `quantize` and `speed`}, of several
+    data sets {name: that}.
     """
     recipes = params.quant.choose(methods)
     params = replace(params, protocol=check_protocol(protocol or params.protocol))
@@ -63,9 +66,25 @@ def run(
         except DataError as error:
             needed = f"it is needed to calibrate {', '.join(fitted)}: see --train-data and --train-split"
             raise DataError(f"{error}; {needed}") from error
-    lanes.check(params, loaded, recipes, train)
-    for name, data_set in sets.items():
+    lanes.check(params, loaded, recipes, lambda: train)
+    del loaded
+    for data_set in sets.values():
         data_set.prepare(int(1e6 * params.data.shard_mb))
+    with logged(output / "run.log"):
+        results = _run_lanes(params, recipes, baseline, place, sets, train)
+    return results if len(sets) > 1 else results[next(iter(sets))]
+
+
+def _run_lanes(
+    params: Params,
+    recipes: Mapping[str, Method],
+    baseline: Path,
+    place: Workspace,
+    sets: Mapping[str, DataSet],
+    train: TrainSplit | None,
+) -> dict[str, dict[str, Any]]:
+    """{data set: {method: its results}}, which results.json holds at the end too."""
+    for name, data_set in sets.items():
         write_reference(
             baseline,
             data_set.shards,
@@ -76,35 +95,37 @@ def run(
         )
     if any(kind(recipe).exports for recipe in recipes.values()):
         write_exports(baseline, place.exports)
-    if "float32" not in recipes:  # speed is measured against it
-        build(baseline, Recipe("float32"), place.artifact("float32"), models.device(params.eval.device))
+    if BASELINE not in recipes:  # speed is measured against it
+        build(baseline, Recipe(BASELINE), place.artifact(BASELINE), models.device(params.eval.device))
     results: dict[str, dict[str, Any]] = {name: {} for name in sets}
-    with kept(place.partial):
-        for method in recipes:
-            artifact, checkpoint = place.artifact(method), place.partial / f"{method}.pt"
-            times = lanes.quantize(
-                params, method, baseline, artifact, lambda: train, exports=place.exports, checkpoint=checkpoint
-            )
-            for name, data_set in sets.items():
-                metrics = _evaluate(params, method, place, name, data_set)
-                results[name][method] = metrics if "unavailable" in times else {**metrics, "quantize": times}
+    for method in recipes:
+        artifact, checkpoint = place.artifact(method), place.partial / f"{method}.pt"
+        times = lanes.quantize(
+            params, method, baseline, artifact, lambda: train, exports=place.exports, checkpoint=checkpoint
+        )
+        for name, data_set in sets.items():
+            metrics = _evaluate(params, method, place, name, data_set)
+            results[name][method] = metrics if missing(metrics) else {**metrics, "quantize": times}
     for name, data_set in sets.items():
         results[name] = to_json(with_intervals(from_json(results[name]), data_set.folder))
     whole = results if len(sets) > 1 else results[next(iter(sets))]
-    write_json(output / "results.json", whole)  # kept should timing fail
+    write_json(place.root / "results.json", whole)  # kept should timing be interrupted
     for method in recipes:
-        scored = [by_method[method] for by_method in results.values() if "unavailable" not in by_method[method]]
+        scored = [by_method[method] for by_method in results.values() if not missing(by_method[method])]
+        target = place.speed(method)
+        target.unlink(missing_ok=True)
         if scored:
-            target = place.speed(method)
-            speed = lanes.benchmark(place.artifact(method), place.artifact("float32"), place.exports, target, params)
+            speed = lanes.benchmark(place.artifact(method), place.artifact(BASELINE), place.exports, target, params)
             for metrics in scored:
                 metrics["speed"] = speed
-    write_json(output / "results.json", whole)
-    return whole
+    write_json(place.root / "results.json", whole)
+    if not any(failures(from_json(by_method)) for by_method in results.values()):
+        shutil.rmtree(place.partial, ignore_errors=True)  # else the next run goes on from what is there
+    return results
 
 
 def _evaluate(params: Params, method: str, place: Workspace, name: str, data_set: DataSet) -> dict[str, Any]:
-    metrics, evaluation = score(
+    metrics, evaluation = try_score(
         place.artifact(method),
         data_set.shards,
         data_set.source.classes,
@@ -114,6 +135,9 @@ def _evaluate(params: Params, method: str, place: Workspace, name: str, data_set
         settings=replace(params.eval, pictures=0),
         partial=place.partial / name / method,
     )
+    outputs = data_set.outputs(method)
+    for path in outputs.values():
+        path.unlink(missing_ok=True)  # of an earlier run
     if evaluation:
-        write_scores(metrics, evaluation, data_set.source.classes, **data_set.outputs(method))
+        write_scores(metrics, evaluation, data_set.source.classes, **outputs)
     return metrics

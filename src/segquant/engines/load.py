@@ -18,7 +18,7 @@ from segquant.base.errors import ModelError, UnavailableError, one_line
 from segquant.engines.extras import needs
 from segquant.engines.runtime import CLASSES, Runtime
 from segquant.quant import artifacts
-from segquant.quant.artifacts import Artifact, describe_artifact, intact
+from segquant.quant.artifacts import Artifact, check_present, describe_artifact, intact
 
 log = logging.getLogger(__name__)
 GRAPHS = ("model.onnx", "model.xml")  # of an artifact, whichever is there
@@ -33,8 +33,7 @@ def load(source: str | Path, device: torch.device | str = "cpu") -> Artifact:
     recipe = info["recipe"]
     if "engine" not in recipe:
         return artifacts.load_artifact(source, device)
-    if "unavailable" in info:
-        raise UnavailableError(info["unavailable"])
+    check_present(source, info)
     intact(source, info)
     engine = importlib.import_module(f"segquant.engines.{recipe['engine']}")
     needs(engine.PACKAGES[-1])  # its import is no part of the load time: PyTorch is imported too
