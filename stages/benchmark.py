@@ -1,8 +1,11 @@
 """Measure one artifact's speed, memory and load time, in this fresh process."""
 
+from pathlib import Path
+
 from segquant import models
 from segquant.base import config
 from segquant.base.entry import run
+from segquant.base.failures import failure
 from segquant.base.files import write_json
 from segquant.evaluation.speed import measure
 from stages import arguments
@@ -12,7 +15,11 @@ def main() -> None:
     a = arguments(__doc__, "artifact", "float32", "exports", "output")
     params = config.load()
     device = models.device(params.eval.device)
-    write_json(a.output, measure(a.artifact, a.float32, params.speed, device, a.exports))
+    try:
+        speed = measure(a.artifact, a.float32, params.speed, device, a.exports)
+    except Exception as error:  # engines raise many types
+        speed = failure(f"timing {Path(a.artifact).name}", error)
+    write_json(a.output, speed)
 
 
 if __name__ == "__main__":

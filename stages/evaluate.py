@@ -7,7 +7,7 @@ from segquant.base import config
 from segquant.base.entry import run
 from segquant.base.ranks import ranks
 from segquant.data.shards import open_shards, read_manifest
-from segquant.evaluation.score import class_rows, score, write_scores
+from segquant.evaluation.score import class_rows, try_score, write_scores
 from segquant.evaluation.shardwise import kept
 from stages import arguments
 
@@ -19,7 +19,7 @@ def main() -> None:
     tracking.login(params.wandb)
     names = read_manifest(a.shards)["classes"]
     with kept(a.partial):
-        metrics, result = score(
+        metrics, result = try_score(
             a.artifact,
             open_shards(a.shards, "validation"),
             names,

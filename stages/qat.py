@@ -29,6 +29,7 @@ def main() -> None:
         exports="",
         checkpoint=Path("models/checkpoints") / f"{a.method}.pt",
         recording=partial(tracking.training, params.wandb, a.method, recipe.train),
+        may_fail=False,
     )
     if not ranks()[0]:
         write_json(f"{a.output}/{a.method}.json", times)

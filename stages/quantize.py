@@ -3,9 +3,10 @@
 from functools import partial
 from pathlib import Path
 
-from segquant import lanes, tracking
+from segquant import lanes, methods, models, tracking
 from segquant.base import config
 from segquant.base.entry import run
+from segquant.base.failures import missing
 from segquant.base.files import write_json
 from segquant.base.ranks import ranks
 from segquant.training.split import split_of_shards
@@ -17,6 +18,7 @@ def main() -> None:
     params = config.load()
     tracking.login(params.wandb)
     recipe = params.quant.choose([a.method])[a.method]
+    methods.check(a.method, models.load(a.baseline), recipe, params)
     times = lanes.quantize(
         params,
         a.method,
@@ -30,8 +32,8 @@ def main() -> None:
     )
     if not ranks()[0]:
         write_json(a.times, times)
-        if "unavailable" in times:
-            print(f"{a.method} is unavailable: {times['unavailable']}")
+        for kind, reason in missing(times).items():
+            print(f"{a.method} {kind}: {reason}")
 
 
 if __name__ == "__main__":

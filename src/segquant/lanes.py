@@ -6,6 +6,7 @@ Evaluation is `evaluation.score`: it stands apart, so that its stage depends nei
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -20,34 +21,37 @@ from torch import nn
 from segquant import methods, models
 from segquant.base.config import Method, Params
 from segquant.base.errors import DataError, SegquantError
+from segquant.base.failures import BASELINE, failure
 from segquant.base.files import read_json
 from segquant.base.ranks import ranks
 from segquant.methods import Job, kind
-from segquant.quant.artifacts import save_unavailable
+from segquant.quant.artifacts import save_missing
 from segquant.training.split import TrainSplit
 
 if TYPE_CHECKING:
     from segquant.training.material import Recording
 
+log = logging.getLogger(__name__)
 
-def check(params: Params, model: nn.Module, recipes: Mapping[str, Method], split: TrainSplit | None) -> None:
+
+def check(params: Params, model: nn.Module, recipes: Mapping[str, Method], split: Callable[[], TrainSplit]) -> None:
     """Hold every recipe against the model and open what it calibrates and trains with, so that an error stops a run
-    before any work. `split` is None where no recipe needs one. Raises DataError, ConfigError and ModelError.
+    before any work. `split` is called where a recipe needs it. Raises DataError, ConfigError and ModelError.
     """
     for name, recipe in recipes.items():
         methods.check(name, model, recipe, params)
     for name, recipe in recipes.items():
         count = recipe.calibration_images
         if count:
-            split.images(count)
+            split().images(count)
         if kind(recipe).searches(recipe):
             try:
-                split.points(count)
+                split().points(count)
             except DataError as error:
                 raise DataError(f"{name}: {error}") from error
         if recipe.train:
-            material = split.material(recipe.train.validation_images)
-            kind(recipe).check_training(recipe, split.baseline, material)
+            material = split().material(recipe.train.validation_images)
+            kind(recipe).check_training(recipe, split().baseline, material)
 
 
 def quantize(
@@ -61,19 +65,21 @@ def quantize(
     checkpoint: Path,
     trained: str | Path | None = None,
     recording: Recording = nullcontext,
+    may_fail: bool = True,
 ) -> dict[str, Any]:
     """Make the artifact `folder` of a method; gives its times, nothing on other ranks than the first.
 
     `exports` is the folder of `export_onnx`; `trained` is an artifact that is taken where the very same training made
-    it; a killed training continues from `checkpoint`; `recording` gives a training its record. Raises as the builders
-    do.
+    it; a killed training continues from `checkpoint`; `recording` gives a training its record. What a method is built
+    from raises DataError and ModelError. A build that fails leaves an artifact that says why, and the result is
+    {"failed": the reason}; unless it `may_fail`, and for float32, it raises too (see `failures.failure`).
     """
     recipe, split = params.quant.choose([method])[method], cache(split)
     device = models.device(params.eval.device)
     reason = kind(recipe).unavailable(recipe, device) or kind(recipe).refused(params.protocol, None)
     if reason:
         if not ranks()[0]:
-            save_unavailable(recipe, reason, folder)
+            save_missing(recipe, {"unavailable": reason}, folder)
         return {"unavailable": reason}
     if not recipe.train and ranks()[0]:
         return {}
@@ -82,12 +88,20 @@ def quantize(
         if trained and (times := _take(trained, folder, recipe, baseline, split())):
             return times
         material = split().material(recipe.train.validation_images)
+        kind(recipe).check_training(recipe, job.baseline, material)
         job = replace(job, material=material, checkpoint=checkpoint)
     if count := recipe.calibration_images:
         job = replace(job, images=split().images(count))
         if kind(recipe).searches(recipe):
             job = replace(job, points=split().points(count))
-    times = kind(recipe).build(job)
+    try:
+        times = kind(recipe).build(job)
+    except Exception as error:  # torchao, exporters and engines raise many types
+        if not may_fail:
+            raise
+        times = failure(method, error, needed=method == BASELINE)
+        save_missing(recipe, times, folder)
+        return times
     if not ranks()[0]:
         checkpoint.unlink(missing_ok=True)
     return times
@@ -104,7 +118,11 @@ def _take(
 
 
 def benchmark(artifact: Path, float32: Path, exports: Path, target: Path, params: Params) -> dict[str, Any]:
-    """Measure an artifact's speed in a process of its own, so that memory is the artifact's alone; write `target`."""
+    """Measure an artifact's speed in a process of its own, so that memory is the artifact's alone; write `target`.
+
+    Gives {"failed": the reason}, without `target`, where the process fails.
+    """
+    target.unlink(missing_ok=True)
     options = {
         "artifact": artifact,
         "float32": float32,
@@ -117,6 +135,8 @@ def benchmark(artifact: Path, float32: Path, exports: Path, target: Path, params
     command = [sys.executable, "-m", "segquant.evaluation.speed", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
+        log.debug("timing %s:\n%s", artifact.name, done.stderr)
         lines = done.stderr.strip().splitlines() or ["it said nothing; was it out of memory?"]
-        raise SegquantError(f"timing {artifact.name} ended with code {done.returncode}: {lines[-1]}")
+        error = SegquantError(f"timing ended with code {done.returncode}: {lines[-1].removeprefix('error: ')}")
+        return failure(artifact.name, error)
     return read_json(target)

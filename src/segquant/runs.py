@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from segquant import lanes, models
-from segquant.base.config import Params, Recipe, check_protocol
+from segquant.base.config import Method, Params, Recipe, check_protocol
+from segquant.base.entry import logged
 from segquant.base.errors import DataError
+from segquant.base.failures import BASELINE, missing
 from segquant.base.files import write_json
 from segquant.base.hub import locate
 from segquant.data.label_map import class_names
 from segquant.deploy.onnx_export import write_exports
-from segquant.evaluation.reference import write_reference
-from segquant.evaluation.score import score, write_scores
-from segquant.evaluation.shardwise import kept
 from segquant.methods import kind
 from segquant.quant.build import build
-from segquant.report.results import from_json, to_json, with_intervals
-from segquant.training.split import split_of_source
+from segquant.report.results import failures, from_json, to_json, with_intervals
+from segquant.training.split import TrainSplit, split_of_source
 from segquant.workspace import DataSet, Workspace, open_sets
 
 
@@ -40,14 +40,14 @@ def run(
     train_data: str | None = None,
     train_split: str = "train",
 ) -> dict[str, dict[str, Any]]:
-    """Quantize, evaluate and time each method; write artifacts/METHOD/, manifest.json, accuracy/METHOD.json,
-    classes/METHOD.csv, confusion/METHOD.parquet and results.json to `output`.
+    """Quantize, evaluate and time each method in the folder `output` (`workspace`); write results.json and run.log.
 
     `model`, `revision` and `sha256` are as `hub.locate` takes them, `methods` names under quant.methods (None: all);
     `protocol` None is params.yaml's. Methods calibrate and train on `train_split` of `train_data` (None: the first of
     `data`), without its labels unless they have no teacher. Each of `data` is scored apart; `label_maps` has one for
-    each or one for all. All input is checked before the first method is built. Gives {method: accuracy keys,
-    `loss_interval`, `quantize` and `speed`}, of several data sets {name: that}.
+    each or one for all. All input is checked before the first method is built; of one that fails then, `failed` gives
+    the reason (base/failures.py). Gives {method: accuracy keys, `loss_interval`, `quantize` and `speed`}, of several
+    data sets {name: that}.
     """
     recipes = params.quant.choose(methods)
     params = replace(params, protocol=check_protocol(protocol or params.protocol))
@@ -56,65 +56,62 @@ def run(
     sets = open_sets(params.data, data, label_maps, split, limit, output, params.eval.on_error)
     for data_set in sets.values():
         data_set.check(class_names(loaded.config))
-    train, fitted = None, [name for name, recipe in recipes.items() if recipe.calibration_images or recipe.train]
-    if fitted:
-        scored, train_source = next(iter(sets.values())), replace(params.data, source=train_data or data[0])
-        try:
-            train = split_of_source(params, baseline, train_source, train_split, scored.source, scored.label_map)
-        except DataError as error:
-            needed = f"it is needed to calibrate {', '.join(fitted)}: see --train-data and --train-split"
-            raise DataError(f"{error}; {needed}") from error
-    lanes.check(params, loaded, recipes, train)
-    for name, data_set in sets.items():
+    train = _train_split(params, recipes, baseline, next(iter(sets.values())), train_data or data[0], train_split)
+    lanes.check(params, loaded, recipes, lambda: train)
+    del loaded
+    for data_set in sets.values():
         data_set.prepare(int(1e6 * params.data.shard_mb), train.learned if train else frozenset())
-        write_reference(
-            baseline,
-            data_set.shards,
-            data_set.reference,
-            protocol=params.protocol,
-            settings=params.eval,
-            partial=place.partial / name / "reference",
-        )
+    with logged(output / "run.log"):
+        results = _lanes(params, recipes, baseline, place, sets, train)
+    return results if len(sets) > 1 else results[next(iter(sets))]
+
+
+def _train_split(
+    params: Params, recipes: Mapping[str, Method], baseline: Path, scored: DataSet, data: str, split: str
+) -> TrainSplit | None:
+    """What recipes calibrate and train on; None where none does. Raises DataError, which names those that do."""
+    fitted = [name for name, recipe in recipes.items() if recipe.calibration_images or recipe.train]
+    if not fitted:
+        return None
+    try:
+        source = replace(params.data, source=data)
+        return split_of_source(params, baseline, source, split, scored.source, scored.label_map)
+    except DataError as error:
+        needed = f"it is needed to calibrate {', '.join(fitted)}: see --train-data and --train-split"
+        raise DataError(f"{error}; {needed}") from error
+
+
+def _lanes(
+    params: Params, recipes: Mapping[str, Method], baseline: Path, place: Workspace, sets: Mapping[str, DataSet], train
+) -> dict[str, dict[str, Any]]:
+    """{data set: {method: its results}}, which results.json holds at the end too."""
+    for name, data_set in sets.items():
+        data_set.refer(baseline, params, place.partial / name)
     if any(kind(recipe).exports for recipe in recipes.values()):
         write_exports(baseline, place.exports)
-    if "float32" not in recipes:  # speed is measured against it
-        build(baseline, Recipe("float32"), place.artifact("float32"), models.device(params.eval.device))
+    if BASELINE not in recipes:  # speed is measured against it
+        build(baseline, Recipe(BASELINE), place.artifact(BASELINE), models.device(params.eval.device))
     results: dict[str, dict[str, Any]] = {name: {} for name in sets}
-    with kept(place.partial):
-        for method in recipes:
-            artifact, checkpoint = place.artifact(method), place.partial / f"{method}.pt"
-            times = lanes.quantize(
-                params, method, baseline, artifact, lambda: train, exports=place.exports, checkpoint=checkpoint
-            )
-            for name, data_set in sets.items():
-                metrics = _evaluate(params, method, place, name, data_set)
-                results[name][method] = metrics if "unavailable" in times else {**metrics, "quantize": times}
+    for method in recipes:
+        artifact = place.artifact(method)
+        files = {"exports": place.exports, "checkpoint": place.partial / f"{method}.pt"}
+        times = lanes.quantize(params, method, baseline, artifact, lambda: train, **files)
+        for name, data_set in sets.items():
+            metrics = data_set.evaluate(method, artifact, params, place.partial / name)
+            results[name][method] = metrics if missing(metrics) else {**metrics, "quantize": times}
     for name, data_set in sets.items():
         results[name] = to_json(with_intervals(from_json(results[name]), data_set.folder))
     whole = results if len(sets) > 1 else results[next(iter(sets))]
-    write_json(output / "results.json", whole)  # kept should timing fail
+    write_json(place.root / "results.json", whole)  # kept should timing be interrupted
     for method in recipes:
-        scored = [by_method[method] for by_method in results.values() if "unavailable" not in by_method[method]]
+        scored = [by_method[method] for by_method in results.values() if not missing(by_method[method])]
+        target = place.speed(method)
+        target.unlink(missing_ok=True)
         if scored:
-            target = place.speed(method)
-            speed = lanes.benchmark(place.artifact(method), place.artifact("float32"), place.exports, target, params)
+            speed = lanes.benchmark(place.artifact(method), place.artifact(BASELINE), place.exports, target, params)
             for metrics in scored:
                 metrics["speed"] = speed
-    write_json(output / "results.json", whole)
-    return whole
-
-
-def _evaluate(params: Params, method: str, place: Workspace, name: str, data_set: DataSet) -> dict[str, Any]:
-    metrics, evaluation = score(
-        place.artifact(method),
-        data_set.shards,
-        data_set.source.classes,
-        protocol=params.protocol,
-        reference=data_set.reference,
-        label_map=data_set.label_map,
-        settings=replace(params.eval, pictures=0),
-        partial=place.partial / name / method,
-    )
-    if evaluation:
-        write_scores(metrics, evaluation, data_set.source.classes, **data_set.outputs(method))
-    return metrics
+    write_json(place.root / "results.json", whole)
+    if not any(failures(from_json(by_method)) for by_method in results.values()):
+        shutil.rmtree(place.partial, ignore_errors=True)  # else the next run goes on from what is there
+    return results

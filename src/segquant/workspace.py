@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from segquant.base.config import Data
+from segquant.base.config import Data, Params
 from segquant.base.errors import ConfigError, DataError
 from segquant.base.files import write_json
 from segquant.data.label_map import match_classes
 from segquant.data.rows import OnError
 from segquant.data.shards import Shard, open_shards, write_shards
 from segquant.data.sources import open_source
+from segquant.evaluation.reference import write_reference
+from segquant.evaluation.score import try_score, write_scores
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,33 @@ class DataSet:
             raise DataError(f"{self.data} has no labelled pixel in split '{self.split}': every one is to be ignored")
         write_json(self.folder / "manifest.json", manifest)
 
-    def outputs(self, method: str) -> dict[str, Path]:
-        """Where `evaluation.score.write_scores` writes."""
-        return {
+    def refer(self, baseline: Path, params: Params, partial: Path) -> None:
+        """Write the float model's class maps, which agreement is counted against."""
+        options = {"protocol": params.protocol, "settings": params.eval}
+        write_reference(baseline, self.shards, self.reference, partial=partial / "reference", **options)
+
+    def evaluate(self, method: str, artifact: Path, params: Params, partial: Path) -> dict[str, Any]:
+        """Score a method's artifact; write and return its metrics, in which a failure stands where figures would."""
+        metrics, evaluation = try_score(
+            artifact,
+            self.shards,
+            self.source.classes,
+            protocol=params.protocol,
+            reference=self.reference,
+            label_map=self.label_map,
+            settings=replace(params.eval, pictures=0),
+            partial=partial / method,
+        )
+        outputs = {
             "metrics_path": self.folder / "accuracy" / f"{method}.json",
             "classes_path": self.folder / "classes" / f"{method}.csv",
             "counts_path": self.folder / "confusion" / f"{method}.parquet",
         }
+        for path in outputs.values():
+            path.unlink(missing_ok=True)  # of an earlier run
+        if evaluation:
+            write_scores(metrics, evaluation, self.source.classes, **outputs)
+        return metrics
 
 
 def open_sets(

@@ -301,4 +301,15 @@ def load(path: str | Path | None = None) -> Params:
         raise ConfigError(f"{path} does not exist: run this from the repository's root") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {one_line(error)}") from error
+    _check_names(tree)
     return build(Params, tree)
+
+
+def _check_names(tree: Any) -> None:
+    """Raise ConfigError for a method whose name YAML does not read as text: DVC then runs no stage for it."""
+    quant = tree.get("quant") if isinstance(tree, dict) else None
+    methods = quant.get("methods") if isinstance(quant, dict) else None
+    for name in methods if isinstance(methods, dict) else ():
+        if not isinstance(name, str):
+            kind = {"bool": "a truth value", "NoneType": "nothing"}.get(type(name).__name__, "a number")
+            raise ConfigError(f"quant.methods has {name!r}, which YAML reads as {kind}: quote it, or choose a word")

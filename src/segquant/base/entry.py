@@ -8,7 +8,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -33,6 +34,21 @@ def setup_logging(verbose: bool = False, file: Path | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=handlers)
     logging.getLogger("segquant").setLevel(logging.DEBUG)
     logging.captureWarnings(True)
+
+
+@contextmanager
+def logged(file: Path) -> Iterator[None]:
+    """Log to a new `file` too, from DEBUG, until the block ends."""
+    handler = _file_handler(file)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    except Exception:
+        log.debug("stopped", exc_info=True)
+        raise
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
 
 
 class _Stderr(logging.StreamHandler):
@@ -78,8 +94,8 @@ def _stage_log() -> Path | None:
 def run(main: Callable[[], None]) -> None:
     """Call `main` and turn its errors into exit codes.
 
-    A SegquantError or an OSError is one line on stderr and code 2; Ctrl-C is code 130. If the reader of stdout has
-    closed it, as `head` does, the code is 141 without a line. Any other exception passes through.
+    A SegquantError is one line on stderr and its `exit_code`, an OSError one and 2; Ctrl-C is code 130. If the reader
+    of stdout has closed it, as `head` does, the code is 141 without a line. Any other exception passes through.
     """
     start = time.perf_counter()
     gc.freeze()  # collections skip the imported modules, which stay anyway
@@ -94,7 +110,7 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(141)
     except SegquantError as error:
         log.debug("stopped", exc_info=True)
-        sys.exit(_fail(f"error: {one_line(error, 10_000)}", 2))
+        sys.exit(_fail(f"error: {one_line(error, 10_000)}", error.exit_code))
     except OSError as error:  # such as a full disk or a read-only folder
         log.debug("stopped", exc_info=True)
         sys.exit(_fail(f"error: {error.filename or 'input or output'}: {error.strerror or error}", 2))

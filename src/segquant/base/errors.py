@@ -2,7 +2,9 @@
 
 
 class SegquantError(Exception):
-    """Base class. A command prints the message as one line and exits with code 2."""
+    """Base class. A command prints the message as one line and exits with `exit_code`."""
+
+    exit_code = 2
 
 
 class ConfigError(SegquantError):
@@ -19,6 +21,12 @@ class ModelError(SegquantError):
 
 class UnavailableError(SegquantError):
     """This machine cannot run a method or use a device."""
+
+
+class MethodsFailed(SegquantError):
+    """Some methods failed. What the others gave is written."""
+
+    exit_code = 4
 
 
 def one_line(error: BaseException, limit: int = 300, end: bool = False) -> str:

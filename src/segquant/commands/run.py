@@ -6,7 +6,7 @@ import argparse
 import json
 
 from segquant.base import config
-from segquant.commands.shared import add_built, add_limit, add_scored, at_least, print_advice, scored
+from segquant.commands.shared import add_built, add_limit, add_scored, at_least, fail_with, print_advice, scored
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -23,10 +23,13 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def benchmark(arguments: argparse.Namespace, params: config.Params, methods: list[str] | None = None) -> None:
-    """Quantize, score and time `methods` (None: all of `params`), and print the tables."""
+    """Quantize, score and time `methods` (None: all of `params`), and print the tables.
+
+    Raises MethodsFailed at the end where one failed.
+    """
     from segquant.base.hardware import probe
     from segquant.report import terminal
-    from segquant.report.results import from_json
+    from segquant.report.results import failures, from_json
     from segquant.runs import run
 
     results = run(
@@ -38,12 +41,16 @@ def benchmark(arguments: argparse.Namespace, params: config.Params, methods: lis
         train_data=arguments.train_data,
         train_split=arguments.train_split,
     )
+    sets = results if len(arguments.data) > 1 else {"": results}
+    shown = {name: from_json(by_method) for name, by_method in sets.items()}
     if arguments.json:
         print(json.dumps(results, indent=2))
-        return
-    if len(arguments.data) > 1:
-        terminal.show_several({name: from_json(methods) for name, methods in results.items()}, probe())
     else:
-        terminal.show(from_json(results), probe())
-        print_advice(from_json(results))
-    print(f"Results: {arguments.output / 'results.json'}")
+        if len(shown) > 1:
+            terminal.show_several(shown, probe())
+        else:
+            terminal.show(shown[""], probe())
+            print_advice(shown[""])
+        print(f"Results: {arguments.output / 'results.json'}")
+    failed = dict.fromkeys(method for by_method in shown.values() for method in failures(by_method))
+    fail_with(failed, f"{arguments.output / 'run.log'} has the details")

@@ -25,7 +25,7 @@ from segquant.deploy.pt2e import calibrated
 from segquant.deploy.qdq import Score, quantize_qdq
 from segquant.engines.extras import exports_lack, needs, unavailable
 from segquant.engines.load import load
-from segquant.quant.artifacts import save_unavailable, seal
+from segquant.quant.artifacts import save_missing, seal
 from segquant.quant.tensors import finite
 
 Fit = Callable[[nn.Module, torch.Tensor], nn.Module]  # (float model, calibration images) -> a quantized graph
@@ -47,10 +47,12 @@ def build_graph(
     gives points of mIoU where max_drop is to be kept; `fit` is what algorithm pt2e does, which else calibrates. Gives
     what `quant.build.build` gives. Raises DataError without images, ModelError for an artifact that does not run.
     """
-    reason = unavailable(recipe) or (exports_lack(exports) if recipe.algorithm != "pt2e" else None)
+    reason = {"unavailable": words} if (words := unavailable(recipe)) else {}
+    if not reason and recipe.algorithm != "pt2e":
+        reason = exports_lack(exports, "float32" if recipe.weights == "int8" else recipe.weights)
     if reason:
-        save_unavailable(recipe, reason, folder)
-        return {"unavailable": reason}
+        save_missing(recipe, reason, folder)
+        return reason
     if recipe.calibration_images and (images is None or not len(images)):
         raise DataError(f"algorithm {recipe.algorithm} calibrates on images of the train split: there are none")
     model, float32 = models.load(source), Path(exports) / "float32.onnx"

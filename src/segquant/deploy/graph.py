@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import signal
+import threading
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 OPSET = 20  # the first with Gelu; 23 makes attention one node, which ONNX Runtime 1.31 runs at half the speed
 INPUT, LOGITS = "pixel_values", "logits"
+_LONGEST = 600  # seconds of torch.export; a SegFormer-B5 takes 110 on two busy cores
 _EXAMPLE = (2, 3, 128, 192)  # torch.export would take a batch of 1 for a constant
 
 
@@ -74,12 +78,15 @@ def exported(pixels: nn.Module, named: bool = True) -> ExportedProgram:
     """Export a module that takes pixels (B, 3, H, W), for B up to 256, and H and W up to 4096, by torch.export.
 
     Pass named=False for a graph that will be exported again: simplifications derived from named sizes double the time
-    of the second export. Raises ModelError for a model that cannot be exported.
+    of the second export. Raises ModelError for a model that cannot be exported, or not within ten minutes.
     """
     sizes = {0: Dim("batch", max=256), 2: STEP * Dim("rows", max=128), 3: STEP * Dim("columns", max=128)}
     dynamic = sizes if named else dict.fromkeys(sizes, Dim.AUTO)
     try:
-        return torch.export.export(pixels, (torch.zeros(_EXAMPLE),), dynamic_shapes=(dynamic,))
+        with _within(_LONGEST):
+            return torch.export.export(pixels, (torch.zeros(_EXAMPLE),), dynamic_shapes=(dynamic,))
+    except _TooLong as error:
+        raise ModelError(f"torch.export has not exported this model for any size within {_LONGEST} seconds") from error
     except Exception as error:  # it raises many types
         raise ModelError(f"torch.export cannot export this model: {one_line(error, 200)}") from error
 
@@ -90,8 +97,8 @@ def to_onnx(
     """Convert an exported program to ONNX, check it and strip the exporter's notes.
 
     The model's metadata holds `labels` (JSON: a name for each class) and `preprocessing` (JSON: how to normalize
-    pixels). Raises ConfigError for an opset that the exporter cannot write, ModelError for a model that does not
-    convert to valid ONNX.
+    pixels). Raises ConfigError for an unknown opset, ModelError for a model that does not convert to valid ONNX of this
+    opset.
     """
     onnx = needs("onnx", "onnxscript")
     newest = onnx.defs.onnx_opset_version()
@@ -107,7 +114,7 @@ def to_onnx(
     model = written.model_proto
     actual_opset = model.opset_import[0].version
     if actual_opset != opset:
-        raise ConfigError(f"PyTorch cannot write opset {opset} for this model: choose opset {actual_opset}")
+        raise ModelError(f"PyTorch cannot write opset {opset} for this model: choose opset {actual_opset}")
     strip(model)
     names = [config.id2label[i] for i in range(config.num_labels)]
     for key, value in {"labels": names, "preprocessing": {**preprocessing.to_json(), "multiple_of": STEP}}.items():
@@ -133,6 +140,32 @@ def strip(model: onnx.ModelProto) -> None:
     opsets = [opset for opset in model.opset_import if opset.domain in domains]
     del model.opset_import[:]
     model.opset_import.extend(opsets)
+
+
+class _TooLong(BaseException):
+    """No Exception, which torch.export would catch."""
+
+
+@contextmanager
+def _within(seconds: float) -> Iterator[None]:
+    """Raise _TooLong where the block takes longer: the algebra of the sizes of Swin's windows does not end.
+
+    There is no limit where signals are not to be had: off the main thread, and on Windows.
+    """
+
+    def stop(*_: Any) -> None:
+        raise _TooLong
+
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager

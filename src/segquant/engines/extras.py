@@ -10,6 +10,7 @@ from types import ModuleType
 
 from segquant.base.config import FIXED_PROTOCOL, Graph
 from segquant.base.errors import UnavailableError
+from segquant.base.failures import missing
 from segquant.base.files import read_json
 from segquant.base.hardware import BFLOAT16, instructions
 
@@ -56,6 +57,7 @@ def unavailable(recipe: Graph) -> str | None:
     return None
 
 
-def exports_lack(exports: str | Path) -> str | None:
-    """Why the folder that `write_exports` wrote has no graphs, None where it has them."""
-    return read_json(Path(exports) / "export.json").get("unavailable")
+def exports_lack(exports: str | Path, precision: str = "float32") -> dict[str, str]:
+    """Why the folder that `write_exports` wrote has no graph of a precision (`failures.missing`), {} where it has."""
+    summary = read_json(Path(exports) / "export.json")
+    return missing(summary) or missing(summary[precision])

@@ -19,7 +19,7 @@ from segquant.base.files import read_json
 from segquant.engines.extras import needs
 from segquant.engines.runtime import CLASSES, Runtime, read_metadata
 from segquant.quant import artifacts
-from segquant.quant.artifacts import Artifact, describe_artifact, intact
+from segquant.quant.artifacts import Artifact, check_present, describe_artifact, intact
 
 log = logging.getLogger(__name__)
 FLOATS = {"tensor(float)": torch.float32, "f32": torch.float32, "tensor(float16)": torch.float16, "f16": torch.float16}
@@ -35,8 +35,7 @@ def load(source: str | Path, device: torch.device | str = "cpu") -> Artifact:
     recipe = info["recipe"]
     if "engine" not in recipe:
         return artifacts.load_artifact(source, device)
-    if "unavailable" in info:
-        raise UnavailableError(info["unavailable"])
+    check_present(source, info)
     intact(source, info)
     engine = importlib.import_module(f"segquant.engines.{recipe['engine']}")
     needs(engine.PACKAGES[-1])  # its import is no part of the load time: PyTorch is imported too

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from segquant import models
+from segquant.base.allocator import align
 from segquant.base.config import Eval
 from segquant.base.errors import SegquantError, one_line
 from segquant.base.files import replacing, sha256
@@ -36,7 +37,7 @@ def write_reference(
     """
     model, preprocessing = models.load(source).to(models.device(settings.device)), read_preprocessing(source)
     settings = replace(settings, dtype="float32", compile=False)
-    model = prepared(model, settings)
+    model = prepared(align(model), settings)
 
     def work(_: int, shard: Shard, done: Any) -> bytes:
         rows: dict[int, dict] = {}

@@ -12,7 +12,8 @@ from PIL import Image
 
 from segquant import models
 from segquant.base.config import Eval
-from segquant.base.errors import UnavailableError
+from segquant.base.errors import DataError, UnavailableError
+from segquant.base.failures import BASELINE, failure, missing
 from segquant.base.files import csv_text, replacing, sha256, write_json, write_text
 from segquant.base.ranks import ranks
 from segquant.data.label_map import class_names, match_classes
@@ -25,7 +26,22 @@ from segquant.evaluation.loop import Evaluation, Tally, summary, tally
 from segquant.evaluation.predict import prepared
 from segquant.evaluation.reference import read_reference
 from segquant.evaluation.shardwise import over_shards
+from segquant.quant.artifacts import describe_artifact
 from segquant.quant.tensors import CASTS
+
+
+def try_score(artifact: str | Path, *arguments: Any, **options: Any) -> tuple[dict[str, Any], Evaluation | None]:
+    """`score` of the artifact in a folder named METHOD; where it fails, {"failed": the reason} and None.
+
+    Raises DataError, as every method is scored on these images, and as `failures.failure`, also where float32 fails.
+    """
+    method = Path(artifact).name
+    try:
+        return score(artifact, *arguments, **options)
+    except DataError:
+        raise
+    except Exception as error:  # engines raise many types
+        return failure(method, error, needed=method == BASELINE), None
 
 
 def score(
@@ -42,12 +58,14 @@ def score(
     """Evaluate an artifact of any engine on labelled shards: metrics/accuracy/METHOD.json's content, and all of it.
 
     `partial` keeps finished shards until the caller removes it (`shardwise.kept`). Graphs know neither autocast nor
-    torch.compile: they ignore these two settings. A method that could not be quantized gives
-    `{"unavailable": reason}` and None. Under torchrun rank 0 gets the figures, the others get ({}, None).
+    torch.compile: they ignore these two settings. A method that could not be quantized gives the reason
+    (`failures.missing`) and None. Under torchrun rank 0 gets the figures, the others get ({}, None).
     """
+    if reason := missing(describe_artifact(artifact)):
+        return reason, None
     try:
         loaded = load(artifact, models.device(settings.device))
-    except UnavailableError as error:
+    except UnavailableError as error:  # its engine is not installed here
         return {"unavailable": str(error)}, None
     engine = loaded.info["recipe"].get("engine")
     settings = settings.on(engine)

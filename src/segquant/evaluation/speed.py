@@ -23,6 +23,7 @@ from segquant import models
 from segquant.base.config import Speed
 from segquant.base.entry import run
 from segquant.base.errors import UnavailableError, one_line
+from segquant.base.failures import missing
 from segquant.base.files import write_json
 from segquant.base.validate import build
 from segquant.engines.extras import exports_lack, refused_size
@@ -47,12 +48,18 @@ def measure(
     `peak_memory_bytes` is what loading and one eager run add to the process (on CUDA: to what is allocated).
 
     A graph runs on its own engine alone, in turn with float32.onnx of the folder `exports` on that engine and with
-    PyTorch's eager float32, for `relative_to_eager`. Without such a graph, or at a size that graphs refuse, it is
-    unavailable.
+    PyTorch's eager float32, for `relative_to_eager`. At a size that graphs refuse it is unavailable. Without an
+    artifact, or without such a graph, its reason (`failures.missing`) is all.
     """
-    graph_engine = describe_artifact(artifact)["recipe"].get("engine")
-    if graph_engine and (reason := refused_size(speed.input_size) or exports_lack(exports)):
-        return {"unavailable": reason}
+    info = describe_artifact(artifact)
+    graph_engine = info["recipe"].get("engine")
+    if reason := missing(info):
+        return reason
+    if graph_engine:
+        if words := refused_size(speed.input_size):
+            return {"unavailable": words}
+        if reason := exports_lack(exports):
+            return reason
     device = torch.device("cpu") if graph_engine else device  # where graphs run, and eager float32 beside them
     inputs = {size: _inputs(size, *speed.input_size).to(device) for size in speed.batch_sizes}
     before = _start_memory(device)

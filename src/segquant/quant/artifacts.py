@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from torchao.prototype.safetensors.safetensors_support import flatten_tensor_sta
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 from transformers.initialization import no_init_weights
 
+from segquant.base.allocator import aligned
 from segquant.base.config import Method, Recipe
 from segquant.base.errors import ModelError, UnavailableError, one_line
+from segquant.base.failures import missing
 from segquant.base.files import digest, read_json, replacing, sha256, write_bytes, write_json
 from segquant.base.hub import locate
 from segquant.models import save_preprocessor
@@ -105,11 +108,11 @@ def save_quantized(
         seal(part, recipe, info)
 
 
-def save_unavailable(recipe: Method, reason: str, folder: str | Path) -> None:
-    """Write the artifact of a method that this machine cannot run: the recipe and the reason."""
+def save_missing(recipe: Method, reason: Mapping[str, str], folder: str | Path) -> None:
+    """Write the artifact of a method without a model: the recipe and the reason, as `failures.missing` gives it."""
     with replacing(folder) as part:
         part.mkdir()
-        seal(part, recipe, {"unavailable": reason})
+        seal(part, recipe, dict(reason))
 
 
 def seal(folder: Path, recipe: Method, info: dict[str, Any]) -> None:
@@ -133,6 +136,15 @@ def describe_artifact(folder: str | Path) -> dict[str, Any]:
     return info
 
 
+def check_present(folder: str | Path, info: Mapping[str, Any]) -> None:
+    """Raise UnavailableError or ModelError for an artifact without a model, as `save_missing` writes it."""
+    reason = missing(info)
+    if "unavailable" in reason:
+        raise UnavailableError(reason["unavailable"])
+    if reason:
+        raise ModelError(f"{folder} holds no model, as the method failed: {reason['failed']}")
+
+
 def intact(folder: str | Path, info: dict[str, Any]) -> None:
     """Raise ModelError unless every file that `info` (quantization.json) lists is in `folder` and unchanged."""
     for name, expected in info["files"].items():
@@ -145,19 +157,18 @@ def load_artifact(folder: str | Path, device: torch.device | str = "cpu") -> Art
     """Load an artifact; its logits are bit-identical to those of the saved model. Logs time and memory.
 
     Raises UnavailableError when the machine that made the artifact could not run its method, and ModelError for a
-    folder that is not an artifact or is damaged.
+    folder that is not an artifact or is damaged, or whose method failed.
     """
     folder = Path(folder)
     info = describe_artifact(folder)
-    if "unavailable" in info:
-        raise UnavailableError(info["unavailable"])
+    check_present(folder, info)
     if "engine" in info["recipe"]:
         raise ModelError(f"{folder} is a graph for {info['recipe']['engine']}: segquant.load_quantized runs it")
     start, memory_before = time.perf_counter(), psutil.Process().memory_info().rss
     intact(folder, info)
     path = folder / "model.safetensors"
     try:
-        state = _unpack(load_file(path), info)
+        state = _unpack({name: aligned(tensor) for name, tensor in load_file(path).items()}, info)
         with no_init_weights():
             model = AutoModelForSemanticSegmentation.from_config(AutoConfig.from_pretrained(folder))
         rewrite(model, info["linear_convs"])

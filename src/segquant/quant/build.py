@@ -14,11 +14,12 @@ from safetensors.torch import save
 from torch import nn
 
 from segquant import models
+from segquant.base.allocator import align
 from segquant.base.config import Recipe
 from segquant.base.errors import ModelError, UnavailableError
 from segquant.base.files import read_json, replacing
 from segquant.base.ranks import ranks
-from segquant.quant.artifacts import describe_artifact, load_quantized, save_quantized, save_unavailable
+from segquant.quant.artifacts import describe_artifact, load_quantized, save_missing, save_quantized
 from segquant.quant.recipes import Refine, quantize
 from segquant.quant.tensors import finite
 
@@ -47,9 +48,11 @@ def build(
     try:
         done = quantize(model, recipe, device, images, refine)
     except UnavailableError as error:
-        save_unavailable(recipe, str(error), folder)
-        return {"unavailable": str(error)}
+        reason = {"unavailable": str(error)}
+        save_missing(recipe, reason, folder)
+        return reason
     seconds = time.perf_counter() - start
+    align(model)  # as the artifact will be, read back
     if ranks()[0]:
         return {}
     log.info("quantized %d modules in %.2f s", len(done), seconds)

@@ -29,6 +29,11 @@ class LinearConv2d(nn.Module):
         self.linear.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
         self.linear.bias = conv.bias
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """The matrix (C', C * rows * columns) of `linear`: some backbones ask their patch embedding for its dtype."""
+        return self.linear.weight
+
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         height, width = (
             (size + 2 * p - d * (k - 1) - 1) // s + 1

@@ -12,10 +12,10 @@ from torch import nn
 from torchao.quantization import IntxUnpackedToInt8Tensor
 
 from segquant.base.config import Override, Recipe
-from segquant.base.errors import ConfigError, UnavailableError
+from segquant.base.errors import ConfigError, ModelError, UnavailableError
 from segquant.base.ranks import from_first
 from segquant.quant.calibrate import calibrate
-from segquant.quant.coverage import choose, dense_convs, match, rewrite
+from segquant.quant.coverage import LinearConv2d, choose, dense_convs, match, rewrite
 from segquant.quant.fake import int8
 from segquant.quant.float8 import compute_in_bfloat16, to_bfloat16
 from segquant.quant.gptq import Codes
@@ -133,7 +133,7 @@ def quantize(
     `images` (N, 3, H, W) are model inputs for calibration, required if recipe.calibration_images is not 0. `refine`
     trains the calibrated codes, required if the recipe has `train`. Scales and all remaining floats are rounded to
     float16, the type in which an artifact stores them. Raises UnavailableError for a recipe that `device` cannot run,
-    and ConfigError for a recipe that is not supported or fits no layer.
+    ConfigError for a recipe that is not supported or fits no layer, and ModelError where torchao takes none of them.
     """
     todo = plan(model, recipe)
     reason = unavailable(recipe, device)
@@ -172,10 +172,11 @@ def quantize(
     compute_in_bfloat16(model)
     for name in todo.convs:
         _quantize_conv(model.get_submodule(name))
-    quantized = [name for name, m in model.named_modules() if is_quantized(getattr(m, "weight", None))]
+    leaves = ((name, m) for name, m in model.named_modules() if not isinstance(m, LinearConv2d))
+    quantized = [name for name, m in leaves if is_quantized(getattr(m, "weight", None))]
     skipped = len(todo.layers) + len(todo.convs) - len(quantized)
     if not quantized:
-        raise ConfigError("torchao supports the shape of no chosen layer: choose other layers or another method")
+        raise ModelError("torchao supports the shape of no chosen layer: choose other layers or another method")
     if skipped:
         log.info("%d of %d layers stay float: torchao does not support their shape", skipped, skipped + len(quantized))
     round_to_float16(part for tensor in model.state_dict(keep_vars=True).values() for part in _parts(tensor))

@@ -81,8 +81,14 @@ def _quantize(done: list[Result]) -> list[str]:
 
 def _missing(results: Mapping[str, Result]) -> list[str]:
     done = measured(results).values()
-    notes = [f"{result.method} was not timed: {result.not_timed}." for result in done if result.not_timed]
-    notes += [f"{r.method} is unavailable: {r.unavailable}." for r in results.values() if r.unavailable is not None]
+    notes = [
+        f"{result.method} {'failed in timing' if result.failed else 'was not timed'}: {result.not_timed}."
+        for result in done
+        if result.not_timed
+    ]
+    for words in ("is unavailable", "failed"):
+        reasons = {method: result.accuracy.get(words.split()[-1]) for method, result in results.items()}
+        notes += [f"{method} {words}: {reason}." for method, reason in reasons.items() if reason]
     failed = [lane for result in done for lane in result.lanes if lane.not_timed]
     return notes + [
         f"{lane.method}, {lane.speed['engine']}, batch {lane.speed['batch_size']}: {lane.not_timed}." for lane in failed

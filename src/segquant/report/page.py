@@ -53,7 +53,7 @@ def write_page(
         columns=COLUMNS,
         results=results.values(),
         lanes=_filled([[column.heading for column in LANES], *tables.cells(tables.lanes(results), LANES)]),
-        notes=notes.footnotes(done, hardware),  # the table has a row for what is unavailable
+        notes=notes.footnotes(done, hardware),  # the table has a row for what is missing
         protocol=notes.protocol(results),
         machine=notes.machine(results, hardware),
         timing=notes.timing(results, hardware),

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from segquant.base.failures import BASELINE, missing
 from segquant.base.files import read_json
 from segquant.evaluation.bootstrap import FEWEST, interval, resampled
 from segquant.evaluation.counts import all_counts, read_counts
 
-BASELINE = "float32"
 PYTORCH = "pytorch"  # the engine of a method that names none
+# The caches keep a failure as any result: it is worked on again where something that it depends on changes, or so.
+RETRY = "to try again unchanged: dvc repro --force --downstream quantize@METHOD (or evaluate@, or benchmark@)"
 ACCURACY = "accuracy/{}.json"  # where a method's accuracy is, below the metrics folder
 
 
@@ -25,7 +27,7 @@ class Result:
     `accuracy`, `quantize` and `speed` hold the method's JSON files of these kinds as they are, and None for a file
     that is missing. `loss_interval` is the 95 % interval of `loss`. `float32_iou` is float32's mIoU (0 to 1) on the
     same images. `labels` is {class: its labelled pixels}, known only where results of two revisions are compared.
-    A method that could not be quantized has no figures but `unavailable`, the reason.
+    A method without figures has the reason in their place, under `unavailable` or `failed` (base/failures.py).
     """
 
     method: str
@@ -37,14 +39,19 @@ class Result:
     labels: Mapping[str, str] | None = None
 
     @property
-    def unavailable(self) -> str | None:
-        """Why the method could not be quantized."""
-        return self.accuracy.get("unavailable")
+    def missing(self) -> str | None:
+        """Why there are no figures: "unavailable: REASON" or "failed: REASON"."""
+        return next((f"{kind}: {reason}" for kind, reason in missing(self.accuracy).items()), None)
+
+    @property
+    def failed(self) -> str | None:
+        """Why the method, or its timing, failed."""
+        return self.accuracy.get("failed") or (self.speed or {}).get("failed")
 
     @property
     def not_timed(self) -> str | None:
         """Why the method's speed could not be measured."""
-        return (self.speed or {}).get("unavailable")
+        return next(iter(missing(self.speed or {}).values()), None)
 
     @property
     def timing(self) -> Mapping[str, Any] | None:
@@ -127,13 +134,18 @@ def collect(metrics: str | Path, methods: Iterable[str], accuracy: str = ACCURAC
         files = {part: folder / part / f"{method}.json" for part in ("quantize", "speed")}
         if (folder / accuracy.format(method)).is_file():
             content[method] = read_json(folder / accuracy.format(method))
-            if "unavailable" not in content[method]:
+            if not missing(content[method]):
                 content[method] |= {part: read_json(file) for part, file in files.items() if file.is_file()}
     return from_json(content)
 
 
 def measured(results: Mapping[str, Result]) -> dict[str, Result]:
-    return {method: result for method, result in results.items() if result.unavailable is None}
+    return {method: result for method, result in results.items() if result.missing is None}
+
+
+def failures(results: Mapping[str, Result]) -> dict[str, str]:
+    """{method: why it, or its timing, failed}."""
+    return {method: result.failed for method, result in results.items() if result.failed}
 
 
 def with_intervals(results: Mapping[str, Result], metrics: str | Path) -> dict[str, Result]:

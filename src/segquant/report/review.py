@@ -61,19 +61,21 @@ def review(base: str, metrics: str | Path, methods: list[str], max_drop: float) 
 def verdicts(before: Mapping[str, Result], now: Mapping[str, Result], max_drop: float) -> list[tuple[str, str]]:
     """(kind, sentence) for each method whose mIoU changed, or that is new or gone.
 
-    Kind "drop": the method lost more than `max_drop` points, or cannot be measured any more.
+    Kind "drop": the method lost more than `max_drop` points, fails, or cannot be measured any more.
     """
     changes = []
     for method in [*now, *(name for name in before if name not in now)]:
         old, new = before.get(method), now.get(method)
         if new is None:
             changes.append(("gone", f"{method} is no longer there."))
+        elif new.missing is not None and new.failed and (old is None or not old.failed):
+            changes.append(("drop", f"{method} failed: {new.failed}. ❌"))
         elif old is None:
             changes.append(("new", f"{method} is new."))
-        elif new.unavailable is not None:
-            if old.unavailable is None:
-                changes.append(("drop", f"{method} is no longer measured: {new.unavailable}. ❌"))
-        elif old.unavailable is not None:
+        elif new.missing is not None:
+            if old.missing is None:
+                changes.append(("drop", f"{method} is no longer measured: {new.accuracy['unavailable']}. ❌"))
+        elif old.missing is not None:
             changes.append(("new", f"{method} is measured for the first time."))
         elif not comparable(old, new):
             was, is_ = (protocol({method: result}) for result in (old, new))
@@ -87,7 +89,7 @@ def verdicts(before: Mapping[str, Result], now: Mapping[str, Result], max_drop: 
 
 def comparable(old: Result | None, new: Result) -> bool:
     """Whether both were scored by one protocol on as many images with the same labels."""
-    if old is None or old.unavailable is not None or old.labels != new.labels:
+    if old is None or old.missing is not None or old.labels != new.labels:
         return False
     return all(old.accuracy.get(key) == new.accuracy.get(key) for key in ("protocol", "n_images"))
 

@@ -33,9 +33,11 @@ def show_several(data_sets: Mapping[str, Mapping[str, Result]], hardware: Mappin
     common = [COLUMN[key] for key in ("size_mb", "compression", "latency_ms", "speedup")]
     headings = [f"{name}\n{column.heading}" for name in data_sets for column in accuracy]
     rows = []
-    for method, result in measured(first).items():
-        scores = cells((results[method] for results in data_sets.values()), accuracy)
-        rows.append([method, *sum(scores, []), *cells([result], common)[0]])
+    for method in first:
+        done = [measured(results).get(method) for results in data_sets.values()]
+        scores = [cells([result], accuracy)[0] if result else [""] * len(accuracy) for result in done]
+        if any(done):
+            rows.append([method, *sum(scores, []), *cells([next(filter(None, done))], common)[0]])
     console.print(_table(["method", *headings, *(f"\n{column.heading}" for column in common)], rows))
     _show_lanes(console, first)
     notes = {name: footnotes(results, hardware) for name, results in data_sets.items()}

@@ -1,0 +1,20 @@
+"""The last stage: end with exit code 4 where a method failed, after the report on all methods is written."""
+
+from segquant.base import config
+from segquant.base.entry import run
+from segquant.base.errors import MethodsFailed
+from segquant.report import terminal
+from segquant.report.results import RETRY, collect, failures, with_intervals
+from stages import arguments
+
+
+def main() -> None:
+    metrics = arguments(__doc__, "metrics").metrics
+    results = collect(metrics, config.load().quant.methods, "predictions/{}/metrics.json")
+    if failed := failures(results):
+        terminal.show(with_intervals(results, metrics))
+        raise MethodsFailed(f"{', '.join(failed)} failed, as the report says; the other methods are done; {RETRY}")
+
+
+if __name__ == "__main__":
+    run(main)
