@@ -5,6 +5,7 @@ import io
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from PIL import Image
 from test_artifacts import METHODS
 from torch import nn
@@ -28,7 +29,8 @@ from segquant.base.config import Eval, Graph, Recipe
 from segquant.base.errors import ModelError
 from segquant.base.failures import failure
 from segquant.base.files import read_json
-from segquant.data.protocols import normalize, resize
+from segquant.data.preprocessing import read_preprocessing
+from segquant.data.protocols import model_input
 from segquant.data.shards import open_shards, write_shards
 from segquant.data.sources import open_source, rows
 from segquant.deploy import graph
@@ -91,6 +93,16 @@ FAMILIES = {
         **_UPERNET,
     ),
 }
+PROCESSORS = {
+    "beit": "Beit",
+    "data2vec": "Beit",
+    "dpt": "DPT",
+    "mobilenet_v2": "MobileNetV2",
+    "mobilevit": "MobileViT",
+    "mobilevit_v2": "MobileViT",
+    "upernet_convnext": "Segformer",
+    "upernet_swin": "Segformer",
+}
 RECIPES = {
     "int8": Recipe("int8"),
     "int4": Recipe("int4", 16, "hqq"),
@@ -150,17 +162,29 @@ def family(request, tmp_path_factory):
     last.bias.data -= logits.mean((0, 2, 3))  # else one class would win everywhere
     folder = tmp_path_factory.mktemp(request.param)
     models.save(model, folder / "m")
+    processor = getattr(transformers, f"{PROCESSORS[request.param]}ImageProcessorPil")()
+    processor.save_pretrained(folder / "m")
     return folder / "m"
 
 
 def scenes(count=2):
     """Model inputs (count, 3, 64, 64)."""
-    return torch.stack([pixels(row) for row in rows(open_source("scenes", "validation", count))])
+    return torch.stack(
+        [model_input(picture(row), PROTOCOL) for row in rows(open_source("scenes", "validation", count))]
+    )
 
 
-def pixels(row):
-    """A row's image as the model takes it."""
-    return normalize(resize(Image.open(io.BytesIO(row["image"])).convert("RGB"), PROTOCOL))
+def picture(row):
+    return Image.open(io.BytesIO(row["image"])).convert("RGB")
+
+
+def own_pixels(family, row):
+    """A row's image as transformers' processor of the model's own class makes it, at the protocol's size."""
+    processor = transformers.AutoImageProcessor.from_pretrained(family, backend="pil")
+    for step in ("do_center_crop", "do_pad"):  # a DPT's and a BEiT's sizes are the protocol's too
+        if hasattr(processor, step):
+            setattr(processor, step, False)
+    return processor(picture(row), size={"height": 64, "width": 64}, return_tensors="pt")["pixel_values"]
 
 
 def dequantized(family, artifact):
@@ -182,10 +206,11 @@ def test_float32s_class_maps_equal_those_of_plain_transformers(family, tmp_path)
     assert {tensor.data_ptr() % 64 for tensor in model.state_dict().values()} == {0}  # wherever the file has them
     model = prepared(model, Eval())
     seen = set()
-    for prediction in predict(model, scenes, PROTOCOL, Eval(batch_size=1)):
+    preprocessing = read_preprocessing(tmp_path / "a")
+    for prediction in predict(model, scenes, PROTOCOL, Eval(batch_size=1), preprocessing):
         size = prediction.row["height"], prediction.row["width"]
         with torch.inference_mode():
-            logits = plain(pixels(prediction.row)[None]).logits
+            logits = plain(own_pixels(family, prediction.row)).logits
         expected = F.interpolate(logits, size, mode="bilinear", align_corners=False).argmax(1)[0]
         assert (prediction.classes == expected).float().mean() > 0.9999  # two logits may be equal but for rounding
         seen |= set(expected.unique().tolist())
