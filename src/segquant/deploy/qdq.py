@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import chdir
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,9 @@ class _Quantizer:
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
         self.folder, self.images, self.model = folder, images, folder / "prepared.onnx"
-        quant_pre_process(source, self.model)
+        source = source.resolve()
+        with chdir(folder):  # where it fails, it leaves its intermediate results in the current folder
+            quant_pre_process(source, self.model.name)
         graph = onnx.load(self.model).graph
         weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
         products = [node for node in graph.node if node.op_type in _TYPES]
