@@ -43,6 +43,11 @@ def change(folder, **keys):
         ({"id2label": {str(i): f"c{i}" for i in range(256)}}, "has 256 classes: at most 255 work"),
         ({"id2label": None, "num_labels": 1000}, "has 1000 classes: at most 255 work"),
         ({"architectures": ["SegformerForImageClassification"]}, "is a SegformerForImageClassification: give a model"),
+        ({"architectures": "SegformerForImageClassification"}, "is a SegformerForImageClassification: give a model"),
+        ({"quantization_config": {"quant_method": "torchao"}}, "is already quantized: give the float model"),
+        ({"depths": [1, 2]}, "the file lacks segformer.stages.1.blocks.1."),
+        ({"id2label": {"0": "a", "1": "b"}}, "decode_head.classifier.* is .3.* in the file and .2.* by config.json"),
+        ({"reshape_last_stage": False}, "does not run: "),
     ],
 )
 def test_a_config_that_would_make_every_figure_wrong_is_refused(keys, message, folder):
@@ -58,6 +63,33 @@ def test_a_model_without_a_segmentation_head_is_refused(tmp_path):
         ModelError, match="is a SegformerForImageClassification: give a model for semantic segmentation"
     ):
         models.load(tmp_path)
+
+
+def test_more_weights_than_config_json_names_are_refused(tmp_path):
+    models.save(small_segformer(3, stages=3), tmp_path)
+    change(tmp_path, num_encoder_blocks=2, depths=[1, 1])
+    with pytest.raises(
+        ModelError, match="the file has segformer.stages.2.*, which has no place|classifier.* in the file"
+    ):
+        models.load(tmp_path)
+
+
+def test_keys_that_change_what_transformers_returns_do_not_count(folder):
+    change(folder, return_dict=False, output_attentions=True, output_hidden_states=True, image_size=None)
+    model = models.load(folder)
+    assert model(models.noise(model)).logits.shape[1] == 3
+
+
+def test_a_git_lfs_pointer_says_what_to_do(folder):
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ModelError, match="has a Git LFS pointer in place of model.safetensors: run git lfs pull"):
+        models.load(folder)
+
+
+@pytest.mark.parametrize(("name", "other"), [("background", "other"), ("LABEL_0", "LABEL_1")])
+def test_the_second_class_gets_a_name_of_its_own(name, other, one_class):
+    change(one_class, id2label={"0": name})
+    assert sorted(models.load(one_class).config.id2label.values()) == sorted([name, other])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -23,12 +24,13 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from segquant.base.errors import ModelError, one_line
-from segquant.base.files import read_json
+from segquant.base.files import is_lfs_pointer, read_json
 from segquant.base.hub import files
 from segquant.base.repository import called
 from segquant.data.preprocessing import PREPROCESSOR
 
 log = logging.getLogger(__name__)
+_COUNTERS = ("num_batches_tracked", "position_ids", "relative_position_index")  # without them results are the same
 MAX_CLASSES = 255  # class maps are uint8, and 255 means ignore
 transformers_logging.disable_progress_bar()  # a folder loads and saves in a moment
 
@@ -58,23 +60,24 @@ def load(source: str | Path) -> nn.Module:
     if any(path.name == "quantization.json" for path in files(folder)):
         raise ModelError(f"model '{source}' is already quantized: give the float model that it was made from")
     _check_config(source, folder)
+    if pointer := next((path.name for path in files(folder) if is_lfs_pointer(path)), None):
+        raise ModelError(f"model '{source}' has a Git LFS pointer in place of {pointer}: run git lfs pull")
     start, before = time.perf_counter(), psutil.Process().memory_info().rss
     try:
         model, report = AutoModelForSemanticSegmentation.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # _check_weights says which
         )
     except pickle.UnpicklingError as error:
         raise ModelError(f"model '{source}' is unsafe: its pickle can run code; save it as safetensors") from error
     except Exception as error:  # transformers and safetensors raise many types of exception
         raise ModelError(f"model '{source}' cannot be loaded: {one_line(error)}") from error
-    problems = {k: sorted(map(str, v))[:3] for k, v in report.items() if v and k in ("missing_keys", "mismatched_keys")}
-    if problems:
-        raise ModelError(f"model '{source}' does not fit its config.json: {problems}")
-    for key, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ModelError(
-                f"model '{source}' has NaN or infinity in {key}: its training failed, or the file is damaged"
-            )
+    _check_weights(source, model, report)
+    model.config.return_dict, model.config.output_attentions, model.config.output_hidden_states = True, False, False
+    _try(source, model)
     if model.config.num_labels == 1:
         two_classes(source, model)
     count = sum(p.numel() for p in model.parameters())
@@ -97,10 +100,13 @@ def _check_config(source: str | Path, folder: Path) -> None:
     if not isinstance(config, dict):
         raise ModelError(f"model '{source}' has a config.json that is no JSON object")
     architectures = config.get("architectures") or []
+    architectures = [architectures] if isinstance(architectures, str) else architectures
+    if config.get("quantization_config"):
+        raise ModelError(f"model '{source}' is already quantized: give the float model that it was made from")
     if architectures and not any("Segmentation" in str(kind) for kind in architectures):
         raise ModelError(f"model '{source}' is a {architectures[0]}: give a model for semantic segmentation")
     for part in (config, config.get("backbone_config") or {}):
-        if part.get("num_channels", 3) != 3:
+        if isinstance(part, dict) and part.get("num_channels", 3) != 3:
             raise ModelError(f"model '{source}' takes {part['num_channels']} channels: only RGB images work")
     labels = config.get("id2label")
     count = config.get("num_labels", 2) if labels is None else len(labels)
@@ -113,6 +119,39 @@ def _check_config(source: str | Path, folder: Path) -> None:
     twice = [name for name, count in Counter(map(str, labels.values())).items() if count > 1]
     if twice:
         raise ModelError(f"model '{source}' names two classes '{twice[0]}': rename one in id2label of its config.json")
+
+
+def _check_weights(source: str | Path, model: nn.Module, report: dict[str, Any]) -> None:
+    """Raise ModelError for weights that are not those of config.json, or are no numbers. `report` is transformers'."""
+    for name, given, expected in report["mismatched_keys"]:
+        sizes = f"{list(given)} in the file and {list(expected)} by config.json"
+        raise ModelError(f"model '{source}' does not fit its config.json: {name} is {sizes}")
+    missing, surplus = (
+        sorted(name for name in map(str, report[key]) if not name.endswith(_COUNTERS))
+        for key in ("missing_keys", "unexpected_keys")
+    )
+    if missing or surplus:
+        parts = [f"lacks {missing[0]}"] * bool(missing) + [f"has {surplus[0]}, which has no place"] * bool(surplus)
+        raise ModelError(f"model '{source}' does not fit its config.json: the file {' and '.join(parts)}")
+    for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ModelError(
+                f"model '{source}' has NaN or infinity in {key}: its training failed, or the file is damaged"
+            )
+
+
+@torch.no_grad()
+def _try(source: str | Path, model: nn.Module) -> None:
+    """Raise ModelError unless the model gives logits of as many classes as its config says."""
+    try:
+        logits = model.eval()(noise(model)).logits
+        fits = logits.ndim == 4 and logits.shape[1] == model.config.num_labels
+    except Exception as error:  # models raise many types
+        raise ModelError(f"model '{source}' does not run: {one_line(error)}") from error
+    if not fits:
+        raise ModelError(
+            f"model '{source}' gives {list(logits.shape)}: logits (B, {model.config.num_labels}, h, w) work"
+        )
 
 
 @torch.no_grad()
@@ -134,15 +173,21 @@ def two_classes(source: str | Path, model: nn.Module) -> None:
     expected = torch.cat([torch.zeros_like(logit), logit], dim=1)
     if both.shape != expected.shape or not torch.allclose(both, expected, rtol=1e-4, atol=1e-5):
         raise ModelError(f"model '{source}' has one class, and its last layer is not found: give it two classes")
-    config.id2label = {0: "background", 1: config.id2label[0]}
+    name = config.id2label[0]
+    other = "LABEL_1" if name == "LABEL_0" else "other" if name == "background" else "background"
+    config.id2label = {0: "LABEL_0", 1: other} if name == "LABEL_0" else {0: other, 1: name}
     config.label2id = {name: i for i, name in config.id2label.items()}
     log.info("%s has one class: it becomes two, %s where its logit is above zero", source, config.id2label[1])
 
 
 def noise(model: nn.Module) -> torch.Tensor:
-    """A fixed image of noise float32 (1, 3, H, W) of the size that the model was configured for."""
-    size = getattr(model.config, "image_size", 64)
-    height, width = size if isinstance(size, list | tuple) else (size, size)
+    """A fixed image of noise float32 (1, 3, H, W) of the size that the model was configured for, else of 64x64."""
+    size = getattr(model.config, "image_size", None)
+    size = [size, size] if isinstance(size, int) else size
+    fits = (
+        isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
+    )
+    height, width = size if fits else (64, 64)
     return torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 

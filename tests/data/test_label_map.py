@@ -51,12 +51,19 @@ def test_an_unusable_label_map_is_reported(text, message, tmp_path):
         (["wall", "bed ", "crt screen"], ["wall", "bed", "crt screen"]),
         (["Wall", "traffic_light"], ["wall", "traffic light"]),
         (["building, edifice", "sky"], ["building", "sky"]),
+        (["building", "sky"], ["building, edifice", "sky"]),
+        (["Developed, High", "Developed, Low"], ["Developed, High", "Developed, Low"]),
         (["LABEL_0", "LABEL_1"], ["cat", "dog"]),  # a model that names no class
         (["cat", "dog"], ["LABEL_0", "LABEL_1"]),
     ],
 )
 def test_the_same_names_in_the_same_order_need_no_map(model, data):
     assert match_classes(model, data) is None and same_classes(model, data)
+
+
+def test_names_that_begin_alike_are_told_apart():
+    names = ["Developed, High", "lane (solid, white)", "Developed, Low", "lane (solid, yellow)"]
+    assert match_classes(names, names[::-1]).tolist() == [3, 2, 1, 0] and not same_classes(names, names[::-1])
 
 
 def test_the_same_names_in_another_order_are_mapped_by_name(caplog):
@@ -71,6 +78,8 @@ def test_the_same_names_in_another_order_are_mapped_by_name(caplog):
         (["a"] * 19, ["c"] * 11, "the model has 19 classes but the data set has 11: give data.label_map"),
         (["sky", "road"], ["sky", "water"], "class 1 is 'road' in the model but 'water' in the data set: give data.la"),
         (["sky", "road"], ["road", "water"], "class 0 is 'sky' in the model but 'road' in the data set"),
+        (["car; sedan", "sky"], ["car; suv", "sky"], "class 0 is 'car; sedan' in the model but 'car; suv'"),
+        (["Developed, High", "x"], ["Developed", "Developed, Low"], "class 1 is 'x' in the model"),
         (["sky", "sky"], ["sky", "road"], "class 1 is 'sky' in the model but 'road'"),
         (["LABEL_0", "cat"], ["dog", "cat"], "class 0 is 'LABEL_0' in the model but 'dog'"),
     ],

@@ -86,6 +86,14 @@ def test_without_a_file_pixels_are_normalized_as_imagenets(tmp_path):
     assert read_preprocessing(tmp_path) is IMAGENET
 
 
+def test_a_processor_in_a_file_that_artifacts_do_not_have_is_refused(tmp_path):
+    (tmp_path / "processor_config.json").write_text('{"image_processor": {}}')
+    with pytest.raises(
+        ModelError, match="has a processor_config.json but no preprocessor_config.json: write the image"
+    ):
+        read_preprocessing(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

@@ -24,9 +24,9 @@ NAMES = ["red", "green", "blue"]
 PLAIN = {"mean": [0, 0, 0], "std": [1, 1, 1], "scale": 1}
 
 
-def graph(path, batch="B", kind=TensorProto.FLOAT, **metadata):
+def graph(path, batch="B", kind=TensorProto.FLOAT, size=("H", "W"), **metadata):
     node = helper.make_node("Identity", ["x"], ["y"])
-    ends = [helper.make_tensor_value_info(name, kind, [batch, 3, "H", "W"]) for name in "xy"]
+    ends = [helper.make_tensor_value_info(name, kind, [batch, 3, *size]) for name in "xy"]
     model = helper.make_model(
         helper.make_graph([node], "foreign", ends[:1], ends[1:]),
         opset_imports=[helper.make_opsetid("", 20)],
@@ -108,3 +108,33 @@ def test_a_batch_that_is_filled_up_gives_the_same_logits(engine, tmp_path):
     images = torch.randn(3, 3, 32, 64)
     model = load_graph(graph(tmp_path / "graph.onnx", batch=2), engine)
     assert torch.equal(model(images).logits, images)
+
+
+def other_output(path, node, kind, channels, **attributes):
+    """A graph of one node that gives something else than its input."""
+    ends = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", 3, "H", "W"]),
+        helper.make_tensor_value_info("y", kind, ["B", channels, "H", "W"]),
+    ]
+    body = helper.make_graph([helper.make_node(node, ["x"], ["y"], **attributes)], "other", ends[:1], ends[1:])
+    onnx.save(helper.make_model(body, opset_imports=[helper.make_opsetid("", 13)], ir_version=10), path)
+    return path
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_class_maps_and_single_channels_are_no_logits(engine, tmp_path):
+    classes = other_output(tmp_path / "classes.onnx", "ArgMax", TensorProto.INT64, 1, axis=1)
+    single = other_output(tmp_path / "single.onnx", "ReduceMax", TensorProto.FLOAT, 1, axes=[1])
+    for path in (classes, single):
+        with pytest.raises(ModelError, match="class maps or a single class: scores need the logits of each class"):
+            load_graph(path, engine)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("size", [(32, 64), (30, 50)])
+def test_a_fixed_size_is_taken_as_it_is_and_named_where_the_protocol_has_another(engine, size, params, tmp_path):
+    path = graph(tmp_path / "graph.onnx", size=size, preprocessing=PLAIN)
+    protocol = f"fixed-{size[0]}x{size[1]}-v1"
+    assert score(params, path, engine, protocol=protocol)["n_images"] == 3
+    with pytest.raises(ModelError, match=f"the graph takes {size[0]}x{size[1]} alone.*: choose {protocol}"):
+        score(params, path, engine, protocol="fixed-96x64-v1")

@@ -85,6 +85,12 @@ def read_json(path: str | Path) -> Any:
         raise SegquantError(f"{path} is not readable JSON: {error}") from error
 
 
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is what git leaves in the place of one that only Git LFS has."""
+    with open(path, "rb") as file:
+        return file.read(64).startswith(b"version https://git-lfs")
+
+
 def digest(value: Any) -> str:
     """SHA-256 (hexadecimal) of a value as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -16,7 +16,7 @@ from segquant.base.files import replacing
 from segquant.base.repository import HUB_ID, called, open_repository
 from segquant.base.weights import INDEX, SAFETENSORS, choose, shards
 
-CONFIGS = ("config.json", "preprocessor_config.json", "quantization.json")
+CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json", "quantization.json")
 _SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
 
 

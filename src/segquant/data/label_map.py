@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def same_classes(classes: Sequence[str], others: Sequence[str]) -> bool:
     """Whether two lists name the same classes in the same order; one without names fits any of its length."""
     if nameless(classes) or nameless(others):
         return len(classes) == len(others)
-    return list(map(_plain, classes)) == list(map(_plain, others))
+    return len(classes) == len(others) and _places(classes, others) == list(range(len(classes)))
 
 
 def match_classes(
@@ -58,21 +59,44 @@ def match_classes(
         raise DataError(f"{counts}: {_REMEDY}")
     if label_map == BY_POSITION or same_classes(model_classes, data_classes):
         return None
-    position = {_plain(name): i for i, name in enumerate(data_classes)}
-    if len(position) == len(data_classes) and position.keys() == set(map(_plain, model_classes)):
+    places = _places(model_classes, data_classes)
+    if None not in places and len(set(places)) == len(places):
         log.info("the model has the data set's %d classes in another order: mapped by name", len(data_classes))
-        return np.array([position[_plain(name)] for name in model_classes], np.uint8)
-    differing = [i for i, pair in enumerate(zip(model_classes, data_classes)) if len(set(map(_plain, pair))) > 1]
-    first, second = model_classes[differing[0]], data_classes[differing[0]]
+        return np.array(places, np.uint8)
+    differing = next((i for i, place in enumerate(places) if place is None), None)
+    if differing is None:
+        differing = next(i for i, place in enumerate(places) if place != i)
+    first, second = model_classes[differing], data_classes[differing]
     raise DataError(
-        f"class {differing[0]} is '{first}' in the model but '{second}' in the data set: {_REMEDY}, or `{BY_POSITION}` "
+        f"class {differing} is '{first}' in the model but '{second}' in the data set: {_REMEDY}, or `{BY_POSITION}` "
         "if equal numbers mean the same class"
     )
 
 
+def _places(classes: Sequence[str], others: Sequence[str]) -> list[int | None]:
+    """Where each of `classes` stands in `others`: by its whole name, else where one of the two is the other's first
+    synonym (`building, edifice`) and no second class begins like this."""
+    wholes = {_plain(name): i for i, name in enumerate(others)}
+    firsts = {_first(name): i for i, name in enumerate(others)}
+    other_counts, counts = (Counter(map(_first, names)) for names in (others, classes))
+    places = []
+    for name in classes:
+        place = wholes.get(_plain(name))
+        if place is None and counts[_first(name)] == 1:
+            place = wholes.get(_first(name))
+        if place is None and other_counts[_plain(name)] == 1:
+            place = firsts[_plain(name)]
+        places.append(place)
+    return places
+
+
 def _plain(name: str) -> str:
-    """A class name as it is compared: the first synonym, without case, punctuation and surplus space."""
-    return " ".join(re.split(r"[,;]", name)[0].casefold().replace("_", " ").replace("-", " ").split())
+    """A class name as it is compared: without case, hyphens and surplus space."""
+    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+
+
+def _first(name: str) -> str:
+    return _plain(re.split(r"[,;]", name)[0])
 
 
 def _whole(value: Any) -> int:

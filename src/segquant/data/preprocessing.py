@@ -116,6 +116,11 @@ def read_preprocessing(folder: str | Path) -> Preprocessing:
     """
     path = Path(folder) / PREPROCESSOR
     if not path.is_file():
+        if path.with_name("processor_config.json").is_file():
+            raise ModelError(
+                f"{folder} has a processor_config.json but no {PREPROCESSOR}: write the image processor in it as that "
+                "file (AutoImageProcessor.from_pretrained and save_pretrained)"
+            )
         return IMAGENET
     processor = _processor(path)
     rescales, normalizes = (bool(getattr(processor, f"do_{verb}", None)) for verb in ("rescale", "normalize"))

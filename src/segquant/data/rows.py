@@ -63,6 +63,12 @@ class Labelled:
     def image(self, index: int) -> bytes:
         return self.pairs[index].image
 
+    def photo(self, index: int) -> dict:
+        """A row without its label, whatever that holds."""
+        pair = self.pairs[index]
+        width, height = image_size(pair.image, pair.image_name, self.max_pixels)
+        return {"id": pair.id, "image": pair.image, "annotation": None, "width": width, "height": height}
+
     def __getitem__(self, index: int) -> dict:
         if not 0 <= index < self.size:
             raise IndexError(index)

@@ -18,6 +18,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from segquant.base.errors import ConfigError, ModelError, one_line
+from segquant.data.label_map import class_names
 from segquant.data.preprocessing import Preprocessing
 from segquant.engines.extras import STEP, needs
 from segquant.quant.head import fused_products, has_segformers_head
@@ -116,7 +117,7 @@ def to_onnx(
     if actual_opset != opset:
         raise ModelError(f"PyTorch cannot write opset {opset} for this model: choose opset {actual_opset}")
     strip(model)
-    names = [config.id2label[i] for i in range(config.num_labels)]
+    names = class_names(config)
     for key, value in {"labels": names, "preprocessing": {**preprocessing.to_json(), "multiple_of": STEP}}.items():
         model.metadata_props.add(key=key, value=json.dumps(value))
     try:

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from segquant.base.errors import ModelError, UnavailableError, one_line
-from segquant.base.files import read_json
+from segquant.base.files import is_lfs_pointer, read_json
 from segquant.engines.extras import needs
 from segquant.engines.runtime import CLASSES, Runtime, read_metadata
+from segquant.models import MAX_CLASSES
 from segquant.quant import artifacts
 from segquant.quant.artifacts import Artifact, check_present, describe_artifact, intact
 
@@ -66,6 +67,8 @@ def load_graph(path: str | Path, engine: str = "onnxruntime", compute: str = "fl
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "is not there"
         raise ModelError(f"{path} {what}: give an ONNX file")
+    if is_lfs_pointer(path):
+        raise ModelError(f"{path} is a Git LFS pointer: run git lfs pull")
     try:
         model, inputs, outputs = importlib.import_module(f"segquant.engines.{engine}").start(path, compute)
     except (UnavailableError, ModelError):
@@ -82,11 +85,19 @@ def load_graph(path: str | Path, engine: str = "onnxruntime", compute: str = "fl
             f"logits (B, C, h, w), not {ends[:200]}"
         )
     sizes, classes = inputs[0].shape, outputs[0].shape[1]
+    if outputs[0].kind not in FLOATS or classes == 1:
+        raise ModelError(
+            f"{path} gives {outputs[0].kind} {outputs[0].shape}, class maps or a single class: scores need the logits "
+            "of each class, as floats (B, C, h, w)"
+        )
+    model.size = tuple(sizes[2:]) if all(isinstance(size, int) for size in sizes[2:]) else None
     model.batch = sizes[0] if isinstance(sizes[0], int) else None
     model.dtype = FLOATS[inputs[0].kind]
     if not isinstance(classes, int):
         known = [size if isinstance(size, int) else usual for size, usual in zip(sizes, (1, 3, 64, 64))]
         classes = model.logits(torch.zeros(known)).shape[1]
+    if not 2 <= classes <= MAX_CLASSES:
+        raise ModelError(f"{path} has {classes} classes: 2 to {MAX_CLASSES} work")
     model.config.num_labels = classes
     read_metadata(model, path)
     return model

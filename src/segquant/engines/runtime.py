@@ -32,7 +32,7 @@ class Runtime(nn.Module):
 
     `version` is the engine's, `threads` how many it computes with, `metadata` what the file says of itself; from that,
     `preprocessing` (None where it says nothing) and the classes' names in `config`. `batch` is how many images it takes
-    at a time, None for any number, `dtype` of what it takes.
+    at a time and `size` their (height, width), None for any, `dtype` of what it takes.
     """
 
     def __init__(self, call: Callable[[np.ndarray], np.ndarray], engine: str, version: str, threads: int):
@@ -41,6 +41,7 @@ class Runtime(nn.Module):
         self.metadata: dict[str, str] = {}
         self.preprocessing: Preprocessing | None = None
         self.batch: int | None = None
+        self.size: tuple[int, int] | None = None
         self.dtype = torch.float32
         self.config = SimpleNamespace(num_labels=None, id2label={})
         self._place = nn.Parameter(torch.zeros(1), requires_grad=False)  # says: float32 on the CPU
@@ -48,7 +49,10 @@ class Runtime(nn.Module):
     def logits(self, inputs: torch.Tensor) -> torch.Tensor:
         """Logits float32 (B, C, h, w) of inputs float32 (B, 3, H, W). Raises ModelError for sizes it cannot take."""
         shape = "x".join(map(str, inputs.shape))
-        if any(size % STEP for size in inputs.shape[-2:]):
+        if self.size and self.size != tuple(inputs.shape[-2:]):
+            height, width = self.size
+            raise ModelError(f"the graph takes {height}x{width} alone, not {shape}: choose fixed-{height}x{width}-v1")
+        if not self.size and any(size % STEP for size in inputs.shape[-2:]):
             raise ModelError(f"graphs take heights and widths in multiples of {STEP}, not {shape}: choose such a size")
         try:
             if self.batch in (None, len(inputs)):

@@ -69,7 +69,7 @@ class TrainSplit:
                 f"max_drop needs labels of the classes that are scored, and {self.params.data.source} has others: give "
                 "--train-data with the classes of --data"
             )
-        score = self._scorer(list(self._spread(count)))
+        score = self._scorer(list(self._spread(count, labelled=True)))
         return lambda model: 100 * score(model).scores.mean_iou
 
     def material(self, validation_images: int) -> Material:
@@ -93,9 +93,10 @@ class TrainSplit:
     def _digests(self) -> set[bytes]:
         return set(image_digests(self.rows))
 
-    def _spread(self, count: int) -> Iterator[dict]:
+    def _spread(self, count: int, labelled: bool = False) -> Iterator[dict]:
+        photo = None if labelled else getattr(self.rows, "photo", None)  # calibration reads no labels
         for i in spread(len(self.rows), count):
-            row = self.rows[i]
+            row = (photo or self.rows.__getitem__)(i)
             self.learned.add(sha256(row["image"]).digest())
             yield row
 
