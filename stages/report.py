@@ -25,7 +25,8 @@ def main() -> None:
     page.write_page(a.page, results, rows, predictions, names, hardware, params.quant.methods, layers)
 
     def report() -> tracking.Report:
-        origin = lineage.lineage(params, a.baseline, manifest)
+        missing = {method: result.missing for method, result in results.items() if result.missing}
+        origin = lineage.lineage(params, a.baseline, manifest) | {"missing": missing}
         artifacts = lineage.artifacts(a.artifacts, {method: result.accuracy for method, result in done.items()})
         overlays = pictures.overlays(rows, done, predictions)
         return tracking.Report(origin, tables.values(results), overlays, names, artifacts)

@@ -114,6 +114,19 @@ def test_a_method_may_be_called_as_a_folder_of_the_results_is(tree):
     assert set(names) <= set(config.build(config.Params, tree).quant.methods)
 
 
+@pytest.mark.parametrize(
+    ("key", "kind"), [("8", "8, which YAML reads as a number"), ("on", "True, which YAML reads as a truth value")]
+)
+def test_a_methods_name_that_is_no_text_is_refused_as_dvc_makes_no_stage_of_it(key, kind, tmp_path):
+    text, path = (ROOT / "params.yaml").read_text(), tmp_path / "params.yaml"
+    path.write_text(text.replace("\n    int8:", f"\n    {key}: {{weights: int8}}\n    int8:", 1))
+    assert path.read_text() != text
+    with pytest.raises(ConfigError, match=f"^quant.methods has {kind}: quote it, or choose a word$"):
+        config.load(path)
+    path.write_text(path.read_text().replace(f"\n    {key}: {{", f'\n    "{key}": {{'))
+    assert config.load(path).quant.methods[key].weights == "int8"
+
+
 def test_a_missing_key_and_a_broken_file(tree, tmp_path):
     del tree["model"]["source"]
     with pytest.raises(ConfigError, match="model lacks the key 'source'"):

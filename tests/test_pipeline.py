@@ -52,7 +52,7 @@ def clone(tmp_path_factory):
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     sh(folder, "git add -A && git commit -qm start")
     output = sh(folder, "env WANDB_MODE=offline dvc repro")
-    assert {"prepare_shards", "reference", "select", "report"} <= ran(output)
+    assert {"prepare_shards", "reference", "select", "report", "complete"} <= ran(output)
     tracked = list((folder / "wandb").glob("offline-run-*"))
     assert len(tracked) == 7  # each evaluation, training and report, none for a method that is unavailable
     sh(folder, "git add -A && git commit -qm results")
@@ -186,7 +186,7 @@ def test_another_method_selected_rebuilds_nothing_else_and_shows_in_the_diff(clo
     start = time.monotonic()
     output = sh(clone, "dvc exp run -n two -S quant.method=int2")
     assert time.monotonic() - start < 30  # 15 on a quiet machine
-    assert ran(output) <= ALWAYS | {"select"}
+    assert ran(output) <= ALWAYS | {"select", "complete"}
     assert json.loads((clone / "metrics/selected.json").read_text())["method"] == "int2"
     diff = json.loads(sh(clone, "dvc metrics diff HEAD two --json"))
     changed = diff["metrics/selected.json"]
@@ -220,7 +220,7 @@ def test_the_report_shows_the_sensitivity_of_this_model_data_and_protocol_only(c
     manifest = json.loads((clone / "data/shards/manifest.json").read_text())
     told |= {"data": manifest["fingerprint"]}
     (clone / "metrics/sensitivity.json").write_text(json.dumps(told))
-    assert ran(sh(clone, "dvc repro")) == ALWAYS | {"report"}
+    assert ran(sh(clone, "dvc repro")) == ALWAYS | {"report", "complete"}
     assert "What each layer costs" in page.read_text()
     sh(clone, "git reset -q --hard && git clean -fdq && dvc checkout -q")
 
@@ -313,7 +313,7 @@ def test_what_python_and_editors_write_dirties_no_stage_and_a_change_of_the_repo
         with open(clone / name, "a") as file:
             file.write("# another line\n")
     changed = {stage for stage, _ in changed_rooms(clone) - before}
-    assert "report" in changed and changed <= {"report", "metrics/dvc.yaml:sensitivity"}
+    assert "report" in changed and changed <= {"report", "complete", "metrics/dvc.yaml:sensitivity"}
     sh(clone, "git checkout -q src tests docs && git clean -qfdx src")
 
 
@@ -371,6 +371,27 @@ def test_what_only_says_how_fast_an_evaluation_goes_rebuilds_nothing(clone):
     output = sh(clone, "dvc exp run -S eval.workers=1 -S eval.max_gpu_memory_gb=6")
     assert ran(output) == ALWAYS
     sh(clone, "git reset -q --hard && dvc checkout -q")
+
+
+def test_a_method_that_fails_stops_no_other_and_the_last_stage_says_so(clone):
+    """NNCF learns only when it has the graph that it has no such node."""
+    params = yaml.safe_load((clone / "params.yaml").read_text())
+    recipe = {"engine": "openvino", "weights": "int8", "algorithm": "nncf", "ignored_types": ["Nope"]}
+    params["quant"]["methods"]["bad"] = recipe | {"calibration": {"images": 2}}
+    (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    output = sh(clone, "dvc repro", code=255)
+    lanes = {f"{lane}@bad" for lane in ("quantize", "evaluate", "benchmark")}
+    assert {*lanes, "report", "complete"} <= ran(output) <= ALWAYS | {*lanes, "report", "select", "complete"}
+    reason = "ignored_types: the model has no node of type 'Nope'"
+    assert "exited with 4" in output and "Traceback" not in output and "error: bad failed" in output
+    for name in ("quantize", "accuracy", "speed"):
+        assert json.loads((clone / f"metrics/{name}/bad.json").read_text())["failed"].startswith(reason)
+    assert reason.replace("'", "&#39;") in (clone / "metrics/report/index.html").read_text()
+    assert "Traceback" in (clone / "logs/quantize@bad.log").read_text()
+    assert ran(sh(clone, "dvc repro", code=255)) == ALWAYS | {"complete"}
+    assert lanes <= ran(sh(clone, "dvc repro --force --downstream quantize@bad", code=255))
+    assert "bad failed: " in sh(clone, "segquant report", code=4)
+    sh(clone, "git reset -q --hard && git clean -qfdx metrics && dvc checkout -q")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ def lineage(params: Params, baseline: str | Path, manifest: dict[str, Any], lock
     """{model: source, revision and SHA-256 of the weights; data: source and the shards' fingerprint; protocol; git:
     commit, and whether its sources differ; dvc: a digest of each stage's entry in the lock file}."""
     stages = yaml.safe_load(Path(lock).read_text())["stages"] if Path(lock).is_file() else {}
-    stages.pop("report", None)  # which runs now: its entry is the last one's
+    for name in ("report", "complete"):  # which runs now, and what follows: their entries are the last run's
+        stages.pop(name, None)
     sources = ("src", "stages", "params.yaml", "dvc.yaml", "data/label_maps")  # what a run does not write itself
     return {
         "model": {

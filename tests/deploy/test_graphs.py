@@ -349,7 +349,7 @@ def test_a_model_without_a_graph_stops_no_other_method(work, tmp_path, monkeypat
     monkeypatch.setattr(graph.torch.export, "export", fails)
     write_exports(work / "baseline", tmp_path / "exports")
     times = build_graph(work / "baseline", RECIPES["qdq"], tmp_path / "a", tmp_path / "exports", images())
-    assert times == {"unavailable": "torch.export cannot export this model: two lines"}
+    assert times == {"failed": "torch.export cannot export this model: two lines"}
     with pytest.raises(ModelError, match="torch.export cannot export this model: two lines"):
         build_graph(work / "baseline", RECIPES["pt2e"], tmp_path / "b", tmp_path / "exports", images())
 

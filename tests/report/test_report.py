@@ -13,7 +13,7 @@ from segquant.evaluation.bootstrap import METRICS
 from segquant.report import classes, page, plots, tables, terminal, training
 from segquant.report.columns import ALL, LANES
 from segquant.report.notes import footnotes
-from segquant.report.results import ACCURACY, collect, from_json, measured, to_json
+from segquant.report.results import ACCURACY, collect, failures, from_json, measured, to_json
 
 
 @pytest.fixture
@@ -36,6 +36,16 @@ def test_the_table_shows_the_loss_in_points_and_the_notes_what_is_unavailable(me
     assert "fixed-64x64-v1, 2 images" in text
     assert "Testium 9 (avx2), 2 cores" in text
     assert "float8_dynamic is unavailable: no CUDA." in text
+
+
+def test_a_method_and_a_timing_that_failed_are_notes(metrics, capsys):
+    killed = {**made(0.6, 2_000_000), "speed": {"failed": "timing ended with code -9"}}
+    results = _changed(metrics, onnx={"failed": "RuntimeError: x"}, int8=killed)
+    terminal.show(results, HARDWARE)
+    text = capsys.readouterr().out
+    assert "onnx failed: RuntimeError: x." in text and "int8 failed in timing: timing ended with code -9." in text
+    assert failures(results) == {"int8": "timing ended with code -9", "onnx": "RuntimeError: x"}
+    assert not any(line.startswith("onnx ") and "pytorch" in line for line in text.splitlines())
 
 
 def test_brackets_are_text(metrics, capsys):

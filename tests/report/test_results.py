@@ -32,7 +32,7 @@ def test_a_result_is_what_the_json_files_hold(tmp_path):
     results = collect(tmp_path, METHODS)
     assert list(results) == ["float32", "float8_dynamic", "int2"]
     result, missing = results["int2"], results["float8_dynamic"]
-    assert (result.method, result.unavailable, missing.unavailable) == ("int2", None, "no CUDA")
+    assert (result.method, result.missing, missing.missing) == ("int2", None, "unavailable: no CUDA")
     assert result.loss == pytest.approx(15.0) and result.size_mb == 2.0 and result.quantize_seconds == 12.34
     assert list(measured(results)) == ["float32", "int2"]
     content = to_json(results)

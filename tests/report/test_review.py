@@ -41,6 +41,16 @@ def test_methods_that_are_new_gone_or_not_comparable_are_listed_and_no_drop():
     assert changes["drop"] == words[0] == "int3 is no longer measured: why. ❌"
 
 
+def test_a_method_that_fails_is_a_drop_once():
+    failed = from_json({"int8": {"failed": "RuntimeError: x"}})
+    line = ("drop", "int8 failed: RuntimeError: x. ❌")
+    assert review.verdicts(_results(int8=0.7), failed, 0.5) == review.verdicts({}, failed, 0.5) == [line]
+    assert review.verdicts(_results(int8="no CUDA"), failed, 0.5) == [line]
+    assert review.verdicts(failed, failed, 0.5) == []
+    assert review.verdicts(failed, _results(int8=0.7), 0.5) == [("new", "int8 is measured for the first time.")]
+    assert "int8" not in review.table({}, _results(float32=0.7) | failed)
+
+
 def test_as_many_images_with_other_labels_are_not_compared():
     before = _results({"wall": "100"}, int8=0.7, int4=0.7)
     now = _results({"wall": "99"}, int8=0.5) | _results({"wall": "100"}, int4=0.69)

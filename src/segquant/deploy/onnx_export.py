@@ -106,7 +106,9 @@ def _compare(path: Path, pixels: nn.Module, precision: str) -> dict[str, float]:
     """
     ort = needs("onnxruntime")
     try:
-        session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+        options = ort.SessionOptions()
+        options.log_severity_level = 4  # what it logs of an error it raises too
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # an opset that it does not know, for example
         raise ModelError(f"onnxruntime {ort.__version__} cannot load the model: {one_line(error, end=True)}") from error
     difference, agreements = 0.0, []
