@@ -196,3 +196,12 @@ def test_numbers_with_an_exponent_are_numbers(text, tmp_path):
     params = (ROOT / "params.yaml").read_text().replace("  lr: 0.001 ", f"  lr: {text} ")
     (tmp_path / "params.yaml").write_text(params)
     assert config.load(tmp_path / "params.yaml").train.lr == float(text)
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    """PyYAML would take the last one."""
+    text = (ROOT / "params.yaml").read_text()
+    path = tmp_path / "params.yaml"
+    path.write_text(text.replace("  limit: 128", "  limit: 4\n  limit: 128"))
+    with pytest.raises(ConfigError, match="is not valid YAML: the key 'limit' stands twice, again in line"):
+        config.load(path)

@@ -6,16 +6,18 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from test_cli import segquant
 from transformers import SegformerImageProcessorPil
 
 import segquant as package
+from segquant.base import config
 from segquant.base.config import Recipe
 from segquant.base.errors import DataError
 from segquant.data.palette import palette
 from segquant.data.sources import open_source
-from segquant.predictions import find, overlay
+from segquant.predictions import find, overlay, predict_pictures
 from segquant.quant.build import build
 
 
@@ -102,6 +104,28 @@ def test_a_bad_picture_or_artifact_is_one_line_and_no_file_is_written(tiny_folde
         errors = [line for line in done.stderr.splitlines() if not line.startswith("INFO")]
         assert done.returncode == 2 and len(errors) == 1 and message in errors[0]
         assert not (tmp_path / "out").exists()
+
+
+def test_a_turned_picture_of_16_bits_is_that_picture(tiny_folder, tmp_path):
+    build(tiny_folder, Recipe("float32"), tmp_path / "artifact", torch.device("cpu"))
+    pixels = np.random.default_rng(0).integers(0, 1 << 16, (50, 70)).astype(np.uint16)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(np.ascontiguousarray(np.rot90(pixels, -1))).save(tmp_path / "upright.png")
+    params = config.load(ROOT / "params.yaml")
+    pictures = [str(tmp_path / f"{name}.png") for name in ("turned", "upright")]
+    turned, upright = predict_pictures(params, pictures, tmp_path / "artifact", tmp_path / "out", "fixed-64x64-v1")
+    assert turned["classes"] == upright["classes"] and len(upright["classes"]) > 1
+
+
+def test_links_are_followed_and_hidden_files_are_not_pictures(photos, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(photos / "a.png", tmp_path / "elsewhere" / "d.png")
+    (photos / "linked").symlink_to(tmp_path / "elsewhere")
+    (photos / "._a.png").write_bytes(b"what macOS leaves")
+    names = {"a.png", "b.png", "linked/d.png", "more/c.png"}
+    assert set(find([str(photos)], tmp_path / "out")) == names
 
 
 def test_a_legend_that_is_too_long_says_how_many_more(tmp_path):

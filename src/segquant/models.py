@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 _COUNTERS = ("num_batches_tracked", "position_ids", "relative_position_index")  # without them results are the same
 MAX_CLASSES = 255  # class maps are uint8, and 255 means ignore
 transformers_logging.disable_progress_bar()  # a folder loads and saves in a moment
+transformers_logging.set_verbosity_error()  # what it warns of, `load` refuses in one line
 
 
 def new_segformer_b0(names: Sequence[str]) -> nn.Module:
@@ -123,7 +124,7 @@ def _check_config(source: str | Path, folder: Path) -> None:
 
 def _check_weights(source: str | Path, model: nn.Module, report: dict[str, Any]) -> None:
     """Raise ModelError for weights that are not those of config.json, or are no numbers. `report` is transformers'."""
-    for name, given, expected in report["mismatched_keys"]:
+    for name, given, expected in sorted(report["mismatched_keys"]):
         sizes = f"{list(given)} in the file and {list(expected)} by config.json"
         raise ModelError(f"model '{source}' does not fit its config.json: {name} is {sizes}")
     missing, surplus = (
@@ -131,7 +132,8 @@ def _check_weights(source: str | Path, model: nn.Module, report: dict[str, Any])
         for key in ("missing_keys", "unexpected_keys")
     )
     if missing or surplus:
-        parts = [f"lacks {missing[0]}"] * bool(missing) + [f"has {surplus[0]}, which has no place"] * bool(surplus)
+        lacks = [f"lacks {missing[0]}"] if missing else []
+        parts = lacks + ([f"has {surplus[0]}, which has no place"] if surplus else [])
         raise ModelError(f"model '{source}' does not fit its config.json: the file {' and '.join(parts)}")
     for key, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():

@@ -17,10 +17,11 @@ from segquant.base.config import Params, check_protocol
 from segquant.base.errors import DataError
 from segquant.base.files import read_json, write_bytes
 from segquant.base.progress import progress
-from segquant.data.images import decode_image, image_size, open_unlimited
+from segquant.data.images import as_rgb, decode_image, image_size, open_unlimited
 from segquant.data.layouts import IMAGES
 from segquant.data.palette import palette
 from segquant.data.preprocessing import read_preprocessing
+from segquant.data.tree import Folder
 from segquant.engines.load import load
 from segquant.evaluation.predict import predict, prepared
 
@@ -65,6 +66,8 @@ def predict_pictures(
             write_bytes(target, overlay(decode_image(row["image"], str(picture)), ids, names))
             shares = {names.get(number, str(number)): share for number, share in by_share(ids)}
             results[row["id"]] = {"picture": str(picture), "overlay": str(target), "classes": shares}
+    if all("skipped" in result for result in results.values()):
+        raise DataError(f"none of the {len(paths)} pictures could be read, such as {next(iter(paths.values()))}")
     return [results[name] for name in paths if name in results]
 
 
@@ -96,8 +99,9 @@ def _matches(name: str, output: Path) -> list[tuple[Path, Path]]:
     path = Path(name)
     if path.is_dir():
         overlays = output.resolve() if _below(output, path) else None
-        files = [p for p in sorted(path.rglob("*")) if _is_picture(p) and not (overlays and _below(p, overlays))]
-        return [(p.relative_to(path), p) for p in files]
+        files = [path / name for name in Folder(path).names()]
+        pictures = [p for p in files if _is_picture(p) and not (overlays and _below(p, overlays))]
+        return [(p.relative_to(path), p) for p in pictures]
     if path.is_file():
         return [(Path(path.name), path)]
     return [(Path(p.name), p) for p in map(Path, sorted(glob.glob(name, recursive=True))) if _is_picture(p)]
@@ -135,7 +139,7 @@ def _upright(path: Path, max_pixels: int) -> tuple[bytes, tuple[int, int]]:
     if image.getexif().get(_ORIENTATION, 1) == 1:
         return data, size
     file = io.BytesIO()
-    ImageOps.exif_transpose(image).convert("RGB").save(file, "PNG")
+    as_rgb(ImageOps.exif_transpose(image)).save(file, "PNG")
     return file.getvalue(), image_size(file.getvalue(), str(path), max_pixels)
 
 

@@ -34,6 +34,7 @@ def test_a_model_class_may_have_no_counterpart(tmp_path):
         ("map: {a: b}", "is not a YAML file with"),
         ("map: {0: 0, 1: 0.9}", "is not a YAML file with"),
         ("map: {0: 0, 1: true}", "is not a YAML file with"),
+        ("map: {0: 0, 1: 0, 1: 1}", "is not valid YAML: the key 1 stands twice, again in line 1"),
     ],
 )
 def test_an_unusable_label_map_is_reported(text, message, tmp_path):

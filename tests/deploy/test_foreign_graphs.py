@@ -131,7 +131,7 @@ def test_class_maps_and_single_channels_are_no_logits(engine, tmp_path):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("size", [(32, 64), (30, 50)])
+@pytest.mark.parametrize("size", [(32, 64), (45, 50)])
 def test_a_fixed_size_is_taken_as_it_is_and_named_where_the_protocol_has_another(engine, size, params, tmp_path):
     path = graph(tmp_path / "graph.onnx", size=size, preprocessing=PLAIN)
     protocol = f"fixed-{size[0]}x{size[1]}-v1"

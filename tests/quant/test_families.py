@@ -252,6 +252,8 @@ def test_the_last_bits_of_a_matrix_times_a_vector_depend_on_alignment_and_not_on
 @pytest.mark.slow
 def test_a_graph_works_or_says_why_not_in_one_line(family, tmp_path, monkeypatch):
     monkeypatch.setattr(graph, "_LONGEST", 60)  # seconds
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     write_exports(family, tmp_path / "onnx")
     summary, images = read_json(tmp_path / "onnx" / "export.json"), scenes()
     reasons = [part["failed"] for part in (summary, *summary.values()) if isinstance(part, dict) and "failed" in part]
@@ -269,6 +271,7 @@ def test_a_graph_works_or_says_why_not_in_one_line(family, tmp_path, monkeypatch
         else:
             logits = load(tmp_path / "a").model(images).logits
             assert logits.isfinite().all() and times["seconds"] > 0
+    assert not list((tmp_path / "here").iterdir())
     assert all(reason and "\n" not in reason and "Traceback" not in reason for reason in reasons)
 
 

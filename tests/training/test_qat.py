@@ -272,6 +272,7 @@ def pipeline(baseline, tmp_path, monkeypatch):
             exports=tmp_path,
             checkpoint=tmp_path / "mine.pt",
             trained=tmp_path / "trained" / "mine",
+            may_fail=False,
         )
 
     return call

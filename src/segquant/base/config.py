@@ -18,6 +18,7 @@ from segquant.base.keys import has_wandb_key
 from segquant.base.recipes import ENGINES, Calibration, Graph, Method, Override, Recipe, SmallLayers
 from segquant.base.training import Distill, Finetune, Phase, Qat, Train, Training
 from segquant.base.validate import Pair, Section, Several, build, wrong
+from segquant.base.yaml_file import read_yaml
 
 __all__ = [
     "ALIGNED_PROTOCOL",
@@ -278,15 +279,6 @@ class Params(Section):
         check_protocol(self.protocol)
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as a number, as YAML 1.2 does; PyYAML follows YAML 1.1, where it is text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+$"), list("+-0123456789")
-)
-
-
 def load(path: str | Path | None = None) -> Params:
     """Read and check a params file: by default ./params.yaml, else this repository's.
 
@@ -296,7 +288,7 @@ def load(path: str | Path | None = None) -> Params:
         ours = Path(__file__).resolve().parents[3] / "params.yaml"
         path = ours if not Path("params.yaml").exists() and ours.exists() else "params.yaml"
     try:
-        tree = yaml.load(Path(path).read_text(), _Loader)
+        tree = read_yaml(path)
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist: run this from the repository's root") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

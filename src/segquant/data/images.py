@@ -37,10 +37,14 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     row (`image_size`). Raises DataError with `name` when the image is broken.
     """
     with _readable(name, "image"):
-        image = _open(data)
-        if image.mode.startswith("I;16"):  # convert would clip at 255
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return image.convert("RGB")
+        return as_rgb(_open(data))
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An image as 8-bit RGB, of 16 bits the upper eight."""
+    if image.mode.startswith("I;16"):  # convert would clip at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def image_size(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:

@@ -13,7 +13,8 @@ import numpy as np
 import yaml
 
 from segquant.base.config import BY_POSITION
-from segquant.base.errors import DataError
+from segquant.base.errors import DataError, one_line
+from segquant.base.yaml_file import read_yaml
 
 log = logging.getLogger(__name__)
 NO_CLASS = 255
@@ -107,11 +108,13 @@ def _whole(value: Any) -> int:
 
 def _read(path: Path, model_classes: int, data_classes: int) -> np.ndarray:
     try:
-        entries = yaml.safe_load(path.read_text())["map"]
+        entries = read_yaml(path)["map"]
         ids = {_whole(k): NO_CLASS if v is None else _whole(v) for k, v in entries.items()}
     except FileNotFoundError as error:
         raise DataError(f"label map {path} does not exist") from error
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except yaml.YAMLError as error:
+        raise DataError(f"label map {path} is not valid YAML: {one_line(error)}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"label map {path} is not a YAML file with `map: {{model id: data set id}}`") from error
     known = set(range(model_classes))
     problems = {

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import chdir
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from segquant.base.errors import ModelError, one_line
 from segquant.base.files import write_bytes
 from segquant.base.progress import progress
 from segquant.deploy.graph import INPUT, strip
@@ -83,9 +84,13 @@ class _Quantizer:
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
         self.folder, self.images, self.model = folder, images, folder / "prepared.onnx"
-        source = source.resolve()
-        with chdir(folder):  # where it fails, it leaves its intermediate results in the current folder
-            quant_pre_process(source, self.model.name)
+        source = source.absolute()
+        try:
+            with contextlib.chdir(folder):  # where it cannot infer a shape, it leaves a graph in the working folder
+                quant_pre_process(source, self.model)
+        except Exception as error:  # it raises many types
+            reason = one_line(error, 200)
+            raise ModelError(f"ONNX Runtime cannot prepare the graph for its quantizer: {reason}") from error
         graph = onnx.load(self.model).graph
         weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
         products = [node for node in graph.node if node.op_type in _TYPES]
