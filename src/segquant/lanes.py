@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from segquant import methods, models
-from segquant.base.config import Method, Params
+from segquant.base.config import Method, Params, Qat
 from segquant.base.errors import DataError, SegquantError
 from segquant.base.failures import BASELINE, failure
 from segquant.base.files import read_json
@@ -50,8 +50,13 @@ def check(params: Params, model: nn.Module, recipes: Mapping[str, Method], split
             except DataError as error:
                 raise DataError(f"{name}: {error}") from error
         if recipe.train:
-            material = split().material(recipe.train.validation_images)
+            material = split().material(recipe.train.validation_images, _labels(recipe))
             kind(recipe).check_training(recipe, split().baseline, material)
+
+
+def _labels(recipe: Method) -> bool:
+    """Whether its training learns from labels."""
+    return isinstance(recipe.train, Qat) and recipe.train.teacher == "none"
 
 
 def quantize(
@@ -87,7 +92,7 @@ def quantize(
     if recipe.train:
         if trained and (times := _take(trained, folder, recipe, baseline, split())):
             return times
-        material = split().material(recipe.train.validation_images)
+        material = split().material(recipe.train.validation_images, _labels(recipe))
         kind(recipe).check_training(recipe, job.baseline, material)
         job = replace(job, material=material, checkpoint=checkpoint)
     if count := recipe.calibration_images:

@@ -9,6 +9,7 @@ from PIL import Image
 from segquant.base.config import Data
 from segquant.base.errors import ConfigError, DataError
 from segquant.data.images import decode_annotation
+from segquant.data.rows import Readable
 from segquant.data.shards import write_shards
 from segquant.data.sources import open_source, rows
 
@@ -121,6 +122,24 @@ def test_what_cannot_be_right_is_one_line(mistake, place):
     assert not (place / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("keys", "fits", "beyond", "message"),
+    [
+        ({}, [[0, 1]], [[0, 2]], "holds class id 2, but there are 2 classes"),
+        ({"label_values": {7: 0, 8: 1}}, [[7, 8]], [[7, 9]], "holds the value 9, which is no class"),
+        ({"label_values": {"#ff0000": 0, "#0000ff": 1}}, [[RED, BLUE]], [[RED, BLACK]], "holds the colour '#000000'"),
+    ],
+)
+def test_a_label_that_the_configuration_does_not_fit_is_not_skipped(keys, fits, beyond, message, place):
+    write(place, "a", fits)
+    write(place, "b", beyond)
+    with pytest.raises(ConfigError, match=f"masks/b.png {message}"):
+        write_shards({"val": open_source(data(**keys), "val", None, "skip")}, place / "out", on_error="skip")
+    assert not (place / "out").exists()
+    with pytest.raises(ConfigError, match=f"masks/b.png {message}"):
+        Readable(open_source(data(**keys), "val"))[1]
+
+
 CONFIG = {
     "a value above 255": ({"label_values": {256: 0}}, "has '256': use stored values 0 to 255, or colours such as '#8"),
     "a colour of three digits": ({"label_values": {"#fff": 0}}, "label_values has '#fff': use stored"),
@@ -129,6 +148,12 @@ CONFIG = {
     "values and colours": ({"label_values": {"0": 0, "#000000": 1}}, "mix colours and numbers"),
     "ignored values and colours": ({"label_values": {"#000000": 1}, "ignore": [0]}, "mix colours and numbers"),
     "a mapping and reduce_labels": ({"label_values": {0: 0}, "reduce_labels": False}, "leave reduce_labels null"),
+    "a colour in two cases": (
+        {"label_values": {"#ff0000": 0, "#FF0000": 1}},
+        "label_values has '#ff0000' and '#FF0000', which are the same: keep one",
+    ),
+    "a value written twice": ({"label_values": {"1": 0, "01": 0}}, "label_values has '1' and '01', which are the same"),
+    "an ignored class, with a zero": ({"label_values": {"01": 0}, "ignore": [1]}, "ignore has 1, to which label_val"),
     "an ignored class": ({"label_values": {0: 0}, "ignore": [0]}, "ignore has 0, to which label_values gives a class"),
 }
 

@@ -146,9 +146,13 @@ class Data(Section):
 
     def _check_label_values(self) -> None:
         values, ignore = self.label_values or {}, self.ignore or ()
+        keys: dict[str, str] = {}  # of each value or colour, however it is written
         for key in values:
             if not (_COLOR.fullmatch(key) or key.isdecimal() and int(key) <= 255):
                 raise wrong("label_values", f"has {key!r}: use stored values 0 to 255, or colours such as '#804080'")
+            same = keys.setdefault(key.lower() if key.startswith("#") else str(int(key)), key)
+            if same != key:
+                raise wrong("label_values", f"has {same!r} and {key!r}, which are the same: keep one")
         colors = [key for key in values if key.startswith("#")]
         if colors and (len(colors) < len(values) or self.ignore):
             raise ValueError(
@@ -157,7 +161,7 @@ class Data(Section):
             )
         if values and self.reduce_labels is not None:
             raise ValueError("label_values says what each stored value means: leave reduce_labels null")
-        if twice := [value for value in ignore if values.get(str(value)) is not None]:
+        if twice := [value for value in ignore if values.get(keys.get(str(value))) is not None]:
             raise ValueError(f"ignore has {twice[0]}, to which label_values gives a class: drop one of them")
 
 

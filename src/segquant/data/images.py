@@ -20,6 +20,14 @@ MAX_PIXELS = 178_956_970  # data.max_pixels, where nobody says otherwise: where 
 _OPENING = threading.Lock()
 
 
+class Photo(NamedTuple):
+    """An image as encoded bytes, and its name in error messages."""
+
+    id: str
+    image: bytes
+    image_name: str
+
+
 class Pair(NamedTuple):
     """An image and its label as encoded bytes, and their names in error messages."""
 

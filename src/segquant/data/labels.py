@@ -44,7 +44,8 @@ class Labels:
     def ids(self, stored: np.ndarray, name: str) -> np.ndarray:
         """The class ids uint8 (H, W) of stored values uint8 (H, W), or of colours uint8 (H, W, 3).
 
-        Raises DataError with `name` for a value that is no class.
+        Raises ConfigError with `name` for a value that is no class: `data` is wrong then, and the file is not broken,
+        so that no `eval.on_error` leaves it out.
         """
         ids = self._of_values(stored, name) if self.colors is None else self._of_colors(stored, name)
         self.pixels[:] += np.bincount(ids.ravel(), minlength=256)
@@ -77,12 +78,12 @@ class Labels:
         present = np.flatnonzero(np.bincount(stored.ravel(), minlength=256))
         for value, class_id in zip(present, self.values[present]):
             if class_id == _NO_CLASS:
-                raise DataError(
+                raise ConfigError(
                     f"{name} holds the value {value}, which is no class: give it one by data.label_values, or name it "
                     "in data.ignore if it does not count"
                 )
             if class_id >= len(self.classes) and class_id != IGNORE:
-                raise DataError(
+                raise ConfigError(
                     f"{name} holds class id {class_id}, but there are {len(self.classes)} classes: check data.classes, "
                     "data.ignore, data.reduce_labels and data.label_values"
                 )
@@ -94,7 +95,7 @@ class Labels:
         index = np.searchsorted(known, packed).clip(max=len(known) - 1)
         unknown = packed[known[index] != packed]
         if unknown.size:
-            raise DataError(
+            raise ConfigError(
                 f"{name} holds the colour '#{unknown[0]:06x}', which data.label_values lacks: give it a class there, "
                 "or null if it does not count"
             )

@@ -25,6 +25,10 @@ _ANY = {"**/": "((?:.*/)?)", "**": "(.*)", "*": "([^/]*)"}
 _WILD = re.compile(r"(\*\*/|\*\*|\*)")
 
 
+class NoLayout(DataError):
+    """A folder or archive has no pairs in a known layout, or none by the patterns."""
+
+
 _SAMPLE = 8  # labels that are looked into
 
 
@@ -136,7 +140,7 @@ def matching(tree: Folder | Archive, split: str, images: str, annotations: str) 
     In a pattern {split} stands for the split, `*` matches any text in one name, `**` any text across folders, and `**/`
     also no folder at all. The text that the wildcards match in an image's name replaces the wildcards of `annotations`
     in the same order; it is also the id of the pair. Raises ConfigError when the two patterns have different wildcards,
-    DataError when no file matches.
+    NoLayout when no file matches.
     """
     images, annotations = (text.replace("{split}", split).removeprefix("./") for text in (images, annotations))
     if not _WILD.search(images) or _WILD.findall(images) != _WILD.findall(annotations):
@@ -151,7 +155,7 @@ def matching(tree: Folder | Archive, split: str, images: str, annotations: str) 
     matches = [match for name in tree.names(_folder(parts[0])) if (match := pattern.fullmatch(name))]
     pairs = [(_pair_id(match.groups()), match.string, label.format(*match.groups())) for match in matches]
     if not pairs:
-        raise DataError(
+        raise NoLayout(
             f"{tree.where(images)} matches no file: check data.images (its wildcards are * and **) and data.source"
         )
     return Layout(pairs)

@@ -61,8 +61,9 @@ def commit(data: Data) -> str:
     return there.commit
 
 
-def open_remote(there: Repository, data: Data, split: str, limit: int | None = None) -> Table:
-    """Download the Parquet files of one split and open them; with `limit`, only as many as hold so many rows.
+def open_remote(there: Repository, data: Data, split: str, limit: int | None = None, labels: bool = True) -> Table:
+    """Download the Parquet files of one split and open them, without `labels` for their photos alone; with `limit`,
+    only as many as hold so many rows.
 
     Raises DataError when there is no such split, ConfigError when columns or configuration are not clear.
     """
@@ -79,7 +80,7 @@ def open_remote(there: Repository, data: Data, split: str, limit: int | None = N
             "data.configuration and data.revision (the hub converts most data sets at refs/convert/parquet)"
         )
     chosen = [prefix + name for name in split_files(names, split, data.source)]
-    table = open_files(_fetched(there, chosen, limit), data, f"{data.source} ({split})", limit)
+    table = open_files(_fetched(there, chosen, limit), data, f"{data.source} ({split})", limit, labels)
     there.log_commit()
     return table
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 from PIL import Image
 
 from segquant.base.errors import DataError
-from segquant.data.images import MAX_PIXELS, Pair, decode_label, image_size
+from segquant.data.images import MAX_PIXELS, Pair, Photo, decode_label, image_size
 from segquant.data.labels import Labels
 from segquant.data.layouts import Layout
 from segquant.data.tree import Archive, Folder
@@ -23,6 +23,7 @@ OnError = Literal["stop", "skip"]
 class Pairs(Protocol):
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Pair: ...
+    def photo(self, index: int) -> Photo: ...  # whatever its label is
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class Files:
         if label is None:
             raise DataError(f"{where(image)} has no label")
         return Pair(name, read(image), read(label), where(image), where(label))
+
+    def photo(self, index: int) -> Photo:
+        name, image, _ = self.layout.pairs[index]
+        return Photo(name, self.tree.read(image), self.tree.where(image))
 
 
 @dataclass(frozen=True)
@@ -61,13 +66,7 @@ class Labelled:
         return self.size
 
     def image(self, index: int) -> bytes:
-        return self.pairs[index].image
-
-    def photo(self, index: int) -> dict:
-        """A row without its label, whatever that holds."""
-        pair = self.pairs[index]
-        width, height = image_size(pair.image, pair.image_name, self.max_pixels)
-        return {"id": pair.id, "image": pair.image, "annotation": None, "width": width, "height": height}
+        return self.pairs.photo(index).image
 
     def __getitem__(self, index: int) -> dict:
         if not 0 <= index < self.size:
@@ -87,22 +86,24 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Photos:
-    """Images without labels in a folder or an archive: `annotation` is None in their rows. `names` are (id, file)."""
+    """The images of the first `size` of `pairs`, whose labels are not looked at: `annotation` is None in their rows."""
 
-    tree: Folder | Archive
-    names: Sequence[tuple[str, str]]
+    pairs: Pairs
+    size: int
     max_pixels: int = MAX_PIXELS
     classes: Sequence[str] = ()
 
     def __len__(self) -> int:
-        return len(self.names)
+        return self.size
 
     def image(self, index: int) -> bytes:
-        return self.tree.read(self.names[index][1])
+        return self.pairs.photo(index).image
 
     def __getitem__(self, index: int) -> dict:
-        (name, file), image = self.names[index], self.image(index)
-        width, height = image_size(image, self.tree.where(file), self.max_pixels)
+        if not 0 <= index < self.size:
+            raise IndexError(index)
+        name, image, where = self.pairs.photo(index)
+        width, height = image_size(image, where, self.max_pixels)
         return {"id": name, "image": image, "annotation": None, "width": width, "height": height}
 
 

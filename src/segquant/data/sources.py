@@ -12,13 +12,14 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from segquant import scenes
 from segquant.base import classes
 from segquant.base.config import Data
 from segquant.base.errors import ConfigError, DataError
 from segquant.data.labels import NoClasses, labels_of, listed
-from segquant.data.layouts import IMAGES, KNOWN, Layout, complete, matching, recognise
+from segquant.data.layouts import IMAGES, KNOWN, Layout, NoLayout, complete, matching, recognise
 from segquant.data.remote import find, known, on_hub, open_remote, repository
 from segquant.data.rows import Files, Labelled, OnError, Pairs, Photos, Readable
 from segquant.data.rows import rows as rows  # beside what it takes
@@ -46,10 +47,6 @@ class Scenes:
         return scenes.sample(self.seed, self.split, index)
 
 
-class _NoLayout(DataError):
-    pass
-
-
 def open_source(
     data: str | Data, split: str, limit: int | None = None, on_error: OnError = "stop"
 ) -> Scenes | Labelled:
@@ -69,7 +66,7 @@ def open_source(
         labels = labels_of(data, layout)  # what it refuses is not downloaded
         pairs = open_remote(there, data, split, limit)
     else:
-        pairs, layout = _local(find(data), split, data, on_error)
+        pairs, layout = _local(find(data), split, data, skip=on_error == "skip")
         labels = labels_of(data, layout)
     size = min(len(pairs), limit or len(pairs))
     name = f"{data.source}, split {split}"
@@ -80,28 +77,52 @@ def open_source(
 def open_images(
     data: Data, split: str, limit: int | None = None, on_error: OnError = "stop"
 ) -> Scenes | Labelled | Photos | Readable:
-    """Open a split whose labels are not needed: as `open_source`, else its photographs, or those in folder `split` or
-    in `data`. With `on_error` "skip", the next readable row takes the place of a broken one.
+    """Open a split with the labels that it may have: as `open_source`, else as `open_photos`.
 
-    Raises DataError when there are none.
+    With `on_error` "skip", the next readable row takes the place of a broken one. Raises DataError when there are no
+    images.
     """
     try:
         source = open_source(data, split, limit, on_error)
-    except NoClasses:
-        if on_hub(data):
-            raise
-        pairs, _ = _local(find(data), split, data, "skip")
-        if not isinstance(pairs, Files):
-            raise
-        images = [(name, image) for name, image, _ in pairs.layout.pairs]
-        source = Photos(pairs.tree, images[:limit], data.max_pixels)
-    except _NoLayout as error:
-        tree = open_tree(Path(data.source))
-        names = tree.names(split) or [name for name in tree.names() if "/" not in name]
-        photos = [(name, name) for name in names if PurePosixPath(name).suffix.lower() in IMAGES]
-        if not photos:
-            raise DataError(f"neither {tree.where(split)} nor {data.source} holds photographs, and {error}") from error
-        source = Photos(tree, photos[:limit], data.max_pixels)
+    except (NoClasses, NoLayout):
+        return open_photos(data, split, limit, on_error)
+    return _readable(source, on_error)
+
+
+def open_photos(
+    data: Data, split: str, limit: int | None = None, on_error: OnError = "stop"
+) -> Scenes | Photos | Readable:
+    """Open the images of a split, whose labels may be missing or hold anything: where neither a layout nor the patterns
+    find any, the photographs in folder `split`, or else in `data`. `on_error` is as for `open_images`.
+
+    Raises DataError when there are none.
+    """
+    if data.source == "scenes":
+        return open_source(data, split, limit)
+    pairs: Pairs
+    if on_hub(data):
+        _check_names(data)
+        pairs = open_remote(repository(data), data, split, limit, labels=False)
+    else:
+        try:
+            pairs, _ = _local(find(data), split, data, labels=False)
+        except NoLayout as error:
+            pairs = _photographs(data, split, error)
+    return _readable(Photos(pairs, min(len(pairs), limit or len(pairs)), data.max_pixels), on_error)
+
+
+def _photographs(data: Data, split: str, error: NoLayout) -> Files:
+    tree = open_tree(Path(data.source))
+    names = tree.names(split) or [name for name in tree.names() if "/" not in name]
+    photos = [(name, name, None) for name in names if PurePosixPath(name).suffix.lower() in IMAGES]
+    if not photos:
+        raise DataError(f"neither {tree.where(split)} nor {data.source} holds photographs, and {error}") from error
+    if data.images:
+        log.warning("data.images matches no file of split '%s' in %s: it is taken for photographs", split, data.source)
+    return Files(tree, Layout(photos))
+
+
+def _readable(source: Any, on_error: OnError) -> Any:
     return source if on_error == "stop" or isinstance(source, Scenes) else Readable(source)
 
 
@@ -118,29 +139,32 @@ def image_digests(source: Scenes | Labelled | Photos | Readable) -> Iterator[byt
             continue
 
 
-def _local(path: Path, split: str, data: Data, on_error: OnError) -> tuple[Pairs, Layout | None]:
-    """The pairs in a folder or an archive: by the patterns of data.images, else by a known layout, else by a table."""
+def _local(path: Path, split: str, data: Data, skip: bool = False, labels: bool = True) -> tuple[Pairs, Layout | None]:
+    """The pairs in a folder or an archive: by the patterns of data.images, else by a known layout, else by a table.
+
+    Without `labels`, or with `skip`, labels may be missing.
+    """
     if data.configuration:  # only tables have configurations
         if not (path / data.configuration).is_dir():
             raise ConfigError(f"{path} has no folder '{data.configuration}': check data.configuration")
-        return _table(path / data.configuration, split, data), None
+        return _table(path / data.configuration, split, data, labels), None
     tree = open_tree(path)
     match = (tree, matching(tree, split, data.images, data.annotations)) if data.images else recognise(tree, split)
     if match:
         tree, layout = match
-        layout = complete(tree, layout, split, data.names, skip=on_error == "skip")
+        layout = complete(tree, layout, split, data.names, skip=skip or not labels)
         return Files(tree, layout), layout
     if path.is_dir() and is_table(path):
-        return _table(path, split, data), None
-    raise _NoLayout(
+        return _table(path, split, data, labels), None
+    raise NoLayout(
         f"{path} has no split '{split}' in a known layout, {KNOWN}: for any other layout set data.images "
         "and data.annotations"
     )
 
 
-def _table(folder: Path, split: str, data: Data) -> Pairs:
+def _table(folder: Path, split: str, data: Data, labels: bool) -> Pairs:
     _check_names(data)
-    return open_table(folder, split, data)
+    return open_table(folder, split, data, labels)
 
 
 def _check_names(data: Data) -> None:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from segquant.base.config import Data
 from segquant.base.errors import ConfigError, DataError, one_line
-from segquant.data.images import Pair
+from segquant.data.images import Pair, Photo
 
 _SAVED = ("dataset_dict.json", "state.json")  # save_to_disk writes them for several splits and for one
 # Splits of the same meaning: a table that lacks the name that is asked for may have another.
@@ -48,17 +48,17 @@ class Parquet:
         self._groups = [(p, group) for p, footer in zip(files, footers) for group in range(footer.num_row_groups)]
         counts = [footer.row_group(group).num_rows for footer in footers for group in range(footer.num_row_groups)]
         self._ends = list(accumulate(counts))
-        self._held: tuple[int, pa.Table] | None = None
+        self._held: tuple[tuple[int, list[str]], pa.Table] | None = None  # (row group, columns), their cells
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
     def cells(self, index: int, columns: Sequence[str]) -> list[Any]:
         number = bisect_right(self._ends, index)
-        if self._held is None or self._held[0] != number:
+        if self._held is None or self._held[0] != (number, list(columns)):
             path, group = self._groups[number]
             with pq.ParquetFile(path) as file:
-                self._held = number, file.read_row_group(group, columns=list(columns))
+                self._held = (number, list(columns)), file.read_row_group(group, columns=list(columns))
         row = index - (self._ends[number - 1] if number else 0)
         return [self._held[1][column][row].as_py() for column in columns]
 
@@ -94,15 +94,17 @@ class Table:
     """The pairs of image and label in a table.
 
     The id of a pair is the name of its image file where the table stores unique names, else the number of its row.
+    Without `labels` it has photos alone, and needs no column of annotations.
     Raises DataError for a table without rows, ConfigError when a column is missing or holds no images.
     """
 
-    def __init__(self, rows: Rows, data: Data, name: str) -> None:
+    def __init__(self, rows: Rows, data: Data, name: str, labels: bool = True) -> None:
         self.rows, self.name = rows, name
         if not len(rows):
             raise DataError(f"{name} has no rows: choose a different split or table")
-        self.columns = data.columns.image, data.columns.annotation
-        for key, column in zip(("image", "annotation"), self.columns):
+        keys = ("image", "annotation") if labels else ("image",)
+        self.columns = [getattr(data.columns, key) for key in keys]
+        for key, column in zip(keys, self.columns):
             if column not in rows.schema.names:
                 known = ", ".join(rows.schema.names)
                 raise ConfigError(f"{name} has no column '{column}': set data.columns.{key} to one of {known}")
@@ -118,13 +120,21 @@ class Table:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Pair:
-        name = self.ids[index]
-        where = [f"{self.name} row {index} ({name}), column {column}" for column in self.columns]
+        (image, label), where = self._cells(index, self.columns)
+        return Pair(self.ids[index], image, label, *where)
+
+    def photo(self, index: int) -> Photo:
+        (image,), where = self._cells(index, self.columns[:1])
+        return Photo(self.ids[index], image, *where)
+
+    def _cells(self, index: int, columns: Sequence[str]) -> tuple[list[bytes], list[str]]:
+        """The images in these columns of a row, and their names in error messages."""
+        where = [f"{self.name} row {index} ({self.ids[index]}), column {column}" for column in columns]
         try:
-            cells = self.rows.cells(index, self.columns)
+            cells = self.rows.cells(index, columns)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{where[0]} cannot be read ({one_line(error)}): fetch or save it again") from error
-        return Pair(name, *(self._bytes(cell, place) for cell, place in zip(cells, where)), *where)
+        return [self._bytes(cell, place) for cell, place in zip(cells, where)], where
 
     def _bytes(self, cell: Any, where: str) -> bytes:
         data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
@@ -145,8 +155,8 @@ def is_table(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _SAVED) or next(folder.rglob("*.parquet"), None) is not None
 
 
-def open_table(folder: Path, split: str, data: Data) -> Table:
-    """Open one split of the table in `folder`.
+def open_table(folder: Path, split: str, data: Data, labels: bool = True) -> Table:
+    """Open one split of the table in `folder`; without `labels` its photos alone.
 
     Raises DataError when the split or a file is missing or broken, ConfigError when the columns or the folder to read
     are not clear.
@@ -154,14 +164,15 @@ def open_table(folder: Path, split: str, data: Data) -> Table:
     saved = any((folder / name).is_file() for name in _SAVED)
     with _readable(folder):
         if saved:
-            return Table(_saved(folder, split), data, f"{folder} ({split})")
+            return Table(_saved(folder, split), data, f"{folder} ({split})", labels)
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet")]
         files = [folder / name for name in split_files(names, split, str(folder))]
-        return Table(Parquet(files), data, f"{folder} ({split})")
+        return Table(Parquet(files), data, f"{folder} ({split})", labels)
 
 
-def open_files(files: Iterable[Path], data: Data, name: str, limit: int | None = None) -> Table:
-    """Open the Parquet files of one split; of a lazy iterable, no more than it takes for `limit` rows.
+def open_files(files: Iterable[Path], data: Data, name: str, limit: int | None = None, labels: bool = True) -> Table:
+    """Open the Parquet files of one split, without `labels` their photos alone; of a lazy iterable, no more files than
+    it takes for `limit` rows.
 
     Raises as `open_table`, calling the table by `name`.
     """
@@ -172,7 +183,7 @@ def open_files(files: Iterable[Path], data: Data, name: str, limit: int | None =
             rows += pq.read_metadata(file).num_rows
             if limit and rows >= limit:
                 break
-        return Table(Parquet(needed), data, name)
+        return Table(Parquet(needed), data, name, labels)
 
 
 def split_files(names: Iterable[str], split: str, where: str) -> list[str]:

@@ -21,7 +21,7 @@ from segquant.data.fingerprint import fingerprint
 from segquant.data.label_map import class_names, match_classes, same_classes
 from segquant.data.preprocessing import read_preprocessing
 from segquant.data.shards import ShardRows, read_manifest
-from segquant.data.sources import image_digests, open_images
+from segquant.data.sources import image_digests, open_images, open_photos
 
 if TYPE_CHECKING:  # imported where it is used: most methods only calibrate
     from segquant.training.material import Material
@@ -31,15 +31,16 @@ if TYPE_CHECKING:  # imported where it is used: most methods only calibrate
 class TrainSplit:
     """The images that methods calibrate and train on, and the validation rows that show how training goes.
 
-    `rows` are as in shards; labels may be missing, `classes` are theirs. `identity` is JSON that says which rows they
-    are. `validation` rows are labelled with `validation_classes`, which the file `label_map` takes the model's classes
-    to. `learned` gathers the SHA-256 of each image that was asked for.
+    `rows` are as in shards, but their labels may be missing. `labelled` gives the rows with their labels, and the
+    names of those labels' classes: it is called where labels are needed, and raises DataError and ConfigError.
+    `identity` is JSON that says which rows they are. `validation` rows are labelled with `validation_classes`, which
+    the file `label_map` takes the model's classes to. `learned` gathers the SHA-256 of each image that was asked for.
     """
 
     params: Params
     baseline: Path
     rows: Sequence[dict]
-    classes: Sequence[str]
+    labelled: Callable[[], tuple[Sequence[dict], Sequence[str]]]
     identity: Any
     validation: Sequence[dict]
     validation_classes: Sequence[str]
@@ -57,46 +58,50 @@ class TrainSplit:
     @cache
     def images(self, count: int) -> torch.Tensor:
         """Calibration inputs float32 (N, 3, H, W): `count` images, evenly spread."""
-        return calibration_batch(self._spread(count), self.params.protocol, read_preprocessing(self.baseline))
+        return calibration_batch(
+            self._spread(count, self.rows), self.params.protocol, read_preprocessing(self.baseline)
+        )
 
     def points(self, count: int) -> Callable[[nn.Module], float]:
         """Scores a model on `count` calibration images, in points of mIoU.
 
         Raises DataError where the labels' classes are not those that the label map is for.
         """
-        if list(self.classes) != list(self.validation_classes):
+        rows, classes = self.labelled()
+        if list(classes) != list(self.validation_classes):
             raise DataError(
                 f"max_drop needs labels of the classes that are scored, and {self.params.data.source} has others: give "
                 "--train-data with the classes of --data"
             )
-        score = self._scorer(list(self._spread(count, labelled=True)))
+        score = self._scorer(list(self._spread(count, rows)))
         return lambda model: 100 * score(model).scores.mean_iou
 
-    def material(self, validation_images: int) -> Material:
-        """What training works on; it is validated on the first `validation_images` of the validation rows."""
+    def material(self, validation_images: int, labelled: bool) -> Material:
+        """What training works on, with labels or without; it is validated on the first `validation_images` of the
+        validation rows.
+        """
         from segquant.training.material import Material
 
         first = [self.validation[i] for i in range(min(len(self.validation), validation_images))]
-        if list(self.classes) == list(self.validation_classes):
+        rows, classes = self.labelled() if labelled else (self.rows, ())
+        if list(classes) == list(self.validation_classes):
             as_labelled = self._to_data is None
         else:
-            as_labelled = same_classes(self._model_classes, self.classes)
+            as_labelled = same_classes(self._model_classes, classes)
         # Shards are read here, once: processes that draw crops then share the rows, or are sent them.
-        if isinstance(self.rows, ShardRows):
-            rows = list(self.rows)
+        if isinstance(rows, ShardRows):
+            rows = list(rows)
         else:
-            rows = self.rows
             self.learned.update(self._digests)
-        return Material(rows, self.classes, self.identity, self.params.protocol, self._scorer(first), as_labelled)
+        return Material(rows, classes, self.identity, self.params.protocol, self._scorer(first), as_labelled)
 
     @cached_property
     def _digests(self) -> set[bytes]:
         return set(image_digests(self.rows))
 
-    def _spread(self, count: int, labelled: bool = False) -> Iterator[dict]:
-        photo = None if labelled else getattr(self.rows, "photo", None)  # calibration reads no labels
-        for i in spread(len(self.rows), count):
-            row = (photo or self.rows.__getitem__)(i)
+    def _spread(self, count: int, rows: Sequence[dict]) -> Iterator[dict]:
+        for i in spread(len(rows), count):
+            row = rows[i]
             self.learned.add(sha256(row["image"]).digest())
             yield row
 
@@ -115,7 +120,8 @@ def split_of_shards(params: Params, baseline: str | Path, shards: str | Path) ->
     content = split["class_pixels"] if params.data.source == "scenes" else split["content"]
     identity = [params.data.source, split["images"], content]
     train, validation = (ShardRows(shards, name) for name in ("train", "validation"))
-    return TrainSplit(params, Path(baseline), train, classes, identity, validation, classes, params.data.label_map)
+    label_map = params.data.label_map
+    return TrainSplit(params, Path(baseline), train, lambda: (train, classes), identity, validation, classes, label_map)
 
 
 def split_of_source(
@@ -125,6 +131,13 @@ def split_of_source(
 
     Raises DataError where there is no such split.
     """
-    source, params = open_images(data, split, on_error=params.eval.on_error), replace(params, data=data)
+    on_error, params = params.eval.on_error, replace(params, data=data)
+    photos = open_photos(data, split, on_error=on_error)
+
+    @cache
+    def labelled() -> tuple[Sequence[dict], Sequence[str]]:
+        source = open_images(data, split, on_error=on_error)
+        return source, source.classes
+
     identity = [fingerprint(data), repr(data), split]
-    return TrainSplit(params, Path(baseline), source, source.classes, identity, scored, scored.classes, label_map)
+    return TrainSplit(params, Path(baseline), photos, labelled, identity, scored, scored.classes, label_map)

@@ -1,0 +1,121 @@
+"""Photographs to calibrate and train on need no labels, on every route, unless a method learns or scores with them."""
+
+import io
+import logging
+from dataclasses import replace
+
+import datasets
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from segquant.base import config
+from segquant.base.config import Data, Qat
+from segquant.base.errors import ConfigError, DataError
+from segquant.data.sources import open_source
+from segquant.lanes import check
+from segquant.training.split import split_of_source
+
+PATTERNS = {"images": "img/{split}/*.png", "annotations": "lab/{split}/*.png", "classes": "ade20k"}
+PATTERNS |= {"reduce_labels": False}
+TABLE = {"classes": "ade20k", "reduce_labels": False}
+
+
+def png(array):
+    buffer = io.BytesIO()
+    Image.fromarray(np.asarray(array, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+PHOTOS = [png(np.full((40, 60, 3), value)) for value in (70, 140)]
+LABEL = png(np.ones((40, 60)))
+
+
+def put(root, files):
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+
+
+def folder(labels):
+    def write(root):
+        put(root, {f"img/train/{i}.png": photo for i, photo in enumerate(PHOTOS)})
+        put(root, {f"lab/train/{i}.png": label for i, label in enumerate(labels)})
+
+    return write
+
+
+def parquet(labels):
+    def write(root):
+        cells = {"image": PHOTOS} | ({} if labels is None else {"annotation": labels})
+        cells = {key: [value and {"bytes": value, "path": None} for value in column] for key, column in cells.items()}
+        features = datasets.Features({key: datasets.Image() for key in cells})
+        root.mkdir(parents=True, exist_ok=True)
+        datasets.Dataset.from_dict(cells, features).to_parquet(str(root / "train.parquet"))
+
+    return write
+
+
+def plain(root):
+    put(root, {f"{i}.png": photo for i, photo in enumerate(PHOTOS)})
+
+
+# (what writes the data, its keys, what a method that needs labels says)
+ROUTES = {
+    "no labels": (folder([]), PATTERNS, DataError, "0.png has no label"),
+    "a label is missing": (folder([LABEL]), PATTERNS, DataError, "1.png has no label"),
+    "labels of other values": (folder([png(np.full((40, 60), 200))] * 2), PATTERNS, ConfigError, "holds class id 200"),
+    "no classes": (folder([LABEL] * 2), {**PATTERNS, "classes": None}, DataError, "from labels, and no pixel"),
+    "broken labels": (folder([b"x"] * 2), PATTERNS, DataError, "0.png is not a readable label"),
+    "a table without annotations": (parquet(None), TABLE, ConfigError, "set data.columns.annotation"),
+    "a table whose annotations are null": (parquet([None] * 2), TABLE, DataError, "column annotation is empty"),
+    "a folder of photographs": (plain, {}, DataError, "from labels, and no pixel of the train split has one"),
+    "a folder of photographs beside patterns": (plain, PATTERNS, DataError, "from labels, and no pixel"),
+}
+
+
+@pytest.fixture(scope="module")
+def params():
+    params = config.load(ROOT / "params.yaml")
+    return replace(params, protocol="fixed-64x64-v1")
+
+
+def split_of(params, route, tiny_folder, tmp_path):
+    write, keys, error, message = ROUTES[route]
+    write(tmp_path / "set")
+    data = Data(str(tmp_path / "set"), **keys)
+    scored = open_source("scenes", "validation", 2)
+    return lambda: split_of_source(params, tiny_folder, data, "train", scored, None), error, message
+
+
+@pytest.mark.parametrize("route", list(ROUTES))
+def test_calibration_and_training_with_a_teacher_read_no_labels(route, params, tiny_folder, tmp_path, tiny):
+    split, _, _ = split_of(params, route, tiny_folder, tmp_path)
+    recipe = replace(params.quant.methods["int4"], train=Qat(steps=1, validation_images=1))
+    check(params, tiny, {"int4": recipe}, split)
+    images = split().images(2)
+    assert images.shape == (2, 3, 64, 64)
+    grey = [(value / 255 - 0.485) / 0.229 for value in (70, 140)]
+    assert images[:, 0, 0, 0].tolist() == pytest.approx(grey, abs=1e-5)
+
+
+@pytest.mark.parametrize("route", list(ROUTES))
+def test_a_method_that_learns_from_labels_says_what_they_lack(route, params, tiny_folder, tmp_path, tiny):
+    split, error, message = split_of(params, route, tiny_folder, tmp_path)
+    recipe = replace(params.quant.methods["int4"], train=Qat(steps=1, validation_images=1, teacher="none"))
+    with pytest.raises(error, match=message):
+        check(params, tiny, {"int4": recipe}, split)
+
+
+def test_patterns_that_match_nothing_are_named_where_photographs_are_taken(params, tiny_folder, tmp_path, caplog):
+    split, _, _ = split_of(params, "a folder of photographs beside patterns", tiny_folder, tmp_path)
+    with caplog.at_level(logging.WARNING):
+        split()
+    assert caplog.messages == [
+        f"data.images matches no file of split 'train' in {tmp_path / 'set'}: it is taken for photographs"
+    ]
+    (tmp_path / "set/0.png").unlink()
+    (tmp_path / "set/1.png").unlink()
+    with pytest.raises(DataError, match=r"holds photographs, and .*img/train/\*.png matches no file"):
+        split()
