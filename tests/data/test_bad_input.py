@@ -41,6 +41,14 @@ def grey_png(height, width, bits, data):
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
 
+def tiff(bits, photometric, data, orientation=1):
+    """A grey TIFF of 4x3 pixels; Pillow cannot write all of them."""
+    tags = [(256, 4), (257, 3), (258, bits), (259, 1), (262, photometric), (273, 134), (274, orientation), (277, 1)]
+    tags += [(278, 3), (279, len(data))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data
+
+
 IMAGE = np.full((3, 4, 3), 120, np.uint8)
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
 BOMB = grey_png(30_000, 30_000, 8, bytes(1000))
@@ -127,6 +135,30 @@ TABLE = {
         "set/val/b.png has no label: add set/valannot/b.png or remove the image", put("valannot/b.png", None)
     ),
     "a label of a different size": bad_label("is 3x4 but its image set/val/b.png is 4x3", encoded(LABELS.T)),
+    "a label of the size to which EXIF turns its image": bad_label(
+        "is 3x4 but its image set/val/b.png is 4x3: make them the same size (EXIF's rotation of an image is not applied",
+        encoded(LABELS.T),
+    ),
+    "a TIFF of 4 bits for a label": bad_label(
+        "is a TIFF of 4-bit grey, so that its values are not certain: save it as an 8-bit PNG",
+        tiff(4, 1, bytes([0x01, 0x23, 0x45, 0x67, 0x89, 0xA0])),
+    ),
+    "a TIFF of 0 as white for a label": bad_label(
+        "is a TIFF where 0 is white, so", tiff(8, 0, (LABELS % 11).tobytes())
+    ),
+    "a TIFF for a label, turned": bad_label("is a TIFF with orientation 3, so", tiff(8, 1, (LABELS % 11).tobytes(), 3)),
+    "a TIFF for an image, turned": bad(
+        "set/val/b.png is a TIFF with orientation 3, but labels are not turned: save it as an 8-bit PNG",
+        put("val/b.png", tiff(8, 1, bytes(12), 3)),
+    ),
+    "a TIFF of 16 bits and 0 as white for an image": bad_image(" (it is a TIFF of 16-bit grey", tiff(16, 0, bytes(24))),
+    "a PGM up to 11 for a label": bad_label(
+        "is a PNM whose highest value is 11, so", b"P5 4 3 11\n" + (LABELS % 11).tobytes()
+    ),
+    "a PGM in words up to 11 for a label": bad_label(
+        "is a PNM whose highest value is 11, so", b"P2 4 3 11\n" + b"0 1 2 3 4 5 6 7 8 9 10 0\n"
+    ),
+    "a PBM for a label": bad_label("is a PBM, where 1 is black, so", b"P1 4 3\n0 1 0 1 0 1 0 1 0 1 0 1\n"),
     "a label in colours": bad_label("has RGB pixels: a label must be 8-bit", encoded(IMAGE)),
     "a label of 16 bits": bad_label("has 16-bit pixels: a label must be 8-bit", WIDE),
     "a JPEG for a label": bad_label("is a JPEG, which may change class ids", encoded(LABELS, "JPEG")),
@@ -320,6 +352,16 @@ def test_labels_of_few_bits_keep_their_ids(bits, place, capsys, monkeypatch):
 def test_labels_may_have_any_lossless_format(format, place, capsys, monkeypatch):
     options = {"compression": "tiff_lzw"} if format == "TIFF" else {}
     put("valannot/b.png", encoded(LABELS % 11, format, **options))(place / "set")
+    np.testing.assert_array_equal(decode_annotation(rows(place, capsys, monkeypatch)["b"]["annotation"]), LABELS % 11)
+
+
+@pytest.mark.parametrize(
+    "label",
+    [tiff(8, 1, (LABELS % 11).tobytes()), b"P2 4 3 255\n0 1 2 3 4 5 6 7 8 9 10 0\n"],
+    ids=["TIFF", "PGM in words"],
+)
+def test_plain_tiff_and_pgm_labels_keep_their_ids(label, place, capsys, monkeypatch):
+    put("valannot/b.png", label)(place / "set")
     np.testing.assert_array_equal(decode_annotation(rows(place, capsys, monkeypatch)["b"]["annotation"]), LABELS % 11)
 
 

@@ -171,3 +171,10 @@ def test_a_known_layout_takes_precedence_over_a_parquet_file(tmp_path):
         (tmp_path / folder / "a.png").write_bytes(png(10))
     source = open_source(str(tmp_path), "val")
     assert [row["id"] for row in rows(source)] == ["a"] and np.unique(decode_annotation(source[0]["annotation"])) == 10
+
+
+def test_a_folder_of_files_may_be_a_link(tmp_path):
+    put(tmp_path / "elsewhere/val.parquet", [1, 2])
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/data").symlink_to(tmp_path / "elsewhere")
+    assert labels(tmp_path / "set", "val") == [1, 2]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from segquant.base.errors import DataError
 
@@ -65,6 +65,14 @@ def image_size(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[in
         return size
 
 
+def stored_size(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """`image_size` of an image that has a label. Raises DataError too for a TIFF that Pillow turns as it decodes."""
+    size = image_size(data, name, max_pixels)
+    if turned := _turned(open_unlimited(data)):
+        raise DataError(f"{name} is {turned}, but labels are not turned: save it as an 8-bit PNG")
+    return size
+
+
 def decode_annotation(data: bytes, name: str = "an annotation") -> np.ndarray:
     """Decode the annotation of a shard row to uint8 (H, W). Raises DataError with `name` when it is broken."""
     try:
@@ -81,7 +89,10 @@ def decode_label(data: bytes, name: str, max_pixels: int = MAX_PIXELS, colors: b
     """
     with _readable(name, "label"):
         image = _open(data, name, max_pixels, check_range=False)
+        changed = _changed(image, data, colors)
         image.load()
+    if changed:
+        raise DataError(f"{name} is {changed}, so that its values are not certain: save it as an 8-bit PNG")
     if image.format not in _LOSSLESS and image.info.get("compression") not in _LOSSLESS:
         raise DataError(
             f"{name} is a {image.format}, which may change class ids: export the label as PNG from its source"
@@ -98,6 +109,27 @@ def decode_label(data: bytes, name: str, max_pixels: int = MAX_PIXELS, colors: b
     if image.mode == "L" and image.format == "PNG":  # Pillow scales 2-bit and 4-bit grey to 0..255
         values //= 255 // (2 ** data[24] - 1)  # IHDR's bit depth
     return values
+
+
+def _changed(image: Image.Image, data: bytes, colors: bool) -> str | None:
+    """What an image is that Pillow decodes to other values than the stored ones, or turned; with `colors`, to other
+    colours."""
+    if image.format == "PPM":
+        highest = image.tile[0].args[1] if isinstance(image.tile[0].args, tuple) else 255
+        if highest != 255 and image.mode != "1":
+            return f"a PNM whose highest value is {highest}"
+        return "a PBM, where 1 is black" if image.mode == "1" and not colors else None
+    if image.format != "TIFF" or colors:
+        return _turned(image)
+    if image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
+        return "a TIFF where 0 is white"
+    bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))[0]
+    return f"a TIFF of {bits}-bit grey" if image.mode == "L" and bits < 8 else _turned(image)
+
+
+def _turned(image: Image.Image) -> str | None:
+    turned = image.format == "TIFF" and image.tag_v2.get(ExifTags.Base.Orientation, 1) not in (0, 1)
+    return f"a TIFF with orientation {image.tag_v2[ExifTags.Base.Orientation]}" if turned else None
 
 
 def open_unlimited(data: bytes) -> Image.Image:
@@ -128,6 +160,12 @@ def _open(data: bytes, name: str = "", max_pixels: int | None = None, check_rang
             f"{name} has {image.width}x{image.height} pixels, more than data.max_pixels, {max_pixels}: raise that, or "
             "replace or remove the file"
         )
+    if (
+        image.format == "TIFF"
+        and image.mode[:2] == "I;"
+        and image.tag_v2[TiffImagePlugin.PHOTOMETRIC_INTERPRETATION] == 0
+    ):
+        raise ValueError("it is a TIFF of 16-bit grey where 0 is white: save it as an 8-bit PNG")
     if check_range and image.mode in ("I", "F"):
         raise ValueError("it has 32 bits per pixel, whose grey range is unknown")
     return image

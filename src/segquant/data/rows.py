@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 from PIL import Image
 
 from segquant.base.errors import DataError
-from segquant.data.images import MAX_PIXELS, Pair, Photo, decode_label, image_size
+from segquant.data.images import MAX_PIXELS, Pair, Photo, decode_label, stored_size
 from segquant.data.labels import Labels
 from segquant.data.layouts import Layout
 from segquant.data.tree import Archive, Folder
@@ -72,12 +72,14 @@ class Labelled:
         if not 0 <= index < self.size:
             raise IndexError(index)
         pair = self.pairs[index]
-        width, height = image_size(pair.image, pair.image_name, self.max_pixels)
+        width, height = stored_size(pair.image, pair.image_name, self.max_pixels)
         stored = decode_label(pair.label, pair.label_name, self.max_pixels, colors=self.labels.colors is not None)
         if stored.shape[:2] != (height, width):
+            turned = stored.shape[:2] == (width, height)
             raise DataError(
                 f"{pair.label_name} is {stored.shape[1]}x{stored.shape[0]} but its image {pair.image_name} is "
                 f"{width}x{height}: make them the same size"
+                + (" (EXIF's rotation of an image is not applied: save the image as it is shown)" if turned else "")
             )
         encoded = io.BytesIO()
         Image.fromarray(self.labels.ids(stored, pair.label_name)).save(encoded, "PNG", compress_level=3)
@@ -86,10 +88,14 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Photos:
-    """The images of the first `size` of `pairs`, whose labels are not looked at: `annotation` is None in their rows."""
+    """The images of the first `size` of `pairs`, whose labels are not looked at: `annotation` is None in their rows.
+
+    `name` is the data set and its split.
+    """
 
     pairs: Pairs
     size: int
+    name: str
     max_pixels: int = MAX_PIXELS
     classes: Sequence[str] = ()
 
@@ -103,7 +109,7 @@ class Photos:
         if not 0 <= index < self.size:
             raise IndexError(index)
         name, image, where = self.pairs.photo(index)
-        width, height = image_size(image, where, self.max_pixels)
+        width, height = stored_size(image, where, self.max_pixels)
         return {"id": name, "image": image, "annotation": None, "width": width, "height": height}
 
 
@@ -112,7 +118,7 @@ class Readable(Sequence):
 
     def __init__(self, source: Labelled | Photos) -> None:
         self.source, self.classes = source, source.classes
-        self._broken: set[int] = set()
+        self._broken: dict[int, DataError] = {}
 
     def __len__(self) -> int:
         return len(self.source)
@@ -120,7 +126,6 @@ class Readable(Sequence):
     def __getitem__(self, index: int) -> dict:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        error = None
         for i in (*range(index, len(self)), *range(index)):
             if i in self._broken:
                 continue
@@ -128,9 +133,9 @@ class Readable(Sequence):
                 return self.source[i]
             except DataError as reason:
                 log.warning("skipped: %s", reason)
-                self._broken.add(i)
-                error = reason
-        raise DataError(f"no image of {len(self)} could be read") from error
+                self._broken[i] = reason
+        reason = next(iter(self._broken.values()))
+        raise DataError(f"{self.source.name}: none of its {len(self)} images can be read: {reason}") from reason
 
 
 def rows(source: Any, skipped: list[str] | None = None) -> Iterator[dict]:

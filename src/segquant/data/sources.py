@@ -108,7 +108,8 @@ def open_photos(
             pairs, _ = _local(find(data), split, data, labels=False)
         except NoLayout as error:
             pairs = _photographs(data, split, error)
-    return _readable(Photos(pairs, min(len(pairs), limit or len(pairs)), data.max_pixels), on_error)
+    photos = Photos(pairs, min(len(pairs), limit or len(pairs)), f"{data.source}, split {split}", data.max_pixels)
+    return _readable(photos, on_error)
 
 
 def _photographs(data: Data, split: str, error: NoLayout) -> Files:

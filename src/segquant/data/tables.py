@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from segquant.base.config import Data
 from segquant.base.errors import ConfigError, DataError, one_line
 from segquant.data.images import Pair, Photo
+from segquant.data.tree import Folder
 
 _SAVED = ("dataset_dict.json", "state.json")  # save_to_disk writes them for several splits and for one
 # Splits of the same meaning: a table that lacks the name that is asked for may have another.
@@ -152,7 +153,12 @@ class Table:
 
 def is_table(folder: Path) -> bool:
     """Whether a folder holds Parquet files or a data set that `save_to_disk` wrote."""
-    return any((folder / name).is_file() for name in _SAVED) or next(folder.rglob("*.parquet"), None) is not None
+    return any((folder / name).is_file() for name in _SAVED) or bool(_parquet(folder))
+
+
+def _parquet(folder: Path) -> list[str]:
+    """The names of the Parquet files below a folder, also below links, as for images."""
+    return [name for name in Folder(folder).names() if name.endswith(".parquet")]
 
 
 def open_table(folder: Path, split: str, data: Data, labels: bool = True) -> Table:
@@ -165,8 +171,7 @@ def open_table(folder: Path, split: str, data: Data, labels: bool = True) -> Tab
     with _readable(folder):
         if saved:
             return Table(_saved(folder, split), data, f"{folder} ({split})", labels)
-        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet")]
-        files = [folder / name for name in split_files(names, split, str(folder))]
+        files = [folder / name for name in split_files(_parquet(folder), split, str(folder))]
         return Table(Parquet(files), data, f"{folder} ({split})", labels)
 
 
