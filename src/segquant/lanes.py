@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from segquant import methods, models
-from segquant.base.config import Method, Params, Qat
+from segquant.base.config import Method, Params
 from segquant.base.errors import DataError, SegquantError
 from segquant.base.failures import BASELINE, failure
 from segquant.base.files import read_json
@@ -55,8 +55,8 @@ def check(params: Params, model: nn.Module, recipes: Mapping[str, Method], split
 
 
 def _labels(recipe: Method) -> bool:
-    """Whether its training learns from labels."""
-    return isinstance(recipe.train, Qat) and recipe.train.teacher == "none"
+    """Whether its training learns from labels; fine-tuned graphs always have a teacher."""
+    return getattr(recipe.train, "teacher", None) == "none"
 
 
 def quantize(
