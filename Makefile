@@ -35,7 +35,7 @@ review: $(STAMP)
 test: $(STAMP)
 	ruff check src stages tests benchmarks
 	ruff format --check src stages tests benchmarks
-	pytest -n 2 --dist loadfile --no-loadscope-reorder
+	pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test-slow: $(STAMP)
 	pytest -m slow
