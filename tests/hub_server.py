@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from loopback import Quiet, serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_" + "t" * 34
@@ -51,7 +51,7 @@ def serve(repos: dict[str, Repo]):
     """
     record = SimpleNamespace(asked=[], fetched=[], fails=[])
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self):
@@ -59,19 +59,9 @@ def serve(repos: dict[str, Repo]):
 
         do_HEAD = do_GET
 
-        def log_message(self, *_):
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.daemon_threads = True
-    record.url = f"http://127.0.0.1:{http.server_address[1]}"
-    record.storage = f"http://localhost:{http.server_address[1]}/storage"
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    try:
+    with serving(Handler) as port:
+        record.url, record.storage = f"http://127.0.0.1:{port}", f"http://localhost:{port}/storage"
         yield record
-    finally:
-        http.shutdown()
-        http.server_close()
 
 
 @contextmanager

@@ -13,10 +13,10 @@ import os
 import re
 import subprocess
 import sys
-import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
+
+from loopback import Quiet, serving
 
 KEY = "k" * 40
 
@@ -30,7 +30,7 @@ def server(accepts: str = KEY):
     """
     record = SimpleNamespace(upserts=[], history=[], summary={}, artifacts=[], files={}, asked=[])
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         def answer(self):
             body = self.rfile.read(int(self.headers.get("content-length") or 0))
             if self.headers.get("content-encoding") == "gzip":
@@ -52,17 +52,9 @@ def server(accepts: str = KEY):
 
         do_GET = do_POST = do_PUT = answer
 
-        def log_message(self, *_):
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    record.url = f"http://127.0.0.1:{http.server_address[1]}"
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    try:
+    with serving(Handler) as port:
+        record.url = f"http://127.0.0.1:{port}"
         yield record
-    finally:
-        http.shutdown()
-        http.server_close()
 
 
 def synced(folder):

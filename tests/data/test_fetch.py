@@ -1,14 +1,13 @@
 """`segquant fetch-data` against a local server: resume, verification, unpacking."""
 
 import hashlib
-import http.server
 import io
 import re
-import threading
 import zipfile
 
 import pytest
 from conftest import ade20k_folder
+from loopback import Quiet, serving
 
 from segquant.base.errors import ConfigError, DataError
 from segquant.data import fetch
@@ -16,7 +15,7 @@ from segquant.data.fetch import Published
 from segquant.data.sources import open_source
 
 
-class Server(http.server.BaseHTTPRequestHandler):
+class Server(Quiet):
     """Serves `content` from the requested byte on, at most `most` bytes per connection; records the ranges."""
 
     content, most, resumes, ranges = b"", 10**9, True, []
@@ -32,9 +31,6 @@ class Server(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(self.content) - start))
         self.end_headers()
         self.wfile.write(self.content[start : start + self.most])
-
-    def log_message(self, *arguments):
-        pass
 
 
 @pytest.fixture
@@ -52,13 +48,11 @@ def archive(tmp_path):
 def server(archive, monkeypatch):
     """The class of the handler that serves ade20k; a test sets its attributes."""
     handler = type("Handler", (Server,), {"content": archive, "ranges": []})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as served:
-        threading.Thread(target=served.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{served.server_port}/ADEChallengeData2016.zip"
+    with serving(handler) as port:
+        url = f"http://127.0.0.1:{port}/ADEChallengeData2016.zip"
         published = Published(url, len(archive), hashlib.sha256(archive).hexdigest())
         monkeypatch.setattr(fetch, "PUBLISHED", {"ade20k": published})
         yield handler
-        served.shutdown()
 
 
 def files(folder):

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 from PIL import Image
 
 from segquant.base.errors import DataError
-from segquant.data.images import MAX_PIXELS, Pair, Photo, decode_label, stored_size
+from segquant.data.images import Pair, Photo, decode_label, stored_size
 from segquant.data.labels import Labels
 from segquant.data.layouts import Layout
 from segquant.data.tree import Archive, Folder
@@ -49,18 +49,20 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """The first `size` of `pairs`, whose labels `labels` reads; `name` is the data set and its split."""
+class Photos:
+    """The images of the first `size` of `pairs`, whose labels are not looked at: `annotation` is None in their rows.
+
+    `name` is the data set and its split; an image of more than `max_pixels` is refused.
+    """
 
     pairs: Pairs
     size: int
-    labels: Labels
     name: str
-    max_pixels: int = MAX_PIXELS
+    max_pixels: int
 
     @property
     def classes(self) -> Sequence[str]:
-        return self.labels.classes
+        return ()
 
     def __len__(self) -> int:
         return self.size
@@ -71,6 +73,25 @@ class Labelled:
     def __getitem__(self, index: int) -> dict:
         if not 0 <= index < self.size:
             raise IndexError(index)
+        return self._row(index)
+
+    def _row(self, index: int) -> dict:
+        name, image, where = self.pairs.photo(index)
+        width, height = stored_size(image, where, self.max_pixels)
+        return {"id": name, "image": image, "annotation": None, "width": width, "height": height}
+
+
+@dataclass(frozen=True)
+class Labelled(Photos):
+    """The same with labels, which `labels` reads."""
+
+    labels: Labels
+
+    @property
+    def classes(self) -> Sequence[str]:
+        return self.labels.classes
+
+    def _row(self, index: int) -> dict:
         pair = self.pairs[index]
         width, height = stored_size(pair.image, pair.image_name, self.max_pixels)
         stored = decode_label(pair.label, pair.label_name, self.max_pixels, colors=self.labels.colors is not None)
@@ -86,37 +107,10 @@ class Labelled:
         return {"id": pair.id, "image": pair.image, "annotation": encoded.getvalue(), "width": width, "height": height}
 
 
-@dataclass(frozen=True)
-class Photos:
-    """The images of the first `size` of `pairs`, whose labels are not looked at: `annotation` is None in their rows.
-
-    `name` is the data set and its split.
-    """
-
-    pairs: Pairs
-    size: int
-    name: str
-    max_pixels: int = MAX_PIXELS
-    classes: Sequence[str] = ()
-
-    def __len__(self) -> int:
-        return self.size
-
-    def image(self, index: int) -> bytes:
-        return self.pairs.photo(index).image
-
-    def __getitem__(self, index: int) -> dict:
-        if not 0 <= index < self.size:
-            raise IndexError(index)
-        name, image, where = self.pairs.photo(index)
-        width, height = stored_size(image, where, self.max_pixels)
-        return {"id": name, "image": image, "annotation": None, "width": width, "height": height}
-
-
 class Readable(Sequence):
     """The rows of `source`, with the next readable row in the place of a broken one."""
 
-    def __init__(self, source: Labelled | Photos) -> None:
+    def __init__(self, source: Photos) -> None:
         self.source, self.classes = source, source.classes
         self._broken: dict[int, DataError] = {}
 

@@ -71,7 +71,7 @@ def open_source(
     size = min(len(pairs), limit or len(pairs))
     name = f"{data.source}, split {split}"
     log.info("%s: %d images, %d classes (%s)", name, size, len(labels.classes), listed(labels.classes))
-    return Labelled(pairs, size, labels, name, data.max_pixels)
+    return Labelled(pairs, size, name, data.max_pixels, labels)
 
 
 def open_images(
