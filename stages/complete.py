@@ -2,9 +2,8 @@
 
 from segquant.base import config
 from segquant.base.entry import run
-from segquant.base.errors import MethodsFailed
 from segquant.report import terminal
-from segquant.report.results import RETRY, collect, failures, with_intervals
+from segquant.report.results import RETRY, collect, fail_with, failures, with_intervals
 from stages import arguments
 
 
@@ -13,7 +12,7 @@ def main() -> None:
     results = collect(metrics, config.load().quant.methods, "predictions/{}/metrics.json")
     if failed := failures(results):
         terminal.show(with_intervals(results, metrics))
-        raise MethodsFailed(f"{', '.join(failed)} failed, as the report says; the other methods are done; {RETRY}")
+        fail_with(failed, RETRY)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from segquant import lanes, methods, models, tracking
+from segquant import lanes, tracking
 from segquant.base import config
 from segquant.base.entry import run
 from segquant.base.failures import missing
@@ -18,7 +18,6 @@ def main() -> None:
     params = config.load()
     tracking.login(params.wandb)
     recipe = params.quant.choose([a.method])[a.method]
-    methods.check(a.method, models.load(a.baseline), recipe, params)
     times = lanes.quantize(
         params,
         a.method,

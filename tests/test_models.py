@@ -13,7 +13,8 @@ from transformers import AutoModelForSemanticSegmentation, SegformerConfig, Segf
 from segquant import models
 from segquant.base.config import Eval, Recipe
 from segquant.base.errors import ModelError
-from segquant.data.sources import open_source, rows
+from segquant.data.rows import rows
+from segquant.data.sources import open_source
 from segquant.engines.load import load_quantized
 from segquant.evaluation.predict import predict
 from segquant.quant.build import build
@@ -40,8 +41,10 @@ def change(folder, **keys):
         ({"id2label": {"a": "a", "b": "b", "c": "c"}}, "id2label in config.json whose ids are not 0, 1, 2"),
         ({"id2label": ["a", "b", "c"]}, "id2label in config.json whose ids are not 0, 1, 2"),
         ({"id2label": {"0": "door", "1": "sky", "2": "door"}}, "names two classes 'door': rename one"),
-        ({"id2label": {str(i): f"c{i}" for i in range(256)}}, "has 256 classes: at most 255 work"),
-        ({"id2label": None, "num_labels": 1000}, "has 1000 classes: at most 255 work"),
+        ({"id2label": {str(i): f"c{i}" for i in range(256)}}, "has 256 classes: 1 to 255 work"),
+        ({"id2label": None, "num_labels": 1000}, "has 1000 classes: 1 to 255 work"),
+        ({"id2label": 5}, "id2label in config.json whose ids are not 0, 1, 2"),
+        ({"id2label": None, "num_labels": "x"}, "has 'x' classes: 1 to 255 work"),
         ({"architectures": ["SegformerForImageClassification"]}, "is a SegformerForImageClassification: give a model"),
         ({"architectures": "SegformerForImageClassification"}, "is a SegformerForImageClassification: give a model"),
         ({"quantization_config": {"quant_method": "torchao"}}, "is already quantized: give the float model"),

@@ -11,7 +11,8 @@ from segquant import models
 from segquant.base.config import Eval, Recipe, Sensitivity, Speed
 from segquant.base.errors import ModelError
 from segquant.data.preprocessing import IMAGENET
-from segquant.data.sources import open_source, rows
+from segquant.data.rows import rows
+from segquant.data.sources import open_source
 from segquant.evaluation import sensitivity, speed
 from segquant.evaluation.predict import predict
 from segquant.quant import build

@@ -18,7 +18,8 @@ from segquant.base.classes import CITYSCAPES
 from segquant.base.config import Data, Qat, Recipe
 from segquant.data.calibration import calibration_batch, spread
 from segquant.data.label_map import match_classes
-from segquant.data.sources import open_images, open_source, rows
+from segquant.data.rows import rows
+from segquant.data.sources import open_images, open_source
 from segquant.deploy.build import build_graph
 from segquant.deploy.finetune import build_finetuned
 from segquant.deploy.onnx_export import export_onnx

@@ -22,7 +22,7 @@ exit codes:
   0    done
   2    an input is wrong or missing; one line on stderr says what, where and what to do
   3    review: a method failed, or lost more accuracy than review.max_drop
-  4    run, report: a method failed, and its results say why; the others are done
+  4    run, pt2e, report: a method failed, and its results say why; the others are done
   130  interrupted
   141  the reader of the output has closed it, as `head` does
 

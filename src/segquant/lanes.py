@@ -20,7 +20,7 @@ from torch import nn
 
 from segquant import methods, models
 from segquant.base.config import Method, Params
-from segquant.base.errors import DataError, SegquantError
+from segquant.base.errors import ConfigError, DataError, SegquantError
 from segquant.base.failures import BASELINE, failure
 from segquant.base.files import read_json
 from segquant.base.ranks import ranks
@@ -75,9 +75,10 @@ def quantize(
     """Make the artifact `folder` of a method; gives its times, nothing on other ranks than the first.
 
     `exports` is the folder of `export_onnx`; `trained` is an artifact that is taken where the very same training made
-    it; a killed training continues from `checkpoint`; `recording` gives a training its record. What a method is built
-    from raises DataError and ModelError. A build that fails leaves an artifact that says why, and the result is
-    {"failed": the reason}; unless it `may_fail`, and for float32, it raises too (see `failures.failure`).
+    it; a killed training continues from `checkpoint`; `recording` gives a training its record. Raises DataError and
+    ModelError for what a method is built from, ConfigError for a recipe that does not fit. Any other failure of a build
+    leaves an artifact that says why, and the result is {"failed": the reason}; unless it `may_fail`, and for float32,
+    it raises too (see `failures.failure`).
     """
     recipe, split = params.quant.choose([method])[method], cache(split)
     device = models.device(params.eval.device)
@@ -93,7 +94,6 @@ def quantize(
         if trained and (times := _take(trained, folder, recipe, baseline, split())):
             return times
         material = split().material(recipe.train.validation_images, _labels(recipe))
-        kind(recipe).check_training(recipe, job.baseline, material)
         job = replace(job, material=material, checkpoint=checkpoint)
     if count := recipe.calibration_images:
         job = replace(job, images=split().images(count))
@@ -101,6 +101,8 @@ def quantize(
             job = replace(job, points=split().points(count))
     try:
         times = kind(recipe).build(job)
+    except (ConfigError, DataError):  # the user's, and not the method's
+        raise
     except Exception as error:  # torchao, exporters and engines raise many types
         if not may_fail:
             raise
@@ -125,9 +127,8 @@ def _take(
 def benchmark(artifact: Path, float32: Path, exports: Path, target: Path, params: Params) -> dict[str, Any]:
     """Measure an artifact's speed in a process of its own, so that memory is the artifact's alone; write `target`.
 
-    Gives {"failed": the reason}, without `target`, where the process fails.
+    Gives {"failed": the reason}, and writes nothing, where the process fails.
     """
-    target.unlink(missing_ok=True)
     options = {
         "artifact": artifact,
         "float32": float32,

@@ -58,11 +58,12 @@ def load(source: str | Path) -> nn.Module:
     quantized, no segmentation model, or when its input, classes or weights are such that every figure would be wrong.
     """
     folder, source = Path(source), called(source)
-    if any(path.name == "quantization.json" for path in files(folder)):
+    paths = files(folder)
+    if any(path.name == "quantization.json" for path in paths):
         raise ModelError(f"model '{source}' is already quantized: give the float model that it was made from")
-    _check_config(source, folder)
-    if pointer := next((path.name for path in files(folder) if is_lfs_pointer(path)), None):
+    if pointer := next((path.name for path in paths if is_lfs_pointer(path)), None):
         raise ModelError(f"model '{source}' has a Git LFS pointer in place of {pointer}: run git lfs pull")
+    _check_config(source, folder)
     start, before = time.perf_counter(), psutil.Process().memory_info().rss
     try:
         model, report = AutoModelForSemanticSegmentation.from_pretrained(
@@ -97,7 +98,7 @@ def load(source: str | Path) -> nn.Module:
 
 def _check_config(source: str | Path, folder: Path) -> None:
     """Raise ModelError for a model that is not one of segmentation, takes no RGB, or names its classes amiss."""
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    config = read_json(folder / "config.json")
     if not isinstance(config, dict):
         raise ModelError(f"model '{source}' has a config.json that is no JSON object")
     architectures = config.get("architectures") or []
@@ -110,9 +111,9 @@ def _check_config(source: str | Path, folder: Path) -> None:
         if isinstance(part, dict) and part.get("num_channels", 3) != 3:
             raise ModelError(f"model '{source}' takes {part['num_channels']} channels: only RGB images work")
     labels = config.get("id2label")
-    count = config.get("num_labels", 2) if labels is None else len(labels)
-    if count > MAX_CLASSES:
-        raise ModelError(f"model '{source}' has {count} classes: at most {MAX_CLASSES} work")
+    count = len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)
+    if not isinstance(count, int) or not 1 <= count <= MAX_CLASSES:
+        raise ModelError(f"model '{source}' has {count!r} classes: 1 to {MAX_CLASSES} work")
     if labels is None:
         return
     if not isinstance(labels, dict) or set(labels) != set(map(str, range(len(labels)))):
@@ -150,6 +151,8 @@ def _try(source: str | Path, model: nn.Module) -> None:
         fits = logits.ndim == 4 and logits.shape[1] == model.config.num_labels
     except Exception as error:  # models raise many types
         raise ModelError(f"model '{source}' does not run: {one_line(error)}") from error
+    if not logits.isfinite().all():
+        raise ModelError(f"model '{source}' gives logits that are no numbers: train it again or fetch the file again")
     if not fits:
         raise ModelError(
             f"model '{source}' gives {list(logits.shape)}: logits (B, {model.config.num_labels}, h, w) work"

@@ -15,9 +15,10 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from segquant import models
 from segquant.base.config import Params, check_protocol
 from segquant.base.errors import DataError
-from segquant.base.files import read_json, write_bytes
+from segquant.base.files import write_bytes
 from segquant.base.progress import progress
 from segquant.data.images import as_rgb, decode_image, image_size, open_unlimited
+from segquant.data.label_map import class_names
 from segquant.data.layouts import IMAGES
 from segquant.data.palette import palette
 from segquant.data.preprocessing import read_preprocessing
@@ -43,8 +44,7 @@ def predict_pictures(
     paths = find(pictures, output)
     loaded = load(artifact, models.device(params.eval.device))
     settings = params.eval.on(loaded.info["recipe"].get("engine"))
-    labels = read_json(Path(artifact) / "config.json").get("id2label", {})
-    names = {int(number): str(name) for number, name in labels.items()}
+    names = dict(enumerate(class_names(loaded.model.config)))
     model = prepared(loaded.model, settings)
     results: dict[str, dict[str, Any]] = {}
 

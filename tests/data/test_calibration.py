@@ -5,7 +5,8 @@ from segquant.data.calibration import calibration_batch, spread
 from segquant.data.images import decode_image
 from segquant.data.preprocessing import IMAGENET
 from segquant.data.protocols import resize
-from segquant.data.sources import open_source, rows
+from segquant.data.rows import rows
+from segquant.data.sources import open_source
 
 
 @pytest.mark.parametrize(("count", "indices"), [(1, [0]), (3, [0, 2, 4]), (6, range(6)), (99, range(6))])

@@ -9,9 +9,9 @@ from PIL import Image
 from segquant.base.config import Data
 from segquant.base.errors import ConfigError, DataError
 from segquant.data.images import decode_annotation
-from segquant.data.rows import Readable
+from segquant.data.rows import Readable, rows
 from segquant.data.shards import write_shards
-from segquant.data.sources import open_source, rows
+from segquant.data.sources import open_source
 
 PATTERNS = {"images": "{split}/*.jpg", "annotations": "masks/*.png"}
 RED, BLUE, BLACK = [255, 0, 0], [0, 0, 255], [0, 0, 0]

@@ -10,7 +10,8 @@ from segquant.base.config import Data, Eval
 from segquant.base.errors import DataError
 from segquant.data.calibration import calibration_batch
 from segquant.data.images import decode_annotation, decode_image
-from segquant.data.sources import open_images, open_source, rows
+from segquant.data.rows import rows
+from segquant.data.sources import open_images, open_source
 from segquant.evaluation.loop import evaluate
 
 PATTERNS = {"images": "{split}/*.png", "annotations": "masks/*.png", "classes": "camvid"}

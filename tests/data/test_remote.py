@@ -21,7 +21,8 @@ from segquant.base.config import Data
 from segquant.base.errors import ConfigError, DataError, ModelError
 from segquant.data.fingerprint import fingerprint
 from segquant.data.images import decode_annotation
-from segquant.data.sources import open_source, rows
+from segquant.data.rows import rows
+from segquant.data.sources import open_source
 from segquant.runs import run
 
 HASHES = "f3a663f7140ee7fd", "0d1c2b3a49586776"

@@ -15,8 +15,9 @@ from segquant.base.classes import ADE20K
 from segquant.base.config import Columns, Data
 from segquant.base.errors import ConfigError, DataError
 from segquant.data.images import decode_annotation
+from segquant.data.rows import rows
 from segquant.data.shards import write_shards
-from segquant.data.sources import open_source, rows
+from segquant.data.sources import open_source
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ADE = {"classes": "ade20k", "reduce_labels": True}

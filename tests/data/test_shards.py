@@ -9,7 +9,8 @@ from segquant.base.errors import DataError
 from segquant.base.files import sha256
 from segquant.data import shards
 from segquant.data.images import decode_annotation
-from segquant.data.sources import open_source, rows
+from segquant.data.rows import rows
+from segquant.data.sources import open_source
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from segquant.base.classes import ADE20K, CAMVID, CITYSCAPES, VOC
 from segquant.base.config import Data
 from segquant.base.errors import DataError
 from segquant.data.images import decode_annotation
-from segquant.data.sources import open_images, open_source, rows
+from segquant.data.rows import rows
+from segquant.data.sources import open_images, open_source
 
 
 def _write(path, array):

@@ -11,8 +11,9 @@ from segquant.base.classes import VOC
 from segquant.base.config import Data
 from segquant.base.errors import ConfigError, DataError
 from segquant.data.images import decode_annotation
+from segquant.data.rows import rows
 from segquant.data.shards import open_shards, read_rows, write_shards
-from segquant.data.sources import image_digests, open_images, open_source, rows
+from segquant.data.sources import image_digests, open_images, open_source
 
 LISTS = {
     "images": "photos/**/*.jpg",

@@ -13,7 +13,8 @@ from PIL import Image
 from segquant.base.config import Data
 from segquant.base.errors import ConfigError, DataError
 from segquant.data.images import decode_annotation
-from segquant.data.sources import open_source, rows
+from segquant.data.rows import rows
+from segquant.data.sources import open_source
 
 
 def png(value):

@@ -12,7 +12,8 @@ from segquant import models
 from segquant.base.classes import CAMVID
 from segquant.base.config import Finetune
 from segquant.base.errors import ConfigError, DataError, ModelError, SegquantError
-from segquant.data.sources import open_source, rows
+from segquant.data.rows import rows
+from segquant.data.sources import open_source
 from segquant.deploy import finetune
 from segquant.deploy.finetune import build_finetuned, crop_of
 from segquant.deploy.pt2e import Trainable, converted, prepared

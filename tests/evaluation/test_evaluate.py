@@ -13,8 +13,9 @@ from segquant.base.config import Eval, Recipe
 from segquant.base.errors import DataError, SegquantError
 from segquant.data.images import decode_annotation, decode_image
 from segquant.data.preprocessing import read_preprocessing
+from segquant.data.rows import rows
 from segquant.data.shards import open_shards, write_shards
-from segquant.data.sources import open_source, rows
+from segquant.data.sources import open_source
 from segquant.engines.load import load_quantized
 from segquant.evaluation.loop import evaluate
 from segquant.evaluation.predict import predict

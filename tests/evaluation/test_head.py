@@ -11,7 +11,8 @@ from segquant.base.config import Recipe, load
 from segquant.data.images import decode_image
 from segquant.data.preprocessing import IMAGENET
 from segquant.data.protocols import resize
-from segquant.data.sources import open_source, rows
+from segquant.data.rows import rows
+from segquant.data.sources import open_source
 from segquant.evaluation.predict import forward
 from segquant.evaluation.upsample import class_map
 from segquant.quant.head import EarlyFuse, LiveFuse, fuse_early, fused_live

@@ -8,7 +8,8 @@ from PIL import Image
 
 from segquant.base.config import Eval
 from segquant.base.errors import DataError, SegquantError
-from segquant.data.sources import open_source, rows
+from segquant.data.rows import rows
+from segquant.data.sources import open_source
 from segquant.evaluation import predict as module
 from segquant.evaluation.loop import evaluate
 from segquant.evaluation.predict import predict

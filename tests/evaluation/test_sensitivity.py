@@ -13,7 +13,8 @@ from segquant.base.config import Sensitivity
 from segquant.data.images import decode_annotation, decode_image
 from segquant.data.preprocessing import IMAGENET
 from segquant.data.protocols import resize
-from segquant.data.sources import open_source, rows
+from segquant.data.rows import rows
+from segquant.data.sources import open_source
 from segquant.evaluation.sensitivity import COLUMNS, sensitivity, to_csv
 from segquant.report.layers import chart
 

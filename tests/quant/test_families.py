@@ -31,8 +31,9 @@ from segquant.base.failures import failure
 from segquant.base.files import read_json
 from segquant.data.preprocessing import read_preprocessing
 from segquant.data.protocols import model_input
+from segquant.data.rows import rows
 from segquant.data.shards import open_shards, write_shards
-from segquant.data.sources import open_source, rows
+from segquant.data.sources import open_source
 from segquant.deploy import graph
 from segquant.deploy.build import build_graph
 from segquant.deploy.onnx_export import write_exports

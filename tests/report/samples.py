@@ -10,7 +10,8 @@ from segquant.base.classes import ADE20K
 from segquant.base.config import Qat, Recipe
 from segquant.base.files import write_json
 from segquant.data.images import decode_annotation
-from segquant.data.sources import open_source, rows
+from segquant.data.rows import rows
+from segquant.data.sources import open_source
 from segquant.evaluation import metric
 from segquant.evaluation.counts import write_counts
 from segquant.report.results import ACCURACY

@@ -16,8 +16,9 @@ from segquant.base.classes import ADE20K, CAMVID
 from segquant.base.config import Calibration, Data, Override, Qat, Recipe, load
 from segquant.base.errors import ConfigError, DataError, ModelError, SegquantError
 from segquant.data.preprocessing import read_preprocessing
+from segquant.data.rows import rows
 from segquant.data.shards import write_shards
-from segquant.data.sources import open_source, rows
+from segquant.data.sources import open_source
 from segquant.quant import recipes as methods
 from segquant.quant.artifacts import describe_artifact, load_quantized
 from segquant.quant.build import build

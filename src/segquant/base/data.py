@@ -12,6 +12,7 @@ from segquant.base.validate import Section, wrong
 
 LABEL_MAPS = "data/label_maps/"
 BY_POSITION = "by_position"
+MAX_PIXELS = 178_956_970  # from where on Pillow suspects a decompression bomb
 _COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 
 
@@ -55,7 +56,7 @@ class Data(Section):
     ignore: Annotated[tuple[Annotated[int, Field(ge=0, le=255)], ...], Field(strict=False)] | None = Field(
         None, description="Stored label values that do not count; so does 255, unless the list is empty."
     )
-    max_pixels: int = Field(178_956_970, ge=1, description="Of an image or a label; a larger one is refused.")
+    max_pixels: int = Field(MAX_PIXELS, ge=1, description="Of an image or a label; a larger one is refused.")
     train_split: str = "train"
     validation_split: str = "validation"
     limit: int | None = Field(None, ge=1, description="Images of each split; null: all.")

@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -56,8 +57,10 @@ class Repository:
         log.warning("%s: using %s, commit %s; set %s to this commit to keep it", self.name, what, self.commit, key)
 
 
+@cache
 def open_repository(name: str, kind: Kind, revision: str | None = None) -> Repository:
-    """Look at the hub's repository `name` at a commit, tag or branch (None: the newest), and download nothing.
+    """Look at the hub's repository `name` at a commit, tag or branch (None: the newest), and download nothing. One
+    process looks once, so that all that it reads is of one commit.
 
     Raises ModelError or DataError, by the kind, when there is none or it may not be read.
     """
@@ -80,9 +83,8 @@ def called(folder: str | Path) -> str:
 
 
 def _files(name: str, kind: Kind, revision: str) -> list[str]:
-    """The files of a commit, as the hub lists them. Where it cannot, as the cache does, or else as far as it has them.
-
-    Without the hub's list, a cache with a part of a data set would pass for the whole.
+    """The files of a commit: the list that the cache has of it, else the hub's. Where neither is to be had, those that
+    the cache holds, with a warning, as they may be a part.
     """
     from huggingface_hub import HfApi, RepoFile, get_cached_repo_tree, snapshot_download
     from huggingface_hub.errors import CachedRepoTreeNotFoundError, RevisionNotFoundError

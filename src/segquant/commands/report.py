@@ -8,7 +8,7 @@ import json
 from segquant.base import config
 from segquant.base.errors import ConfigError
 from segquant.base.files import read_json
-from segquant.commands.shared import add_metrics, fail_with, print_advice
+from segquant.commands.shared import add_metrics, print_advice
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +17,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     from segquant.report import terminal
-    from segquant.report.results import RETRY, collect, failures, to_json, with_intervals
+    from segquant.report.results import RETRY, collect, fail_with, failures, to_json, with_intervals
 
     results = collect(arguments.metrics, config.load(arguments.params).quant.methods)
     if not results:

@@ -6,7 +6,7 @@ import argparse
 import json
 
 from segquant.base import config
-from segquant.commands.shared import add_built, add_limit, add_scored, at_least, fail_with, print_advice, scored
+from segquant.commands.shared import add_built, add_limit, add_scored, at_least, print_advice, scored
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def benchmark(arguments: argparse.Namespace, params: config.Params, methods: lis
     """
     from segquant.base.hardware import probe
     from segquant.report import terminal
-    from segquant.report.results import failures, from_json
+    from segquant.report.results import fail_with, failures, from_json
     from segquant.runs import run
 
     results = run(

@@ -49,7 +49,8 @@ def _layers(
     """Measure, and write sensitivity.csv and sensitivity.svg to `output`."""
     from segquant.base.files import write_text
     from segquant.base.hub import locate
-    from segquant.data.sources import open_source, rows
+    from segquant.data.rows import rows
+    from segquant.data.sources import open_source
     from segquant.evaluation.sensitivity import layers, to_csv
     from segquant.report.figure import standalone
     from segquant.report.layers import chart

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segquant.base.errors import ConfigError, MethodsFailed
+from segquant.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from segquant.report.results import Result
@@ -85,12 +84,6 @@ def at_least(least: int, option: str, value: int | None) -> None:
     """Raise ConfigError for a value below `least`."""
     if value is not None and value < least:
         raise ConfigError(f"{option} must be at least {least}, not {value}")
-
-
-def fail_with(methods: Collection[str], hint: str) -> None:
-    """Raise MethodsFailed where `methods`, those that failed, are not empty."""
-    if methods:
-        raise MethodsFailed(f"{', '.join(methods)} failed, as the results say; the other methods are done; {hint}")
 
 
 def print_advice(results: dict[str, Result]) -> None:

@@ -16,7 +16,6 @@ from segquant.base.errors import DataError
 # Image formats and TIFF compressions that keep class ids exactly.
 _LOSSLESS = set("PNG BMP GIF PPM raw packbits tiff_lzw tiff_deflate tiff_adobe_deflate lzma zstd".split())
 IGNORE = 255  # class id of pixels without a label
-MAX_PIXELS = 178_956_970  # data.max_pixels, where nobody says otherwise: where Pillow suspects a decompression bomb
 _OPENING = threading.Lock()
 
 
@@ -55,22 +54,17 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def image_size(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """(width, height) of an image. Raises DataError when `decode_image` would, or for more than `max_pixels`."""
+def image_size(data: bytes, name: str, max_pixels: int, labelled: bool = False) -> tuple[int, int]:
+    """(width, height) of an image. Raises DataError when `decode_image` would, for more than `max_pixels`, and where it
+    is `labelled` for a TIFF that Pillow turns as it decodes."""
     with _readable(name, "image"):
         image = _open(data, name, max_pixels)
+        if labelled and (turned := _turned(image)):
+            raise DataError(f"{name} is {turned}, but labels are not turned: save it as an 8-bit PNG")
         size = image.size
         image.draft("L", (1, 1))  # reads every byte of a JPEG but decodes few pixels
         image.load()
         return size
-
-
-def stored_size(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """`image_size` of an image that has a label. Raises DataError too for a TIFF that Pillow turns as it decodes."""
-    size = image_size(data, name, max_pixels)
-    if turned := _turned(open_unlimited(data)):
-        raise DataError(f"{name} is {turned}, but labels are not turned: save it as an 8-bit PNG")
-    return size
 
 
 def decode_annotation(data: bytes, name: str = "an annotation") -> np.ndarray:
@@ -81,7 +75,7 @@ def decode_annotation(data: bytes, name: str = "an annotation") -> np.ndarray:
         raise DataError(f"{name} has no readable label ({error}): run prepare_shards again") from error
 
 
-def decode_label(data: bytes, name: str, max_pixels: int = MAX_PIXELS, colors: bool = False) -> np.ndarray:
+def decode_label(data: bytes, name: str, max_pixels: int, colors: bool = False) -> np.ndarray:
     """Decode a data set's label to its stored values, uint8 (H, W); for a palette image, the indices.
 
     With `colors` to its colours, uint8 (H, W, 3); for a palette image, the palette's. Raises DataError with `name` when
@@ -121,10 +115,15 @@ def _changed(image: Image.Image, data: bytes, colors: bool) -> str | None:
         return "a PBM, where 1 is black" if image.mode == "1" and not colors else None
     if image.format != "TIFF" or colors:
         return _turned(image)
-    if image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
+    if _white_is_0(image):
         return "a TIFF where 0 is white"
     bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))[0]
     return f"a TIFF of {bits}-bit grey" if image.mode == "L" and bits < 8 else _turned(image)
+
+
+def _white_is_0(image: Image.Image) -> bool:
+    """Whether a TIFF stores white as 0, which Pillow takes for granted where the tag is missing."""
+    return image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0) == 0
 
 
 def _turned(image: Image.Image) -> str | None:
@@ -160,11 +159,7 @@ def _open(data: bytes, name: str = "", max_pixels: int | None = None, check_rang
             f"{name} has {image.width}x{image.height} pixels, more than data.max_pixels, {max_pixels}: raise that, or "
             "replace or remove the file"
         )
-    if (
-        image.format == "TIFF"
-        and image.mode[:2] == "I;"
-        and image.tag_v2[TiffImagePlugin.PHOTOMETRIC_INTERPRETATION] == 0
-    ):
+    if image.format == "TIFF" and image.mode[:2] == "I;" and _white_is_0(image):
         raise ValueError("it is a TIFF of 16-bit grey where 0 is white: save it as an 8-bit PNG")
     if check_range and image.mode in ("I", "F"):
         raise ValueError("it has 32 bits per pixel, whose grey range is unknown")

@@ -62,7 +62,7 @@ class Labels:
             raise DataError(
                 f"{name} has labels of class {int(labelled.argmax())} alone, and the value 255, which does not count: "
                 "if 255 is a class, name it in data.classes and set data.label_values, such as {0: 0, 255: 1}; if it "
-                "is none, say so there, such as {0: 0, 1: 1, 255: null}"
+                "is none, say so by data.ignore: [255]"
             )
         missing = [text for text, present in zip(self.classes, labelled) if not present]
         if labelled.any() and missing:
@@ -114,7 +114,7 @@ def labels_of(data: Data, layout: Layout | None) -> Labels:
     """
     layout = layout or Layout(())
     if data.label_values:
-        return _mapped(data, _names(data, ()))
+        return _mapped(data, _names(data, layout.classes))
     names = _names(data, layout.classes)
     others = data.classes is not None and tuple(names) != tuple(layout.classes)
     if others and not layout.as_stored and None in (data.reduce_labels, data.ignore):
@@ -131,13 +131,18 @@ def labels_of(data: Data, layout: Layout | None) -> Labels:
     if data.ignore == ():
         values[IGNORE] = _NO_CLASS
     if layout.ids is not None and data.reduce_labels is None and not others:
+        if data.ignore == ():
+            raise ConfigError(
+                f"data.ignore is empty, but the layout of {data.source} has values without a class: leave it null, or "
+                "give every value a class by data.label_values"
+            )
         values = np.array([layout.ids.get(value, IGNORE) for value in range(256)], np.int16)
     if layout.reduce_labels if data.reduce_labels is None else data.reduce_labels:
         values = np.roll(values, 1)  # value 1 becomes class 0
         values[0], values[IGNORE] = IGNORE, IGNORE - 1
     if data.ignore != ():
         values[[IGNORE, *(layout.ignore if data.ignore is None else data.ignore)]] = IGNORE
-    assumed = not layout.classes and np.flatnonzero(values == IGNORE).tolist() == [IGNORE]
+    assumed = data.ignore is None and not layout.classes and np.flatnonzero(values == IGNORE).tolist() == [IGNORE]
     return Labels(names, values, assumed=assumed)
 
 

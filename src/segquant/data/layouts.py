@@ -12,8 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from segquant.base import classes
+from segquant.base.data import MAX_PIXELS
 from segquant.base.errors import ConfigError, DataError
 from segquant.data.images import decode_label
+from segquant.data.splits import names_of
 from segquant.data.tree import Archive, Folder
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
@@ -66,14 +68,18 @@ class Layout:
 
 
 def recognise(tree: Folder | Archive, split: str) -> tuple[Folder | Archive, Layout] | None:
-    """Recognise one of LAYOUTS in `tree`, or in the only folder below it that has one.
+    """Recognise one of LAYOUTS in `tree`, or in the only folder below it that has one; by the split's name as it is
+    given, else by another that it goes by.
 
     Returns the folder and its layout, or None. Raises DataError when a layout has no images.
     """
-    if first := next(_layouts(tree, split), None):
-        return first
-    below = [match for folder in tree.folders() for match in _layouts(tree.below(folder), split)]
-    return below[0] if len(below) == 1 else None
+    for name in names_of(split):
+        if first := next(_layouts(tree, name), None):
+            return first
+        below = [match for folder in tree.folders() for match in _layouts(tree.below(folder), name)]
+        if len(below) == 1:
+            return below[0]
+    return None
 
 
 def _layouts(tree: Folder | Archive, split: str) -> Iterator[tuple[Folder | Archive, Layout]]:
@@ -104,7 +110,7 @@ def _shows(tree: Folder | Archive, layout: Layout) -> bool:
         if not re.fullmatch(layout.signs.ids, name):
             return False
         try:
-            labels += [decode_label(tree.read(label), label)] if label else []
+            labels += [decode_label(tree.read(label), label, MAX_PIXELS)] if label else []
         except DataError:  # reported with its name when it is read
             continue
     return not labels or any(np.isin(label, layout.signs.values).any() for label in labels)
@@ -165,17 +171,10 @@ def _pair_id(texts: Iterable[str]) -> str:
     return "-".join(text.strip("/").replace("/", "-") for text in texts if text)
 
 
-_OTHER_NAMES = {"train": "training", "training": "train", "val": "validation", "validation": "val"}
-
-
 def _ade(tree: Folder | Archive, split: str) -> Layout | None:
-    names = [name for name in (split, _OTHER_NAMES.get(split)) if tree.has(f"images/{name}")]
-    folders = [(f"images/{name}", f"annotations/{name}") for name in names if tree.has(f"annotations/{name}")]
-    if not folders:
-        return None
-    images, labels = folders[0]
+    images, labels = f"images/{split}", f"annotations/{split}"
     pairs = _pairs(tree, images, labels, lambda image: f"{labels}/{image.stem}.png")
-    return Layout(pairs, classes.ADE20K, reduce_labels=True, signs=Signs("ADE_.*", range(21, 151)))
+    return pairs and Layout(pairs, classes.ADE20K, reduce_labels=True, signs=Signs("ADE_.*", range(21, 151)))
 
 
 def _cityscapes(tree: Folder | Archive, split: str) -> Layout | None:

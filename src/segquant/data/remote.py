@@ -37,7 +37,7 @@ def known(data: Data) -> Known:
 
 
 def find(data: Data) -> Path:
-    """The local path of the data. Raises DataError when it does not exist or is no folder and no archive."""
+    """The local path of the data. Raises DataError for a file that is no archive."""
     path = Path(data.source)
     if path.is_file() and path.suffix.lower() != ".zip":
         raise DataError(f"data source '{path}' is a file: give a folder, a zip archive or a hub id")

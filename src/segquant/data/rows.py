@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 from PIL import Image
 
 from segquant.base.errors import DataError
-from segquant.data.images import Pair, Photo, decode_label, stored_size
+from segquant.data.images import Pair, Photo, decode_label, image_size
 from segquant.data.labels import Labels
 from segquant.data.layouts import Layout
 from segquant.data.tree import Archive, Folder
@@ -77,7 +77,7 @@ class Photos:
 
     def _row(self, index: int) -> dict:
         name, image, where = self.pairs.photo(index)
-        width, height = stored_size(image, where, self.max_pixels)
+        width, height = image_size(image, where, self.max_pixels)
         return {"id": name, "image": image, "annotation": None, "width": width, "height": height}
 
 
@@ -93,7 +93,7 @@ class Labelled(Photos):
 
     def _row(self, index: int) -> dict:
         pair = self.pairs[index]
-        width, height = stored_size(pair.image, pair.image_name, self.max_pixels)
+        width, height = image_size(pair.image, pair.image_name, self.max_pixels, labelled=True)
         stored = decode_label(pair.label, pair.label_name, self.max_pixels, colors=self.labels.colors is not None)
         if stored.shape[:2] != (height, width):
             turned = stored.shape[:2] == (width, height)

@@ -12,7 +12,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from segquant import scenes
 from segquant.base import classes
@@ -22,7 +21,6 @@ from segquant.data.labels import NoClasses, labels_of, listed
 from segquant.data.layouts import IMAGES, KNOWN, Layout, NoLayout, complete, matching, recognise
 from segquant.data.remote import find, known, on_hub, open_remote, repository
 from segquant.data.rows import Files, Labelled, OnError, Pairs, Photos, Readable
-from segquant.data.rows import rows as rows  # beside what it takes
 from segquant.data.tables import is_table, open_table
 from segquant.data.tree import open_tree
 
@@ -86,7 +84,7 @@ def open_images(
         source = open_source(data, split, limit, on_error)
     except (NoClasses, NoLayout):
         return open_photos(data, split, limit, on_error)
-    return _readable(source, on_error)
+    return readable(source, on_error)
 
 
 def open_photos(
@@ -109,7 +107,7 @@ def open_photos(
         except NoLayout as error:
             pairs = _photographs(data, split, error)
     photos = Photos(pairs, min(len(pairs), limit or len(pairs)), f"{data.source}, split {split}", data.max_pixels)
-    return _readable(photos, on_error)
+    return readable(photos, on_error)
 
 
 def _photographs(data: Data, split: str, error: NoLayout) -> Files:
@@ -123,7 +121,8 @@ def _photographs(data: Data, split: str, error: NoLayout) -> Files:
     return Files(tree, Layout(photos))
 
 
-def _readable(source: Any, on_error: OnError) -> Any:
+def readable(source: Scenes | Photos, on_error: OnError) -> Scenes | Photos | Readable:
+    """The source, and with `on_error` "skip" the next readable row in the place of a broken one."""
     return source if on_error == "stop" or isinstance(source, Scenes) else Readable(source)
 
 

@@ -17,11 +17,10 @@ import pyarrow.parquet as pq
 from segquant.base.config import Data
 from segquant.base.errors import ConfigError, DataError, one_line
 from segquant.data.images import Pair, Photo
+from segquant.data.splits import names_of
 from segquant.data.tree import Folder
 
 _SAVED = ("dataset_dict.json", "state.json")  # save_to_disk writes them for several splits and for one
-# Splits of the same meaning: a table that lacks the name that is asked for may have another.
-_SAME = ({"train", "training"}, {"val", "valid", "validation"})
 # What follows the split in a file's name: -N, -N-of-N, or with a hash, as older push_to_hub wrote it.
 _COUNTED = r"(?P<part>\d+)[-_.]of[-_.](?P<parts>\d+)(-[0-9a-f]{16})?"
 _PART = rf"[-_.](\d+|{_COUNTED})"
@@ -198,10 +197,8 @@ def split_files(names: Iterable[str], split: str, where: str) -> list[str]:
     Raises DataError when there are none or some are missing, ConfigError when they lie in several folders.
     """
     names = sorted(names)
-    chosen, folders = _named(names, split)
-    for synonym in sorted(_synonyms(split)):
-        if not chosen:
-            chosen, folders = _named(names, synonym)
+    matches = (_named(names, name) for name in names_of(split))
+    chosen, folders = next((match for match in matches if match[0]), ([], []))
     if not chosen:
         if splits := sorted({name for path in names if (name := _split(PurePosixPath(path)))}):
             raise DataError(f"{where} has no split '{split}': choose one of {', '.join(splits)}")
@@ -236,7 +233,7 @@ def _saved(folder: Path, split: str) -> Saved:
     saved = datasets.load_from_disk(str(folder))
     # `datasets` calls a split without a name "train".
     splits = saved if hasattr(saved, "keys") else {str(saved.split or "train"): saved}
-    name = next((name for name in (split, *sorted(_synonyms(split))) if name in splits), None)
+    name = next((name for name in names_of(split) if name in splits), None)
     if name is None:
         raise DataError(f"{folder} has no split '{split}': choose one of {', '.join(splits)}")
     return Saved(splits[name], folder)
@@ -256,10 +253,6 @@ def _split(path: PurePosixPath) -> str:
     """The split that a Parquet file's name gives, or else that of its folder; empty where neither gives one."""
     name = re.fullmatch(rf"(?P<split>.*?)({_PART})?", path.stem)["split"]
     return path.parent.name if re.fullmatch(r"\d*|part([-_.].*)?", name) else name
-
-
-def _synonyms(split: str) -> set[str]:
-    return next((names - {split} for names in _SAME if split in names), set())
 
 
 def _check_parts(names: Sequence[str], split: str, where: str) -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -154,19 +155,26 @@ def _within(seconds: float) -> Iterator[None]:
     There is no limit where signals are not to be had: off the main thread, and on Windows.
     """
 
+    running = True
+
     def stop(*_: Any) -> None:
-        raise _TooLong
+        if running:
+            raise _TooLong
 
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before, start = signal.signal(signal.SIGALRM, stop), time.monotonic()
+    # Again each second, as Python drops what is raised while it collects garbage.
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1)
     try:
         yield
     finally:
+        running = False  # an alarm from here on is none of the block's
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, before or signal.SIG_DFL)  # None: a handler that is not Python's
+        if left:  # the caller's own alarm
+            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - start), 1e-3), interval)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from segquant.base.errors import ModelError, one_line
-from segquant.base.files import write_bytes
+from segquant.base.files import TEMPORARY, write_bytes
 from segquant.base.progress import progress
 from segquant.deploy.graph import INPUT, strip
 from segquant.engines.extras import needs
@@ -42,7 +42,7 @@ def quantize_qdq(
     leaves the fewest of the most sensitive nodes in float that keep the drop within `max_drop`. Returns `drop`
     (points), `float_nodes` and `sensitivity` (node, shape of its weight, SNR of the logits in dB), each if measured.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:  # whose name no error repeats
         quantizer = _Quantizer(Path(source), Path(folder), images)
         quantizer.write(target)
         if max_drop is None or score is None:

@@ -11,7 +11,8 @@ from segquant.base.config import Params, check_protocol
 from segquant.base.errors import ConfigError
 from segquant.data.label_map import class_names, match_classes
 from segquant.data.preprocessing import IMAGENET
-from segquant.data.sources import open_source, rows
+from segquant.data.rows import rows
+from segquant.data.sources import open_source
 from segquant.engines.load import load_graph
 from segquant.evaluation.loop import evaluate
 

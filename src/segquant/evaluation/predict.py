@@ -155,7 +155,7 @@ def _logits(model: nn.Module, inputs: list[torch.Tensor], dtype: str, limit: lis
     while start < len(inputs):
         chunk = inputs[start : start + limit[0]]
         try:
-            logits = forward(model, torch.stack(chunk), dtype)
+            logits = finite(forward(model, torch.stack(chunk), dtype), "the model")
         except torch.OutOfMemoryError as error:
             if len(chunk) == 1:
                 message = "one image does not fit into GPU memory: raise eval.max_gpu_memory_gb"
@@ -164,5 +164,5 @@ def _logits(model: nn.Module, inputs: list[torch.Tensor], dtype: str, limit: lis
             limit[0] = len(chunk) // 2
             log.warning("out of GPU memory with %d images at a time: continuing with %d", len(chunk), limit[0])
             continue
-        yield from finite(logits, "the model")
+        yield from logits
         start += len(chunk)

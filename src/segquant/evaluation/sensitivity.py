@@ -47,7 +47,9 @@ def sensitivity(
     (0 to 100) and the signal-to-noise ratio of the logits in dB (None if they did not change). The images and the
     float32 logits stay in memory. Raises DataError when no pixel has a label.
     """
-    images = [model_input(decode_image(row["image"], row["id"]), protocol, preprocessing)[None] for row in rows]
+    images = [
+        model_input(decode_image(row["image"], row["id"]), protocol, preprocessing, row["id"])[None] for row in rows
+    ]
     labels = [torch.from_numpy(decode_annotation(row["annotation"]).copy()) for row in rows]
     exact = [finite(forward(model, image)[0], "the model") for image in images]
 

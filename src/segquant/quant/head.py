@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
 
-from segquant.quant.coverage import LinearConv2d
 from segquant.quant.tensors import is_quantized, quantizes_activations
 
 
@@ -87,7 +86,7 @@ def fuse_early(model: nn.Module) -> nn.Module:
     if has_segformers_head(model):
         head = model.decode_head
         layers = [head.linear_fuse, *(projection.proj for projection in head.linear_projections)]
-        weights = [_weight(layer) for layer in layers]
+        weights = [layer.weight for layer in layers]
         if all(w.dtype == torch.float32 and not quantizes_activations(w) for w in weights):
             model.decode_head = EarlyFuse(head)
     return model
@@ -120,11 +119,7 @@ def _pointwise(maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     return product if bias is None else product.add_(bias[:, None, None])
 
 
-def _weight(layer: nn.Module) -> torch.Tensor:
-    return (layer.linear if isinstance(layer, LinearConv2d) else layer).weight
-
-
 def _matrix(layer: nn.Module, dtype: torch.dtype) -> torch.Tensor:
     """The weight of a Linear or a 1x1 convolution as (outputs, inputs)."""
-    weight = _weight(layer)
+    weight = layer.weight
     return (weight.dequantize() if is_quantized(weight) else weight).to(dtype).flatten(1)

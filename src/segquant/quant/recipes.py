@@ -15,7 +15,7 @@ from segquant.base.config import Override, Recipe
 from segquant.base.errors import ConfigError, ModelError, UnavailableError
 from segquant.base.ranks import from_first
 from segquant.quant.calibrate import calibrate
-from segquant.quant.coverage import LinearConv2d, choose, dense_convs, match, rewrite
+from segquant.quant.coverage import choose, dense_convs, match, rewrite
 from segquant.quant.fake import int8
 from segquant.quant.float8 import compute_in_bfloat16, to_bfloat16
 from segquant.quant.gptq import Codes
@@ -172,8 +172,7 @@ def quantize(
     compute_in_bfloat16(model)
     for name in todo.convs:
         _quantize_conv(model.get_submodule(name))
-    leaves = ((name, m) for name, m in model.named_modules() if not isinstance(m, LinearConv2d))
-    quantized = [name for name, m in leaves if is_quantized(getattr(m, "weight", None))]
+    quantized = [name for name, m in model.named_modules() if is_quantized(m._parameters.get("weight"))]
     skipped = len(todo.layers) + len(todo.convs) - len(quantized)
     if not quantized:
         raise ModelError("torchao supports the shape of no chosen layer: choose other layers or another method")

@@ -86,8 +86,8 @@ def _missing(results: Mapping[str, Result]) -> list[str]:
         for result in done
         if result.not_timed
     ]
-    for words in ("is unavailable", "failed"):
-        reasons = {method: result.accuracy.get(words.split()[-1]) for method, result in results.items()}
+    for key, words in (("unavailable", "is unavailable"), ("failed", "failed")):
+        reasons = {method: result.accuracy.get(key) for method, result in results.items()}
         notes += [f"{method} {words}: {reason}." for method, reason in reasons.items() if reason]
     failed = [lane for result in done for lane in result.lanes if lane.not_timed]
     return notes + [

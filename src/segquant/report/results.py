@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from segquant.base.errors import MethodsFailed
 from segquant.base.failures import BASELINE, missing
 from segquant.base.files import read_json
 from segquant.evaluation.bootstrap import FEWEST, interval, resampled
 from segquant.evaluation.counts import all_counts, read_counts
 
 PYTORCH = "pytorch"  # the engine of a method that names none
-# The caches keep a failure as any result: it is worked on again where something that it depends on changes, or so.
+# DVC keeps a failure as it keeps any result: until something that the lane depends on changes.
 RETRY = "to try again unchanged: dvc repro --force --downstream quantize@METHOD (or evaluate@, or benchmark@)"
 ACCURACY = "accuracy/{}.json"  # where a method's accuracy is, below the metrics folder
 
@@ -146,6 +147,12 @@ def measured(results: Mapping[str, Result]) -> dict[str, Result]:
 def failures(results: Mapping[str, Result]) -> dict[str, str]:
     """{method: why it, or its timing, failed}."""
     return {method: result.failed for method, result in results.items() if result.failed}
+
+
+def fail_with(methods: Collection[str], hint: str) -> None:
+    """Raise MethodsFailed where `methods`, those that failed, are not empty."""
+    if methods:
+        raise MethodsFailed(f"{', '.join(methods)} failed, as the results say; the other methods are done; {hint}")
 
 
 def with_intervals(results: Mapping[str, Result], metrics: str | Path) -> dict[str, Result]:

@@ -24,8 +24,9 @@ _LONGEST = 20_000  # characters of either diff: GitHub takes 65,536 in a comment
 def review(base: str, metrics: str | Path, methods: list[str], max_drop: float) -> tuple[str, bool]:
     """Compare the results in `metrics` with those committed at `base`, a Git revision.
 
-    Gives the Markdown, and whether no method lost more than `max_drop` points of mIoU. Results by another protocol or
-    on images with other labels are listed but not compared. Raises ConfigError when there is no such revision.
+    Gives the Markdown, and whether no method failed or lost more than `max_drop` points of mIoU. Results by another
+    protocol or on images with other labels are listed but not compared. Raises ConfigError where there is no such
+    revision.
     """
     if _output(["git", "rev-parse", "--verify", "--quiet", f"{base}^{{commit}}"]) is None:
         raise ConfigError(f"'{base}' is no revision of this repository: fetch it, or name another with --base")
@@ -37,9 +38,13 @@ def review(base: str, metrics: str | Path, methods: list[str], max_drop: float) 
     now = _with_labels(now, lambda name: (Path(metrics) / name).read_text())
     before = _committed(base, metrics, methods)
     changes = verdicts(before, now, max_drop)
-    good = not any(kind == "drop" for kind, _ in changes)
+    kinds = {kind for kind, _ in changes}
+    good = kinds.isdisjoint(("drop", "failed"))
     compared = any(comparable(before.get(method), result) for method, result in measured(now).items())
-    heading = f"{'No' if good else 'A'} method lost more than {max_drop:g} points of mean IoU against `{base}`"
+    if "failed" in kinds and "drop" not in kinds:
+        heading = "A method failed"
+    else:
+        heading = f"{'No' if good else 'A'} method lost more than {max_drop:g} points of mean IoU against `{base}`"
     parts = [
         MARKER,
         f"## {heading}" if compared or not good else f"## Nothing could be compared with `{base}`",
@@ -61,20 +66,23 @@ def review(base: str, metrics: str | Path, methods: list[str], max_drop: float) 
 def verdicts(before: Mapping[str, Result], now: Mapping[str, Result], max_drop: float) -> list[tuple[str, str]]:
     """(kind, sentence) for each method whose mIoU changed, or that is new or gone.
 
-    Kind "drop": the method lost more than `max_drop` points, fails, or cannot be measured any more.
+    Kind "drop": the method lost more than `max_drop` points, or cannot be measured any more; "failed": it or its timing
+    failed, whether or not it did before.
     """
     changes = []
     for method in [*now, *(name for name in before if name not in now)]:
         old, new = before.get(method), now.get(method)
         if new is None:
             changes.append(("gone", f"{method} is no longer there."))
-        elif new.missing is not None and new.failed and (old is None or not old.failed):
-            changes.append(("drop", f"{method} failed: {new.failed}. ❌"))
-        elif old is None:
+            continue
+        if new.failed:
+            changes.append(("failed", f"{method} failed: {new.failed}. ❌"))
+        if new.missing is not None and (new.failed or (old is not None and old.missing is not None)):
+            continue
+        if old is None:
             changes.append(("new", f"{method} is new."))
         elif new.missing is not None:
-            if old.missing is None:
-                changes.append(("drop", f"{method} is no longer measured: {new.accuracy['unavailable']}. ❌"))
+            changes.append(("drop", f"{method} is no longer measured: {new.accuracy['unavailable']}. ❌"))
         elif old.missing is not None:
             changes.append(("new", f"{method} is measured for the first time."))
         elif not comparable(old, new):
@@ -84,7 +92,7 @@ def verdicts(before: Mapping[str, Result], now: Mapping[str, Result], max_drop: 
         elif change := round(100 * (new.mean_iou - old.mean_iou), 2):
             kind = "drop" if -change > max_drop else "change"
             changes.append((kind, f"{method}: mean IoU {change:+.2f} points{' ❌' if kind == 'drop' else ''}"))
-    return sorted(changes, key=lambda change: change[0] != "drop")
+    return sorted(changes, key=lambda change: change[0] not in ("drop", "failed"))
 
 
 def comparable(old: Result | None, new: Result) -> bool:

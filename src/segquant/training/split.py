@@ -21,7 +21,7 @@ from segquant.data.fingerprint import fingerprint
 from segquant.data.label_map import class_names, match_classes, same_classes
 from segquant.data.preprocessing import read_preprocessing
 from segquant.data.shards import ShardRows, read_manifest
-from segquant.data.sources import image_digests, open_images, open_photos
+from segquant.data.sources import image_digests, open_photos, open_source, readable
 
 if TYPE_CHECKING:  # imported where it is used: most methods only calibrate
     from segquant.training.material import Material
@@ -51,7 +51,7 @@ class TrainSplit:
     def _model_classes(self) -> list[str]:
         return class_names(models.load(self.baseline).config)
 
-    @property
+    @cached_property
     def _to_data(self) -> np.ndarray | None:
         return match_classes(self._model_classes, self.validation_classes, self.label_map)
 
@@ -84,16 +84,19 @@ class TrainSplit:
 
         first = [self.validation[i] for i in range(min(len(self.validation), validation_images))]
         rows, classes = self.labelled() if labelled else (self.rows, ())
-        if list(classes) == list(self.validation_classes):
-            as_labelled = self._to_data is None
-        else:
-            as_labelled = same_classes(self._model_classes, classes)
+        as_labelled = labelled and self._is_labelled_by(classes)
         # Shards are read here, once: processes that draw crops then share the rows, or are sent them.
         if isinstance(rows, ShardRows):
             rows = list(rows)
         else:
             self.learned.update(self._digests)
         return Material(rows, classes, self.identity, self.params.protocol, self._scorer(first), as_labelled)
+
+    def _is_labelled_by(self, classes: Sequence[str]) -> bool:
+        """Whether labels of `classes` are the model's own, so that it can learn from them."""
+        if list(classes) == list(self.validation_classes):
+            return self._to_data is None
+        return same_classes(self._model_classes, classes)
 
     @cached_property
     def _digests(self) -> set[bytes]:
@@ -136,7 +139,7 @@ def split_of_source(
 
     @cache
     def labelled() -> tuple[Sequence[dict], Sequence[str]]:
-        source = open_images(data, split, on_error=on_error)
+        source = readable(open_source(data, split, on_error=on_error), on_error)
         return source, source.classes
 
     identity = [fingerprint(data), repr(data), split]
