@@ -16,6 +16,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from segquant.base.repository import open_repository  # noqa: E402
+
 ROOT = Path(__file__).resolve().parents[1]
 REAL = ROOT.parent / "shared" / "real"
 
@@ -27,6 +29,12 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     gc.freeze()  # later collections skip the objects of torch, transformers and dvc
+
+
+@pytest.fixture(autouse=True)
+def another_process():
+    """What a process knows of the hub, the next test's does not."""
+    open_repository.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -205,3 +205,13 @@ def test_a_key_that_stands_twice_is_refused(tmp_path):
     path.write_text(text.replace("  limit: 128", "  limit: 4\n  limit: 128"))
     with pytest.raises(ConfigError, match="is not valid YAML: the key 'limit' stands twice, again in line"):
         config.load(path)
+
+
+def test_keys_may_be_merged_from_an_anchor(tmp_path):
+    text = (ROOT / "params.yaml").read_text()
+    merged = text.replace(
+        "    int8: {weights: int8}", "    int8: &int8 {weights: int8}\n    fine: {<<: *int8, weights: int4}"
+    )
+    (tmp_path / "params.yaml").write_text(merged)
+    methods = config.load(tmp_path / "params.yaml").quant.methods
+    assert (methods["int8"].weights, methods["fine"].weights) == ("int8", "int4")

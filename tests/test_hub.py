@@ -21,6 +21,7 @@ from segquant.base.config import Recipe
 from segquant.base.errors import ConfigError, ModelError
 from segquant.base.files import sha256
 from segquant.base.hub import locate
+from segquant.base.repository import open_repository
 from segquant.lineage import origin
 from segquant.quant.build import build
 
@@ -79,6 +80,7 @@ def test_a_model_on_the_hub_is_fetched_once_and_without_what_it_does_not_need(ti
         record.asked.clear()
         assert locate("owner/tiny", COMMIT) == folder and not record.asked
         repo.files["model.safetensors"] = b"changed"
+        open_repository.cache_clear()  # as in another process
         assert locate("owner/tiny") == folder and len(record.asked) == 1  # the same commit
 
 

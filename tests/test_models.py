@@ -12,7 +12,7 @@ from transformers import AutoModelForSemanticSegmentation, SegformerConfig, Segf
 
 from segquant import models
 from segquant.base.config import Eval, Recipe
-from segquant.base.errors import ModelError
+from segquant.base.errors import ModelError, SegquantError
 from segquant.data.rows import rows
 from segquant.data.sources import open_source
 from segquant.engines.load import load_quantized
@@ -84,9 +84,25 @@ def test_keys_that_change_what_transformers_returns_do_not_count(folder):
     assert model(models.noise(model)).logits.shape[1] == 3
 
 
-def test_a_git_lfs_pointer_says_what_to_do(folder):
-    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    with pytest.raises(ModelError, match="has a Git LFS pointer in place of model.safetensors: run git lfs pull"):
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_git_lfs_pointer_says_what_to_do(name, folder):
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ModelError, match=f"has a Git LFS pointer in place of {name}: run git lfs pull"):
+        models.load(folder)
+
+
+def test_an_index_that_is_a_git_lfs_pointer_says_so_too(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(SegquantError, match="model.safetensors.index.json is a Git LFS pointer: run git lfs pull"):
+        models.load(folder)
+
+
+def test_weights_that_give_no_numbers_are_refused(folder):
+    state = load_file(folder / "model.safetensors")
+    state["decode_head.batch_norm.running_var"][0] = -1.0
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match="gives logits that are no numbers"):
         models.load(folder)
 
 

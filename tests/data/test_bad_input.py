@@ -43,8 +43,18 @@ def grey_png(height, width, bits, data):
 
 def tiff(bits, photometric, data, orientation=1):
     """A grey TIFF of 4x3 pixels; Pillow cannot write all of them."""
-    tags = [(256, 4), (257, 3), (258, bits), (259, 1), (262, photometric), (273, 134), (274, orientation), (277, 1)]
+    tags = [
+        (256, 4),
+        (257, 3),
+        (258, bits),
+        (259, 1),
+        (262, photometric),
+        (273, 134 if photometric is not None else 122),
+        (274, orientation),
+        (277, 1),
+    ]
     tags += [(278, 3), (279, len(data))]
+    tags = [(tag, value) for tag, value in tags if value is not None]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data
 
@@ -145,6 +155,9 @@ TABLE = {
     ),
     "a TIFF of 0 as white for a label": bad_label(
         "is a TIFF where 0 is white, so", tiff(8, 0, (LABELS % 11).tobytes())
+    ),
+    "a TIFF that does not say what white is for a label": bad_label(
+        "is a TIFF where 0 is white, so", tiff(8, None, (LABELS % 11).tobytes())
     ),
     "a TIFF for a label, turned": bad_label("is a TIFF with orientation 3, so", tiff(8, 1, (LABELS % 11).tobytes(), 3)),
     "a TIFF for an image, turned": bad(

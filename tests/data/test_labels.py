@@ -1,11 +1,13 @@
 """What stored values mean: two classes as 0 and 255, mappings, colours, and what cannot be right."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from segquant.base.classes import CAMVID
 from segquant.base.config import Data
 from segquant.base.errors import ConfigError, DataError
 from segquant.data.images import decode_annotation
@@ -37,7 +39,7 @@ def write(place, name, stored, palette=None):
 
 
 def data(**keys):
-    return Data("set", **{**PATTERNS, "classes": "two.txt", **keys})
+    return Data(**{"source": "set", **PATTERNS, "classes": "two.txt", **keys})
 
 
 MEANINGS = {
@@ -68,6 +70,17 @@ def test_stored_values_become_class_ids(meaning, place):
     write(place, "a", stored)
     (row,) = rows(open_source(data(**keys), "val"))
     assert decode_annotation(row["annotation"]).tolist() == expected
+
+
+def test_a_mapping_takes_the_names_of_a_known_layout(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder, color in (("val", 90), ("valannot", 100)):
+        Path("set", folder).mkdir(parents=True)
+        Image.new("L", (4, 3), color).save(f"set/{folder}/a.png")
+    Image.new("L", (4, 3), 110).save("set/val/b.png")
+    Image.new("L", (4, 3), 11).save("set/valannot/b.png")
+    source = open_source(Data("set", label_values={"100": 3, "11": None}), "val")
+    assert source.classes == CAMVID and [decode_annotation(row["annotation"]).max() for row in rows(source)] == [3, 255]
 
 
 def test_a_palette_has_indices_or_colours(place):
@@ -103,6 +116,11 @@ WRONG = {
         "masks/a.png holds the colour '#0000ff', which data.label_values lacks",
     ),
     "colours without a mapping": ({}, [[RED, BLUE]], "or its colours must stand in data.label_values"),
+    "nothing ignored where the layout drops values": (
+        {"ignore": [], "source": "city", "images": None, "annotations": None, "classes": None},
+        [[0, 1]],
+        "data.ignore is empty, but the layout of city has values without a class: leave it null, or give every value",
+    ),
     "a class beyond the list": ({"label_values": {0: 0, 1: 2}}, [[0]], "gives '1' class 2, but there are 2 classes"),
     "a mapping without names": (
         {"label_values": {0: 0, 255: 1}, "classes": None},
@@ -116,6 +134,9 @@ WRONG = {
 def test_what_cannot_be_right_is_one_line(mistake, place):
     keys, stored, message = WRONG[mistake]
     write(place, "a", stored)
+    for file in ("leftImg8bit/val/x/x_leftImg8bit.png", "gtFine/val/x/x_gtFine_labelIds.png"):
+        (place / "city" / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (2, 1), 7).save(place / "city" / file)
     with pytest.raises((ConfigError, DataError)) as caught:
         write_shards({"val": open_source(data(**keys), "val")}, place / "out")
     assert message in str(caught.value) and "\n" not in str(caught.value)

@@ -19,6 +19,7 @@ from PIL import Image
 from segquant.base import config
 from segquant.base.config import Data
 from segquant.base.errors import ConfigError, DataError, ModelError
+from segquant.base.repository import open_repository
 from segquant.data.fingerprint import fingerprint
 from segquant.data.images import decode_annotation
 from segquant.data.rows import rows
@@ -184,6 +185,8 @@ def test_the_pipeline_looks_at_the_model_before_the_data(tmp_path):
     params["model"]["source"] = "owner/model"
     params["data"] |= {"source": "owner/set", "classes": "camvid", "train_split": "val", "validation_split": "val"}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert stages["baseline"]["outs"][0] in stages["data_source"]["deps"]  # so DVC asks for the model first
     repos = {
         "models/owner/model": Repo({"tf_model.h5": b""}),
         "datasets/owner/set": Repo({"val.parquet": parquet([1])}),
@@ -191,11 +194,21 @@ def test_the_pipeline_looks_at_the_model_before_the_data(tmp_path):
     with serve(repos) as record:
         changes = {"HF_ENDPOINT": record.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
         env = {**os.environ, **changes, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
-        command = [sys.executable, "-m", "stages.data_source", "--output", "source.json"]
-        done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+
+        def stage(name, output):
+            command = [sys.executable, "-m", f"stages.{name}", "--output", output]
+            return subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+
+        done = stage("baseline", "baseline")
         assert done.returncode == 2 and "model 'owner/model' is incomplete" in done.stderr.splitlines()[-1]
-        assert not record.fetched and not (tmp_path / "source.json").exists()
-        params["model"]["source"] = str(ROOT / "models/scenes-b0")
-        (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-        subprocess.run(command, env=env, cwd=tmp_path, check=True, capture_output=True)
+        assert not record.fetched and not (tmp_path / "baseline").exists()
+        assert stage("data_source", "source.json").returncode == 0
         assert json.loads((tmp_path / "source.json").read_text())["commit"] == COMMIT and not record.fetched
+
+
+def test_one_process_reads_one_commit(monkeypatch, tmp_path):
+    repos = {"datasets/owner/set": Repo({"val.parquet": parquet([1])})}
+    with serve(repos) as record, client(monkeypatch, tmp_path, record):
+        first = open_repository("owner/set", "dataset")
+        repos["datasets/owner/set"] = Repo({"val.parquet": parquet([2])}, commit="f" * 40)
+        assert open_repository("owner/set", "dataset") is first and first.commit == COMMIT

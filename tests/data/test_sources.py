@@ -56,9 +56,14 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", list(LAYOUTS))
+LONG = {f"{layout}, val by its long name": layout for layout in ("voc", "camvid", "cityscapes")}
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, *LONG])
 def test_each_layout_is_recognised(tmp_path, layout):
+    long, layout = layout in LONG, LONG.get(layout, layout)
     image, label, split, classes, expected, *labels = LAYOUTS[layout]
+    split = "validation" if long else split
     _pair(tmp_path, image, label, *labels or [LABELS])
     if layout == "voc":
         _pair(tmp_path, "JPEGImages/2007_000033.jpg", "SegmentationClass/2007_000033.png", LABELS)

@@ -13,7 +13,9 @@ from PIL import Image
 from segquant.base import config
 from segquant.base.config import Data, Qat
 from segquant.base.errors import ConfigError, DataError
-from segquant.data.sources import open_source
+from segquant.data.images import decode_image
+from segquant.data.rows import rows
+from segquant.data.sources import open_photos, open_source
 from segquant.lanes import check
 from segquant.training.split import split_of_source
 
@@ -66,12 +68,12 @@ ROUTES = {
     "no labels": (folder([]), PATTERNS, DataError, "0.png has no label"),
     "a label is missing": (folder([LABEL]), PATTERNS, DataError, "1.png has no label"),
     "labels of other values": (folder([png(np.full((40, 60), 200))] * 2), PATTERNS, ConfigError, "holds class id 200"),
-    "no classes": (folder([LABEL] * 2), {**PATTERNS, "classes": None}, DataError, "from labels, and no pixel"),
+    "no classes": (folder([LABEL] * 2), {**PATTERNS, "classes": None}, ConfigError, "does not name its classes"),
     "broken labels": (folder([b"x"] * 2), PATTERNS, DataError, "0.png is not a readable label"),
     "a table without annotations": (parquet(None), TABLE, ConfigError, "set data.columns.annotation"),
     "a table whose annotations are null": (parquet([None] * 2), TABLE, DataError, "column annotation is empty"),
-    "a folder of photographs": (plain, {}, DataError, "from labels, and no pixel of the train split has one"),
-    "a folder of photographs beside patterns": (plain, PATTERNS, DataError, "from labels, and no pixel"),
+    "a folder of photographs": (plain, {}, DataError, "has no split 'train' in a known layout"),
+    "a folder of photographs beside patterns": (plain, PATTERNS, DataError, r"img/train/\*.png matches no file"),
 }
 
 
@@ -119,3 +121,13 @@ def test_patterns_that_match_nothing_are_named_where_photographs_are_taken(param
     (tmp_path / "set/1.png").unlink()
     with pytest.raises(DataError, match=r"holds photographs, and .*img/train/\*.png matches no file"):
         split()
+
+
+def test_a_photograph_without_a_label_may_be_turned(tmp_path):
+    """Pillow turns it as it decodes; only a label would have to be turned as well."""
+    (tmp_path / "set").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 40), (70, 70, 70)).save(tmp_path / "set/a.tiff", exif=exif)
+    (row,) = rows(open_photos(Data(str(tmp_path / "set")), "train"))
+    assert decode_image(row["image"], "a").size == (row["width"], row["height"])

@@ -1,6 +1,8 @@
 """Quantize every size of SegFormer, and other model families of transformers."""
 
 import io
+import signal
+import time
 
 import pytest
 import torch
@@ -281,6 +283,32 @@ def test_an_export_without_an_end_is_stopped(monkeypatch):
     monkeypatch.setattr(graph.torch.export, "export", lambda *_, **__: [None for _ in iter(int, 1)])
     with pytest.raises(ModelError, match="torch.export has not exported this model for any size within 0.05 seconds"):
         graph.exported(nn.Identity())
+
+
+def test_the_limit_of_an_export_leaves_the_callers_alarm_and_handler(monkeypatch):
+    monkeypatch.setattr(graph, "_LONGEST", 0.05)
+
+    def never_ends(*_, **__):
+        class Cleared:
+            def __del__(self):
+                time.sleep(0.2)  # the first alarm comes here, where Python drops what is raised
+
+        Cleared()
+        return [None for _ in iter(int, 1)]
+
+    monkeypatch.setattr(graph.torch.export, "export", never_ends)
+    heard = []
+    before = signal.signal(signal.SIGALRM, lambda *_: heard.append("the caller's"))
+    signal.setitimer(signal.ITIMER_REAL, 50)
+    try:
+        with pytest.raises(ModelError, match="has not exported this model"):
+            graph.exported(nn.Identity())
+        assert 40 < signal.getitimer(signal.ITIMER_REAL)[0] < 50
+        signal.raise_signal(signal.SIGALRM)
+        assert heard == ["the caller's"]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.slow

@@ -41,12 +41,17 @@ def test_methods_that_are_new_gone_or_not_comparable_are_listed_and_no_drop():
     assert changes["drop"] == words[0] == "int3 is no longer measured: why. ❌"
 
 
-def test_a_method_that_fails_is_a_drop_once():
+def test_a_method_that_fails_fails_the_review_whatever_was_before():
     failed = from_json({"int8": {"failed": "RuntimeError: x"}})
-    line = ("drop", "int8 failed: RuntimeError: x. ❌")
+    line = ("failed", "int8 failed: RuntimeError: x. ❌")
     assert review.verdicts(_results(int8=0.7), failed, 0.5) == review.verdicts({}, failed, 0.5) == [line]
-    assert review.verdicts(_results(int8="no CUDA"), failed, 0.5) == [line]
-    assert review.verdicts(failed, failed, 0.5) == []
+    assert review.verdicts(_results(int8="no CUDA"), failed, 0.5) == review.verdicts(failed, failed, 0.5) == [line]
+    timing = {"int8": replace(_results(int8=0.6)["int8"], speed={"failed": "killed"})}
+    assert review.verdicts(timing, failed, 0.5) == [line]
+    assert review.verdicts(_results(int8=0.7), timing, 0.5) == [
+        ("failed", "int8 failed: killed. ❌"),
+        ("drop", "int8: mean IoU -10.00 points ❌"),
+    ]
     assert review.verdicts(failed, _results(int8=0.7), 0.5) == [("new", "int8 is measured for the first time.")]
     assert "int8" not in review.table({}, _results(float32=0.7) | failed)
 

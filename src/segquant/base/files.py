@@ -78,6 +78,8 @@ def csv_text(rows: Iterable[Sequence[Any]], header: Sequence[str]) -> str:
 def read_json(path: str | Path) -> Any:
     """Raises SegquantError when the file is missing or not JSON."""
     try:
+        if is_lfs_pointer(Path(path)):
+            raise SegquantError(f"{path} is a Git LFS pointer: run git lfs pull")
         return json.loads(Path(path).read_text())
     except FileNotFoundError as error:
         raise SegquantError(f"{path} does not exist") from error

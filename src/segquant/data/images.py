@@ -64,7 +64,7 @@ def image_size(data: bytes, name: str, max_pixels: int, labelled: bool = False) 
         size = image.size
         image.draft("L", (1, 1))  # reads every byte of a JPEG but decodes few pixels
         image.load()
-        return size
+        return image.size if image.format == "TIFF" else size  # Pillow turns a TIFF as it loads
 
 
 def decode_annotation(data: bytes, name: str = "an annotation") -> np.ndarray:

@@ -62,7 +62,7 @@ class Labels:
             raise DataError(
                 f"{name} has labels of class {int(labelled.argmax())} alone, and the value 255, which does not count: "
                 "if 255 is a class, name it in data.classes and set data.label_values, such as {0: 0, 255: 1}; if it "
-                "is none, say so by data.ignore: [255]"
+                "is none, say so there, such as {0: 0, 1: 1, 255: null}"
             )
         missing = [text for text, present in zip(self.classes, labelled) if not present]
         if labelled.any() and missing:
@@ -142,7 +142,7 @@ def labels_of(data: Data, layout: Layout | None) -> Labels:
         values[0], values[IGNORE] = IGNORE, IGNORE - 1
     if data.ignore != ():
         values[[IGNORE, *(layout.ignore if data.ignore is None else data.ignore)]] = IGNORE
-    assumed = data.ignore is None and not layout.classes and np.flatnonzero(values == IGNORE).tolist() == [IGNORE]
+    assumed = not layout.classes and np.flatnonzero(values == IGNORE).tolist() == [IGNORE]
     return Labels(names, values, assumed=assumed)
 
 
