@@ -158,7 +158,9 @@ def test_run_applies_max_drop_to_the_calibration_images(tiny_folder, quick, tmp_
     ade20k_folder(tmp_path / "one", "validation", 2)
     for folder in ("validation", "validationannot"):  # CamVid's eleven classes
         (tmp_path / "camvid" / folder).mkdir(parents=True)
-        Image.new("L" if "annot" in folder else "RGB", (60, 40)).save(tmp_path / "camvid" / folder / "a.png")
+        Image.new("L" if "annot" in folder else "RGB", (60, 40), 11 if "annot" in folder else 0).save(
+            tmp_path / "camvid" / folder / "a.png"
+        )
     options = (
         "run",
         "--params",

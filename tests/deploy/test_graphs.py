@@ -376,7 +376,7 @@ def test_calibration_without_images_is_one_line(work, tmp_path):
 def test_a_node_type_that_the_model_lacks_is_one_line(work, tmp_path):
     recipe = replace(RECIPES["nncf"], ignored_types=("Convolutoin",))
     with pytest.raises(
-        ConfigError, match="ignored_types: the model has no node of type 'Convolutoin': choose from Add, "
+        ModelError, match="ignored_types: the model has no node of type 'Convolutoin': choose from Add, "
     ):
         build_graph(work / "baseline", recipe, tmp_path / "a", work / "onnx", images())
 
@@ -386,7 +386,7 @@ def test_quantizing_leaves_the_levels_of_nncfs_log_handlers_alone(work, tmp_path
 
     recipe = replace(RECIPES["nncf"], ignored_types=("None",))
     nncf.common.logging.nncf_logger.addHandler(handler := logging.NullHandler())
-    with pytest.raises(ConfigError):
+    with pytest.raises(ModelError):
         quantize_nncf(work / "onnx" / "float32.onnx", tmp_path, images(), recipe)
     nncf.common.logging.nncf_logger.removeHandler(handler)
     assert handler.level == logging.NOTSET

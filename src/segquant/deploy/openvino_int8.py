@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from segquant.base.config import Graph
-from segquant.base.errors import ConfigError
+from segquant.base.errors import ModelError
 from segquant.engines.extras import needs
 
 
@@ -22,7 +22,8 @@ def quantize_nncf(source: str | Path, folder: Path, images: torch.Tensor, recipe
     position instead of per channel. With ignored types, nodes of these types stay float and activations may have a zero
     point (NNCF's preset `mixed`).
 
-    Returns the number of `quantizers` in the graph. Raises ConfigError for an ignored type that the model lacks.
+    Returns the number of `quantizers` in the graph. Raises ModelError for an ignored type that the model lacks: only
+    the graph shows it.
     """
     os.environ.setdefault("NNCF_CI", "1")  # turns NNCF's telemetry off
     nncf, openvino = needs("nncf", "openvino", "onnx"), needs("openvino")
@@ -31,9 +32,7 @@ def quantize_nncf(source: str | Path, folder: Path, images: torch.Tensor, recipe
     types = sorted({op.get_type_name() for op in model.get_ops()})
     unknown = [name for name in recipe.ignored_types if name not in types]
     if unknown:
-        raise ConfigError(
-            f"ignored_types: the model has no node of type '{unknown[0]}': choose from {', '.join(types)}"
-        )
+        raise ModelError(f"ignored_types: the model has no node of type '{unknown[0]}': choose from {', '.join(types)}")
     options: dict[str, Any] = {}
     if recipe.ignored_types:
         scope = nncf.IgnoredScope(types=list(recipe.ignored_types))
