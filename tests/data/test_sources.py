@@ -142,6 +142,20 @@ def test_real_camvid_counts(real):
     assert len(open_source(str(real / "camvid"), "val")) == 51
 
 
+def test_a_folder_that_links_to_itself_is_refused_and_other_links_are_followed(tmp_path):
+    """Walking through the link would count each image forty times."""
+    options = Data(
+        str(tmp_path), images="photos/{split}/**/*.png", annotations="masks/{split}/**/*.png", classes="cityscapes"
+    )
+    _pair(tmp_path, "elsewhere/a.png", "masks/val/a.png", LABELS)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/val").symlink_to(tmp_path / "elsewhere")
+    assert [row["id"] for row in rows(open_source(options, "val"))] == ["a"]
+    (tmp_path / "elsewhere/loop").symlink_to(tmp_path)
+    with pytest.raises(DataError, match=r"val/loop links to .*, a folder that holds it: remove the link"):
+        open_source(options, "val")
+
+
 def test_a_folder_for_training_without_photographs_is_one_line(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(

@@ -31,10 +31,16 @@ class Folder:
         return Folder(self.root / folder)
 
     def names(self, under: str = "") -> list[str]:
-        """Sorted names of all files below the folder `under`; empty where it does not exist."""
+        """Sorted names of all files below the folder `under`; empty where it does not exist.
+
+        Raises DataError for a link to a folder around it: its files would count again and again.
+        """
         names = []
         for parent, folders, files in os.walk(self.root / under, followlinks=True):
             folders[:] = [folder for folder in folders if not folder.startswith(".")]
+            for path in (Path(parent, folder) for folder in folders):
+                if path.is_symlink() and Path(parent).resolve().is_relative_to(path.resolve()):
+                    raise DataError(f"{path} links to {path.resolve()}, a folder that holds it: remove the link")
             names += [
                 Path(parent, file).relative_to(self.root).as_posix() for file in files if not file.startswith(".")
             ]
