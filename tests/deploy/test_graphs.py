@@ -2,8 +2,12 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -441,3 +445,32 @@ def test_load_quantized_takes_artifacts_of_every_engine(artifact, work):
 
         load_artifact(artifact("qdq"))
     assert read_preprocessing(artifact("qdq")) == Preprocessing(MEAN, STD)
+
+
+def test_a_signal_after_openvino_is_handled(work, tmp_path):
+    """Sessions end in any order, and NNCF has some of its own."""
+    script = """
+import signal, sys
+from pathlib import Path
+import torch
+from graphs import RECIPES, images
+from segquant.deploy.openvino_int8 import quantize_nncf
+from segquant.engines.openvino import start
+
+graph, folder = Path(sys.argv[1]), Path(sys.argv[2])
+first, second = start(graph, "float32"), start(graph, "float32")
+del first
+del second
+quantize_nncf(graph, folder, images(), RECIPES["nncf"])
+signal.signal(signal.SIGALRM, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGALRM)
+"""
+    (tmp_path / "int8").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", script, work / "onnx/float32.onnx", tmp_path / "int8"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "handled", done.stderr

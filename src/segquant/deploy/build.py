@@ -25,6 +25,7 @@ from segquant.deploy.pt2e import calibrated
 from segquant.deploy.qdq import Score, quantize_qdq
 from segquant.engines.extras import exports_lack, needs, unavailable
 from segquant.engines.load import load
+from segquant.engines.openvino import core
 from segquant.quant.artifacts import save_missing, seal
 from segquant.quant.tensors import finite
 
@@ -109,7 +110,7 @@ def _quantized_fraction(folder: Path) -> float:
             if tensor.name not in ranges and tensor.data_type != onnx.TensorProto.INT64
         ]
     else:
-        ops = needs("openvino").Core().read_model(folder / "model.xml").get_ops()
+        ops = core().read_model(folder / "model.xml").get_ops()
         weights = [op for op in ops if op.get_type_name() == "Constant" and len(op.get_output_shape(0)) > 1]
         sizes = [
             (op.get_element_type().get_type_name() in ("i8", "u8"), math.prod(op.get_output_shape(0))) for op in weights

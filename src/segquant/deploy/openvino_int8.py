@@ -12,6 +12,7 @@ import torch
 from segquant.base.config import Graph
 from segquant.base.errors import ModelError
 from segquant.engines.extras import needs
+from segquant.engines.openvino import core
 
 
 def quantize_nncf(source: str | Path, folder: Path, images: torch.Tensor, recipe: Graph) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def quantize_nncf(source: str | Path, folder: Path, images: torch.Tensor, recipe
     os.environ.setdefault("NNCF_CI", "1")  # turns NNCF's telemetry off
     nncf, openvino = needs("nncf", "openvino", "onnx"), needs("openvino")
     logging.getLogger("nncf").setLevel(logging.ERROR)  # nncf.set_log_level would change every handler's level too
-    model = openvino.Core().read_model(source)
+    model = core().read_model(source)
     types = sorted({op.get_type_name() for op in model.get_ops()})
     unknown = [name for name in recipe.ignored_types if name not in types]
     if unknown:

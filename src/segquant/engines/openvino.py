@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,21 +16,30 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime", "openvino")
 _PRECISION = {"float32": "f32", "bfloat16": "bf16"}
 
 
+@cache
+def core() -> Any:
+    """The only Core of this process.
+
+    Each Core gives the thread a stack for signal handlers, and the stack before it when it ends. If two end in another
+    order than they began, the stack is freed memory, and the next signal, such as Ctrl-C, is a segmentation fault.
+    """
+    return needs("openvino").Core()
+
+
 def start(path: Path, compute: str) -> tuple[Runtime, list[End], list[End]]:
     """The graph in an ONNX file or in OpenVINO's own format, ready to run, with its inputs and outputs."""
     openvino, threads = needs("openvino"), torch.get_num_threads()
     stored = {}
     if path.suffix != ".xml":  # onnx reads it first: OpenVINO tries a file that is no ONNX as every other format, aloud
         stored = {entry.key: entry.value for entry in needs("onnx").load(path).metadata_props}
-    core = openvino.Core()
-    graph = core.read_model(path)
+    graph = core().read_model(path)
     inputs, outputs = ([_end(end) for end in ends] for ends in (graph.inputs, graph.outputs))
     options = {
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": _PRECISION[compute],
     }
-    compiled = core.compile_model(graph, "CPU", options)
+    compiled = core().compile_model(graph, "CPU", options)
     version = openvino.__version__.split("-")[0]
     model = Runtime(lambda pixels: compiled([pixels])[0], "openvino", version, threads)
     model.metadata = stored
