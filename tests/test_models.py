@@ -98,6 +98,32 @@ def test_an_index_that_is_a_git_lfs_pointer_says_so_too(folder):
         models.load(folder)
 
 
+def test_an_index_without_metadata_says_what_it_lacks(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match='model.safetensors.index.json has no "metadata", an object that may be empty'):
+        models.load(folder)
+
+
+def test_code_of_a_model_is_not_run(folder, monkeypatch):
+    """transformers asks on standard input, and runs it after y."""
+    change(
+        folder, model_type="theirs", auto_map={"AutoConfig": "theirs.C", "AutoModelForSemanticSegmentation": "theirs.M"}
+    )
+    (folder / "theirs.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ModelError, match="brings code of its own .auto_map., and no code of a model is run"):
+        models.load(folder)
+    assert not (folder / "ran").exists()
+
+
+def test_pixels_that_cannot_be_followed_are_refused_with_the_model(folder):
+    (folder / "preprocessor_config.json").write_text('{"image_mean": null}')
+    with pytest.raises(ModelError, match="image_mean must be three finite numbers, not null"):
+        models.load(folder)
+
+
 def test_weights_that_give_no_numbers_are_refused(folder):
     state = load_file(folder / "model.safetensors")
     state["decode_head.batch_norm.running_var"][0] = -1.0

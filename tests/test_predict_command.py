@@ -17,7 +17,7 @@ from segquant.base.config import Recipe
 from segquant.base.errors import DataError
 from segquant.data.palette import palette
 from segquant.data.sources import open_source
-from segquant.predictions import find, overlay, predict_pictures
+from segquant.predictions import _upright, find, overlay, predict_pictures
 from segquant.quant.build import build
 
 
@@ -104,6 +104,12 @@ def test_a_bad_picture_or_artifact_is_one_line_and_no_file_is_written(tiny_folde
         errors = [line for line in done.stderr.splitlines() if not line.startswith("INFO")]
         assert done.returncode == 2 and len(errors) == 1 and message in errors[0]
         assert not (tmp_path / "out").exists()
+
+
+def test_exif_data_that_cannot_be_read_are_one_line(tiny_folder, tmp_path):
+    Image.new("RGB", (50, 40)).save(tmp_path / "b.png", exif=b"Exif\0\0" + b"garbage!!" * 5)
+    with pytest.raises(DataError, match="b.png has EXIF data that cannot be read .not a TIFF file"):
+        _upright(tmp_path / "b.png", 10**6)
 
 
 def test_a_turned_picture_of_16_bits_is_that_picture(tiny_folder, tmp_path):

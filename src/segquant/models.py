@@ -16,6 +16,7 @@ import psutil
 import torch
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoModelForSemanticSegmentation,
     SegformerConfig,
     SegformerForSemanticSegmentation,
@@ -27,7 +28,7 @@ from segquant.base.errors import ModelError, one_line
 from segquant.base.files import is_lfs_pointer, read_json
 from segquant.base.hub import files
 from segquant.base.repository import called
-from segquant.data.preprocessing import PREPROCESSOR
+from segquant.data.preprocessing import PREPROCESSOR, read_preprocessing
 
 log = logging.getLogger(__name__)
 _COUNTERS = ("num_batches_tracked", "position_ids", "relative_position_index")  # without them results are the same
@@ -64,12 +65,14 @@ def load(source: str | Path) -> nn.Module:
     if pointer := next((path.name for path in paths if is_lfs_pointer(path)), None):
         raise ModelError(f"model '{source}' has a Git LFS pointer in place of {pointer}: run git lfs pull")
     _check_config(source, folder)
+    read_preprocessing(folder)  # raises before any data are read
     start, before = time.perf_counter(), psutil.Process().memory_info().rss
     try:
         model, report = AutoModelForSemanticSegmentation.from_pretrained(
             folder,
             dtype=torch.float32,
             local_files_only=True,
+            trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # _check_weights says which
         )
@@ -103,6 +106,10 @@ def _check_config(source: str | Path, folder: Path) -> None:
         raise ModelError(f"model '{source}' has a config.json that is no JSON object")
     architectures = config.get("architectures") or []
     architectures = [architectures] if isinstance(architectures, str) else architectures
+    if config.get("auto_map") and config.get("model_type") not in CONFIG_MAPPING:
+        raise ModelError(
+            f"model '{source}' brings code of its own (auto_map), and no code of a model is run: choose another"
+        )
     if config.get("quantization_config"):
         raise ModelError(f"model '{source}' is already quantized: give the float model that it was made from")
     if architectures and not any("Segmentation" in str(kind) for kind in architectures):

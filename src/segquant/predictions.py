@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from segquant import models
 from segquant.base.config import Params, check_protocol
-from segquant.base.errors import DataError
+from segquant.base.errors import DataError, one_line
 from segquant.base.files import write_bytes
 from segquant.base.progress import progress
 from segquant.data.images import as_rgb, decode_image, image_size, open_unlimited
@@ -136,10 +136,14 @@ def _upright(path: Path, max_pixels: int) -> tuple[bytes, tuple[int, int]]:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     size = image_size(data, str(path), max_pixels)
     image = open_unlimited(data)
-    if image.getexif().get(_ORIENTATION, 1) == 1:
-        return data, size
+    try:
+        if image.getexif().get(_ORIENTATION, 1) == 1:
+            return data, size
+        image = ImageOps.exif_transpose(image)
+    except Exception as error:  # Pillow raises many types
+        raise DataError(f"{path} has EXIF data that cannot be read ({one_line(error)}): remove them") from error
     file = io.BytesIO()
-    as_rgb(ImageOps.exif_transpose(image)).save(file, "PNG")
+    as_rgb(image).save(file, "PNG")
     return file.getvalue(), image_size(file.getvalue(), str(path), max_pixels)
 
 

@@ -65,6 +65,14 @@ BOMB = grey_png(30_000, 30_000, 8, bytes(1000))
 WIDE = encoded(LABELS.astype(np.uint16))
 
 
+def bmp(bits, greys, data):
+    """A BMP of 4x3 with a palette of the grey values `greys`; each row of `data` fills four bytes or more."""
+    palette = b"".join(bytes((grey, grey, grey, 0)) for grey in greys)
+    head = struct.pack("<IiiHHIIiiII", 40, 4, 3, 1, bits, 0, len(data), 0, 0, len(greys), 0)
+    start = 14 + len(head) + len(palette)
+    return b"BM" + struct.pack("<IHHI", start + len(data), 0, 0, start) + head + palette + data
+
+
 def put(name, data):
     """Return a function that writes `data` to a file of the data set, or removes the file if `data` is None."""
 
@@ -165,6 +173,12 @@ TABLE = {
         put("val/b.png", tiff(8, 1, bytes(12), 3)),
     ),
     "a TIFF of 16 bits and 0 as white for an image": bad_image(" (it is a TIFF of 16-bit grey", tiff(16, 0, bytes(24))),
+    "a BMP of 8 bits and two greys for a label": bad_label(
+        "is not a readable label (it is a BMP with a palette of greys", bmp(8, (0, 255), bytes(12))
+    ),
+    "a BMP of 4 bits and 16 greys for an image": bad_image(
+        " (it is a BMP with a palette of greys", bmp(4, range(16), bytes(12))
+    ),
     "a PGM up to 11 for a label": bad_label(
         "is a PNM whose highest value is 11, so", b"P5 4 3 11\n" + (LABELS % 11).tobytes()
     ),

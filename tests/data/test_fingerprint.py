@@ -38,6 +38,13 @@ def test_the_fingerprint_changes_with_every_file_and_only_then(folder, tmp_path)
     assert [state["files"] for state in states] == [4, 4, 4, 4, 5, 4]
 
 
+def test_a_link_to_nothing_is_a_file_like_others(folder):
+    (folder / "README.md").symlink_to("/nowhere")
+    before = fingerprint(Data(str(folder)))
+    (folder / "README.md").unlink()
+    assert fingerprint(Data(str(folder)))["files"] == before["files"] - 1
+
+
 def test_an_archive_has_its_size_and_time(folder, tmp_path):
     archive = shutil.make_archive(str(tmp_path / "set"), "zip", folder)
     before = fingerprint(Data(archive))

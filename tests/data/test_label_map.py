@@ -34,6 +34,7 @@ def test_a_model_class_may_have_no_counterpart(tmp_path):
         ("map: {a: b}", "is not a YAML file with"),
         ("map: {0: 0, 1: 0.9}", "is not a YAML file with"),
         ("map: {0: 0, 1: true}", "is not a YAML file with"),
+        ('map: {"0": 0, "1": 1}', "has the text '0' for a class id: write 0 without quotes"),
         ("map: {0: 0, 1: 0, 1: 1}", "is not valid YAML: the key 1 stands twice, again in line 1"),
     ],
 )
@@ -54,6 +55,7 @@ def test_an_unusable_label_map_is_reported(text, message, tmp_path):
         (["building, edifice", "sky"], ["building", "sky"]),
         (["building", "sky"], ["building, edifice", "sky"]),
         (["Developed, High", "Developed, Low"], ["Developed, High", "Developed, Low"]),
+        (["B\u00fcrgersteig"], ["Bu\u0308rgersteig"]),
         (["LABEL_0", "LABEL_1"], ["cat", "dog"]),  # a model that names no class
         (["cat", "dog"], ["LABEL_0", "LABEL_1"]),
     ],

@@ -1,6 +1,8 @@
 """What stored values mean: two classes as 0 and 255, mappings, colours, and what cannot be right."""
 
 import logging
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,8 @@ from PIL import Image
 from segquant.base.classes import CAMVID
 from segquant.base.config import Data
 from segquant.base.errors import ConfigError, DataError
-from segquant.data.images import decode_annotation
+from segquant.data.images import decode_annotation, decode_label
+from segquant.data.labels import labels_of
 from segquant.data.rows import Readable, rows
 from segquant.data.shards import write_shards
 from segquant.data.sources import open_source
@@ -219,6 +222,31 @@ FOREIGN = {
     "VOC's folders": ("JPEGImages", "SegmentationClass", "2007_000032"),
     "VOC's folders, other names": ("JPEGImages", "SegmentationClass", "a"),
 }
+
+
+def test_colours_are_not_those_of_a_layout(place):
+    for folder, color in (("val", RED), ("valannot", RED)):
+        (place / "set" / folder).mkdir(parents=True)
+        Image.new("RGB", (3, 1), tuple(color)).save(place / "set" / folder / "a.png")
+    with pytest.raises(ConfigError, match="does not name its classes: set data.classes"):
+        open_source(Data("set", label_values={"#ff0000": 0, "#0000ff": 1}), "val")
+
+
+def test_colours_of_16_bits_are_not_cut_to_eight(place):
+    """Pillow drops the lower byte, so that 0 and 1 would be one colour."""
+    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" + bytes(5) + b"\1")), (b"IEND", b""))
+    body = b"".join(
+        struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part)) for kind, part in chunks
+    )
+    with pytest.raises(DataError, match="a.png is a PNG of 16 bits a channel, so that its values are not certain"):
+        decode_label(b"\x89PNG\r\n\x1a\n" + body, "a.png", 100, colors=True)
+
+
+def test_names_in_another_encoding_say_so(place):
+    (place / "wide.txt").write_text("land\nwater\n", encoding="utf-16")
+    with pytest.raises(ConfigError, match="data.classes 'wide.txt' is no text in UTF-8: save it so"):
+        labels_of(Data("set", classes="wide.txt"), None)
 
 
 @pytest.mark.parametrize("layout", list(FOREIGN))

@@ -94,6 +94,16 @@ def test_a_processor_in_a_file_that_artifacts_do_not_have_is_refused(tmp_path):
         read_preprocessing(tmp_path)
 
 
+def test_two_files_that_differ_are_refused_as_transformers_takes_the_second(tmp_path):
+    folder_with(tmp_path, {"image_mean": [0, 0, 0]})
+    keys = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": keys}))
+    assert read_preprocessing(tmp_path).mean == (0, 0, 0)
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": {**keys, "image_mean": [1, 1, 1]}}))
+    with pytest.raises(ModelError, match="the image_processor in processor_config.json differ, and transformers takes"):
+        read_preprocessing(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

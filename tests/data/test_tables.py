@@ -103,6 +103,13 @@ def test_a_missing_part_and_a_part_too_many_are_errors(tmp_path, files, message)
         labels(tmp_path, "train")
 
 
+def test_files_that_pyarrow_names_by_a_hash_are_called_by_their_folder(tmp_path):
+    put(tmp_path / "split=val/0123456789abcdef0123456789abcdef-0.parquet", [1])
+    with pytest.raises(DataError, match="has no split 'val': choose one of split=val"):
+        labels(tmp_path, "val")
+    assert labels(tmp_path, "split=val") == [1]
+
+
 def test_a_changed_file_is_read_again(tmp_path):
     """Even with the same modification time, as after a copy."""
     file = tmp_path / "val.parquet"

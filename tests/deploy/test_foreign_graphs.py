@@ -17,6 +17,7 @@ from PIL import Image
 from segquant.base import config
 from segquant.base.errors import DataError, ModelError
 from segquant.engines.load import load_graph
+from segquant.engines.runtime import Runtime
 from segquant.evaluation.graph_file import score_graph
 
 ENGINES = ["onnxruntime", "openvino"]
@@ -128,6 +129,15 @@ def test_class_maps_and_single_channels_are_no_logits(engine, tmp_path):
     for path in (classes, single):
         with pytest.raises(ModelError, match="class maps or a single class: scores need the logits of each class"):
             load_graph(path, engine)
+
+
+def test_logits_that_are_not_of_each_image_are_refused():
+    """OpenVINO runs a graph that takes (B, H, W, 3) on (B, 3, H, W), and gives nothing."""
+    for shape in ((0, 11, 0, 0), (1, 11, 2, 2), (2, 11)):
+        model = Runtime(lambda pixels, shape=shape: np.zeros(shape, np.float32), "openvino", "1", 1)
+        model.batch, model.size, model.dtype = None, None, torch.float32
+        with pytest.raises(ModelError, match=f"it gives logits {'x'.join(map(str, shape))} for 2 images"):
+            model(torch.zeros(2, 3, 32, 32))
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -10,6 +10,7 @@ import torchao.quantization as ao
 from torch import nn
 
 from segquant.base.config import Sensitivity
+from segquant.base.errors import DataError
 from segquant.data.images import decode_annotation, decode_image
 from segquant.data.preprocessing import IMAGENET
 from segquant.data.protocols import resize
@@ -59,6 +60,11 @@ def test_the_cost_of_a_layer_equals_that_of_quantizing_it_by_hand(tiny, scenes):
     assert costs[name, bits]["snr_db"] == pytest.approx(10 * math.log10(power / noise), abs=0.1)  # float16 scales
     loss = _plain_miou(exact, scenes) - _plain_miou(changed, scenes)
     assert costs[name, bits]["mean_iou_loss"] == pytest.approx(loss, abs=0.05)
+
+
+def test_no_readable_image_is_one_line(tiny):
+    with pytest.raises(DataError, match="there is no readable image to score on: see the images that were skipped"):
+        _measure(tiny, [], (2,))
 
 
 def test_every_layer_is_measured_at_every_width_and_the_model_is_unchanged(tiny, scenes):

@@ -47,6 +47,10 @@ def shards(index: Path, model: str) -> list[str]:
     files = sorted({str(file) for file in weight_map.values()}) if isinstance(weight_map, dict) else []
     if not files or any("/" in file or "\\" in file or file in (".", "..") for file in files):
         raise ModelError(f"model '{model}' is broken: {index.name} names no files beside it in its weight_map")
+    if not isinstance(listed.get("metadata"), dict):
+        raise ModelError(
+            f"model '{model}' is broken: {index.name} has no \"metadata\", an object that may be empty: add it"
+        )
     return files
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,10 @@ from segquant.base import files
 from segquant.base.config import Data
 from segquant.data.remote import commit, find, on_hub
 from segquant.data.tree import Folder
+
+
+def _stat(path: Path) -> os.stat_result:
+    return path.stat() if path.exists() else path.lstat()  # of a link to nothing
 
 
 def fingerprint(data: Data) -> dict[str, Any]:
@@ -28,7 +33,7 @@ def fingerprint(data: Data) -> dict[str, Any]:
         return {**state, "commit": commit(data)}
     path = find(data)
     names = Folder(path).names() if path.is_dir() else [""]
-    stats = [(name, (path / name).stat()) for name in names]
+    stats = [(name, _stat(path / name)) for name in names]
     listing = "".join(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n" for name, stat in stats)
     size = sum(stat.st_size for _, stat in stats)
     return {**state, "files": len(stats), "bytes": size, "listing": hashlib.sha256(listing.encode()).hexdigest()}

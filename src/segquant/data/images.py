@@ -113,6 +113,8 @@ def _changed(image: Image.Image, data: bytes, colors: bool) -> str | None:
         if highest != 255 and image.mode != "1":
             return f"a PNM whose highest value is {highest}"
         return "a PBM, where 1 is black" if image.mode == "1" and not colors else None
+    if image.format == "PNG" and colors and data[24] == 16:  # IHDR's bit depth
+        return "a PNG of 16 bits a channel"
     if image.format != "TIFF" or colors:
         return _turned(image)
     if _white_is_0(image):
@@ -152,6 +154,12 @@ def _readable(name: str, kind: str) -> Iterator[None]:
         raise DataError(f"{name} is not a readable {kind} ({reason}): replace or remove it") from error
 
 
+def _bmp_bits(data: bytes) -> int:
+    """The bits of a pixel, which stand elsewhere in the short header of OS/2."""
+    at = 24 if data[14] == 12 else 28
+    return int.from_bytes(data[at : at + 2], "little")
+
+
 def _open(data: bytes, name: str = "", max_pixels: int | None = None, check_range: bool = True) -> Image.Image:
     image = open_unlimited(data)
     if max_pixels and image.width * image.height > max_pixels:
@@ -161,6 +169,8 @@ def _open(data: bytes, name: str = "", max_pixels: int | None = None, check_rang
         )
     if image.format == "TIFF" and image.mode[:2] == "I;" and _white_is_0(image):
         raise ValueError("it is a TIFF of 16-bit grey where 0 is white: save it as an 8-bit PNG")
+    if image.format == "BMP" and image.mode in ("1", "L") and _bmp_bits(data) != {"1": 1, "L": 8}[image.mode]:
+        raise ValueError("it is a BMP with a palette of greys, whose bits Pillow counts wrong: save it as PNG")
     if check_range and image.mode in ("I", "F"):
         raise ValueError("it has 32 bits per pixel, whose grey range is unknown")
     return image

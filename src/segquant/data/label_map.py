@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,7 +93,8 @@ def _places(classes: Sequence[str], others: Sequence[str]) -> list[int | None]:
 
 
 def _plain(name: str) -> str:
-    """A class name as it is compared: without case, hyphens and surplus space."""
+    """A class name as it is compared: without case, hyphens, surplus space and several ways to write `ü`."""
+    name = unicodedata.normalize("NFC", name)
     return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
 
 
@@ -101,6 +103,8 @@ def _first(name: str) -> str:
 
 
 def _whole(value: Any) -> int:
+    if isinstance(value, str) and value.isdigit():
+        raise DataError(f"has the text '{value}' for a class id: write {value} without quotes")
     if type(value) is not int:
         raise TypeError(f"{value!r} is no class id")
     return value
@@ -110,6 +114,8 @@ def _read(path: Path, model_classes: int, data_classes: int) -> np.ndarray:
     try:
         entries = read_yaml(path)["map"]
         ids = {_whole(k): NO_CLASS if v is None else _whole(v) for k, v in entries.items()}
+    except DataError as error:
+        raise DataError(f"label map {path} {error}") from error
     except FileNotFoundError as error:
         raise DataError(f"label map {path} does not exist") from error
     except yaml.YAMLError as error:

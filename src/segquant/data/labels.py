@@ -174,7 +174,9 @@ def _names(data: Data, known: Sequence[str]) -> Sequence[str]:
         return CLASSES[data.classes]
     try:
         names = [line.strip() for line in Path(data.classes).read_text(encoding="utf-8-sig").rstrip().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"data.classes '{data.classes}' is no text in UTF-8: save it so") from error
+    except OSError as error:
         raise ConfigError(
             f"data.classes '{data.classes}' is unknown: give one of {', '.join(CLASSES)} or a text file with a class "
             "per line"

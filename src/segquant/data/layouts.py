@@ -111,9 +111,11 @@ def _shows(tree: Folder | Archive, layout: Layout) -> bool:
             return False
         try:
             labels += [decode_label(tree.read(label), label, MAX_PIXELS)] if label else []
-        except DataError:  # reported with its name when it is read
+        except DataError:  # broken, which is reported when it is read, or of colours, which no layout has
             continue
-    return not labels or any(np.isin(label, layout.signs.values).any() for label in labels)
+    if not any(label for _, _, label in layout.pairs):
+        return True
+    return any(np.isin(label, layout.signs.values).any() for label in labels)
 
 
 def _listed(tree: Folder | Archive, pairs: Sequence[tuple[str, str, str]], names: str) -> list[tuple[str, str, str]]:

@@ -115,13 +115,15 @@ def read_preprocessing(folder: str | Path) -> Preprocessing:
     the data set has. Raises ModelError, which names the key, for a file that cannot be followed whole.
     """
     path = Path(folder) / PREPROCESSOR
+    other = path.with_name("processor_config.json")
     if not path.is_file():
-        if path.with_name("processor_config.json").is_file():
+        if other.is_file():
             raise ModelError(
-                f"{folder} has a processor_config.json but no {PREPROCESSOR}: write the image processor in it as that "
-                "file (AutoImageProcessor.from_pretrained and save_pretrained)"
+                f"{folder} has a {other.name} but no {PREPROCESSOR}: write the image processor in it as that file "
+                "(AutoImageProcessor.from_pretrained and save_pretrained)"
             )
         return IMAGENET
+    _check_alone(path, other)
     processor = _processor(path)
     rescales, normalizes = (bool(getattr(processor, f"do_{verb}", None)) for verb in ("rescale", "normalize"))
     try:
@@ -136,6 +138,16 @@ def read_preprocessing(folder: str | Path) -> Preprocessing:
         raise ModelError(f"{path} cannot be followed: {error}") from error
     _check(path, processor, preprocessing)
     return preprocessing
+
+
+def _check_alone(path: Path, other: Path) -> None:
+    """Raise ModelError where the image processor in `other`, which transformers prefers, is not that of `path`."""
+    settings = read_json(other) if other.is_file() else None
+    processor = settings.get("image_processor") if isinstance(settings, dict) else None
+    if processor is not None and processor != read_json(path):
+        raise ModelError(
+            f"{path} and the image_processor in {other.name} differ, and transformers takes the second: keep one"
+        )
 
 
 def _processor(path: Path) -> Any:

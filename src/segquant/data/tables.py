@@ -252,7 +252,7 @@ def _named(names: Sequence[str], split: str) -> tuple[list[str], list[str]]:
 def _split(path: PurePosixPath) -> str:
     """The split that a Parquet file's name gives, or else that of its folder; empty where neither gives one."""
     name = re.fullmatch(rf"(?P<split>.*?)({_PART})?", path.stem)["split"]
-    return path.parent.name if re.fullmatch(r"\d*|part([-_.].*)?", name) else name
+    return path.parent.name if re.fullmatch(r"\d*|part([-_.].*)?|[0-9a-f]{32}(-\d+)?", name) else name
 
 
 def _check_parts(names: Sequence[str], split: str, where: str) -> None:

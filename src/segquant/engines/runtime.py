@@ -64,7 +64,10 @@ class Runtime(nn.Module):
             ) from error
 
     def _run(self, inputs: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(self._call(inputs.to(self.dtype).numpy())).float()
+        logits = torch.from_numpy(self._call(inputs.to(self.dtype).numpy())).float()
+        if logits.ndim != 4 or len(logits) != len(inputs) or not logits.numel():
+            raise ValueError(f"it gives logits {'x'.join(map(str, logits.shape))} for {len(inputs)} images")
+        return logits
 
     def _filled(self, inputs: torch.Tensor) -> torch.Tensor:
         """The logits of fewer inputs than the graph takes at a time: zeros fill them up."""

@@ -47,6 +47,8 @@ def sensitivity(
     (0 to 100) and the signal-to-noise ratio of the logits in dB (None if they did not change). The images and the
     float32 logits stay in memory. Raises DataError when no pixel has a label.
     """
+    if not rows:
+        raise DataError("there is no readable image to score on: see the images that were skipped")
     images = [
         model_input(decode_image(row["image"], row["id"]), protocol, preprocessing, row["id"])[None] for row in rows
     ]

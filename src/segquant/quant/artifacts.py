@@ -170,7 +170,9 @@ def load_artifact(folder: str | Path, device: torch.device | str = "cpu") -> Art
     try:
         state = _unpack({name: aligned(tensor) for name, tensor in load_file(path).items()}, info)
         with no_init_weights():
-            model = AutoModelForSemanticSegmentation.from_config(AutoConfig.from_pretrained(folder))
+            model = AutoModelForSemanticSegmentation.from_config(
+                AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            )
         rewrite(model, info["linear_convs"])
         model.load_state_dict(state, assign=True)
         compute_in_bfloat16(model)
