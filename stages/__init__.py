@@ -3,6 +3,9 @@
 import argparse
 import gc
 
+from segquant.warm import hand_over
+
+hand_over()
 gc.disable()  # until base.entry.run: collecting while torch and transformers are imported takes 1.4 of 5 s
 
 

@@ -17,6 +17,7 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from segquant.base.repository import open_repository  # noqa: E402
+from segquant.warm import SOCKET, forks  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = ROOT.parent / "shared" / "real"
@@ -43,6 +44,17 @@ def real() -> Path:
     if not REAL.is_dir():
         pytest.skip(f"needs the real weights and photographs in {REAL.relative_to(ROOT.parent)} beside the repository")
     return REAL
+
+
+@pytest.fixture(scope="module")
+def warm():
+    """The environment in which stages are forks, as in `make repro`; `clones.sh` runs them there."""
+    from clones import ENV
+
+    with forks(ENV) as environment:
+        ENV.update(environment)
+        yield environment
+        ENV.pop(SOCKET, None)
 
 
 def ade20k_folder(root: Path, split: str, count: int) -> Path:

@@ -5,7 +5,7 @@ from clones import copied, fails_in_one_line, sh
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory):
+def clone(tmp_path_factory, warm):
     folder = tmp_path_factory.mktemp("clone") / "segquant"
     copied(folder, ("float32", "int4"))
     sh(folder, "git add -A && git commit -qm start")

@@ -19,6 +19,7 @@ from PIL import Image
 from wandb_server import synced
 
 from segquant.evaluation.counts import read_counts
+from segquant.warm import SOCKET
 
 METHODS = ("float32", "float8_dynamic", "int4", "int2", "int2_qat", "int8_static")
 ALWAYS = {"baseline", "data_source", "layers", "probe_hardware"}  # asked on every run
@@ -35,7 +36,7 @@ def results(folder):
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory):
+def clone(tmp_path_factory, warm):
     """A clone of the working tree with fewer methods and images, after its first `dvc repro`."""
     folder = tmp_path_factory.mktemp("clone") / "segquant"
     params = copied(folder, METHODS)
@@ -179,6 +180,9 @@ def test_repro_by_force_gives_identical_bytes(clone):
     sh(clone, "dvc repro --force select")  # all but times and the page that shows them
     assert results(clone) == before
     assert len(before) > 20
+    stages = "quantize@int4 evaluate@int4"  # in processes of their own instead of forks
+    assert ran(sh(clone, f"env {SOCKET}= dvc repro --force --single-item {stages}")) == set(stages.split())
+    assert results(clone) == before
     sh(clone, "git reset -q --hard && dvc checkout -q")
 
 

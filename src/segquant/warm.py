@@ -1,0 +1,186 @@
+"""Run a command of which the stages import nothing: each is a fork of one process that has imported torch already.
+
+    python -m segquant.warm dvc repro
+
+Importing torch, transformers and torchao takes a stage 5 s; a fork of a process that holds them starts at once. The
+process holds no code of segquant: a stage runs what its folder holds. A stage stays plain Python where a fork could
+differ: in another environment, on another system than Linux, and with a torch built for CUDA. So does `benchmark`,
+whose memory and load time are those of a fresh process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+SOCKET = "SEGQUANT_WARM"
+FRESH = "stages.benchmark"
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PRELOADED = (
+    "torch._dynamo",
+    "torchao.quantization",
+    "transformers.models.segformer.modeling_segformer",
+    "pyarrow.parquet",
+    "pydantic.dataclasses",
+)
+# Variables that these imports do not read. With any other that differs, a stage stays plain Python.
+UNREAD = ("DVC_", "GIT_", "MAKE", "MFLAGS", "NETRC", "OLDPWD", "PATH", "PWD", "PYTEST_", "SEGQUANT_", "SHLVL", "WANDB_")
+
+
+def hand_over() -> None:
+    """Let a fork run this stage, and exit as it does. Returns where this process has to run it.
+
+    A signal reaches the fork; if this process is killed, the fork is as well.
+    """
+    address, command = os.environ.get(SOCKET), sys.orig_argv
+    if not address or command[1:2] != ["-m"] or not command[2].startswith("stages.") or command[2] == FRESH:
+        return
+    with socket.socket(socket.AF_UNIX) as server, server.makefile() as replies:
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            server.connect(address)
+            socket.send_fds(server, [b"\n"], [0, 1, 2])
+            request = {"command": command, "folder": os.getcwd(), "environment": dict(os.environ)}
+            server.sendall(json.dumps(request).encode() + b"\n")
+            if fork := replies.readline():
+                for number in SIGNALS:
+                    signal.signal(number, lambda number, _: os.kill(int(fork), number))
+        except OSError:  # the process has ended
+            return
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        if not fork:
+            return
+        code = int(replies.readline() or -signal.SIGKILL)
+    if code < 0:
+        if -code in SIGNALS:
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    sys.exit(code)
+
+
+def _fork() -> int:
+    """os.fork, but the new process dies with this one."""
+    process = os.fork()
+    if not process:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    return process
+
+
+def _stage(listener: socket.socket, environment: dict[str, str]) -> dict[str, Any] | None:
+    """In a new fork, the request of a stage; in this process None, once standard input ends."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
+    while select.select([listener, sys.stdin], [], [])[0] == [listener]:
+        with listener.accept()[0] as stage:
+            if _fork():
+                continue
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            _, files, _, _ = socket.recv_fds(stage, 1, 3)
+            with stage.makefile() as lines:
+                request = json.loads(lines.readline())
+            if _read(request["environment"]) != environment:
+                os._exit(0)
+            process = _fork()
+            for number, file in enumerate(files):
+                if not process:
+                    os.dup2(file, number)
+                os.close(file)
+            if process:
+                _wait(process, stage)
+            return request
+    return None
+
+
+def _read(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name != "_" and not name.startswith(UNREAD)}
+
+
+def _wait(process: int, stage: socket.socket) -> None:
+    """Report the stage's process number and exit code, and exit. Kills it where nobody is there to hear of it."""
+    stage.sendall(b"%d\n" % process)
+    ended = os.pidfd_open(process)
+    if ended not in select.select([ended, stage], [], [])[0]:
+        os.kill(process, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    try:
+        stage.sendall(b"%d\n" % code)
+    finally:
+        os._exit(0)
+
+
+def _serve(listener: socket.socket) -> None:
+    """Import, and become a stage in each fork."""
+    environment = _read(os.environ)  # before imports add to it
+    gc.disable()  # as in every stage, until segquant.base.entry.run
+    for name in PRELOADED:
+        importlib.import_module(name)
+    import torch
+
+    if torch.version.cuda:  # a fork cannot use a device that an import has looked for
+        return
+    gc.freeze()
+    request = _stage(listener, environment)
+    if request is None:
+        return
+    listener.close()
+    sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    del os.environ[SOCKET]  # a fork hands nothing over
+    os.chdir(request["folder"])
+    sys.path.insert(0, request["folder"])
+    sys.orig_argv = request["command"]
+    sys.argv = sys.orig_argv[2:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
+@contextmanager
+def forks(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """Give the environment of a command whose stages are forks, until the block ends."""
+    if sys.platform != "linux":
+        yield dict(environment)
+        return
+    with tempfile.TemporaryDirectory(prefix="segquant-") as folder:
+        address = f"{folder}/socket"
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(address)
+            listener.listen(64)
+            server = subprocess.Popen(
+                [sys.executable, "-P", __file__, str(listener.fileno())],
+                env=dict(environment),
+                stdin=subprocess.PIPE,  # it ends when this does
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C reaches a fork through its stage
+                pass_fds=[listener.fileno()],
+            )
+        with server:
+            yield {**environment, SOCKET: address}
+
+
+def main() -> None:
+    with forks(os.environ) as environment, subprocess.Popen(sys.argv[1:], env=environment) as running:
+        signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the command too, which ends in its own way
+        signal.signal(signal.SIGTERM, lambda number, _: running.send_signal(number))
+        code = running.wait()
+    sys.exit(code if code >= 0 else 128 - code)
+
+
+if __name__ == "__main__":
+    if __spec__:
+        main()
+    else:
+        _serve(socket.socket(fileno=int(sys.argv[1])))

@@ -1,0 +1,104 @@
+"""Stages as forks of a process that has imported torch: the same as plain Python, and nothing left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from clones import ENV
+from conftest import ROOT
+
+from segquant.warm import SOCKET
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks are made on Linux only")
+
+SLEEPER = """
+import os, pathlib, sys, time
+try:
+    pathlib.Path("pid").write_text(str(os.getpid()))
+    known = [name in sys.modules for name in ("torch", "segquant.models")]
+    print(*known, os.environ.get("SEGQUANT_WARM"), sys.argv[1:], flush=True)
+    if sys.argv[1:] == ["stop"]:
+        sys.exit(7)
+    if sys.argv[1:] == ["fail"]:
+        raise ValueError("wrong")
+    time.sleep(60)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A project with one stage of its own."""
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages/__init__.py").write_text((ROOT / "stages/__init__.py").read_text())
+    (tmp_path / "stages/sleeper.py").write_text(SLEEPER)
+    return tmp_path
+
+
+def start(folder, environment, *arguments):
+    command = [sys.executable, "-m", "stages.sleeper", *arguments]
+    return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=-1, stderr=-1)
+
+
+def gone(process):
+    for _ in range(100):
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_stage_is_a_fork_with_its_own_arguments_output_and_exit_code(folder, warm):
+    stopped = start(folder, warm, "stop")
+    assert stopped.communicate() == ("True False None ['stop']\n", "") and stopped.returncode == 7
+    failed = start(folder, warm, "fail")
+    output, errors = failed.communicate()
+    assert failed.returncode == 1 and errors.startswith("Traceback") and errors.endswith("ValueError: wrong\n")
+    (folder / "stages/sleeper.py").write_text("print(2)")  # the code is read by each
+    assert start(folder, warm).communicate() == ("2\n", "")
+
+
+@pytest.mark.parametrize("changed", [{"OMP_NUM_THREADS": "7"}, {SOCKET: "nowhere"}, {SOCKET: ""}])
+def test_a_stage_is_plain_python_elsewhere(folder, warm, changed):
+    plain = start(folder, {**warm, **changed}, "stop")
+    assert plain.communicate()[0].startswith("False False") and plain.returncode == 7
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_a_signal_ends_the_fork_too(folder, warm, number, code):
+    stage = start(folder, warm)
+    assert stage.stdout.readline().startswith("True")
+    fork = int((folder / "pid").read_text())
+    assert fork != stage.pid
+    stage.send_signal(number)
+    assert stage.wait(10) == code, stage.stderr.read()
+    assert gone(fork)
+
+
+def test_a_fork_that_is_killed_is_no_success(folder, warm):
+    stage = start(folder, warm)
+    assert stage.stdout.readline().startswith("True")
+    os.kill(int((folder / "pid").read_text()), signal.SIGKILL)
+    assert stage.wait(10) == -signal.SIGKILL
+
+
+def test_nothing_is_left_of_a_command_that_ends_or_is_killed(folder):
+    script = f"{sys.executable} -m stages.sleeper stop; echo $SEGQUANT_WARM; exit 5"
+    command = [sys.executable, "-m", "segquant.warm", "sh", "-c", script]
+    ended = subprocess.run(command, cwd=folder, env=ENV, text=True, capture_output=True, check=False)
+    assert ended.returncode == 5
+    first, address = ended.stdout.splitlines()
+    assert first.startswith("True") and not os.path.exists(address)
+    command[-1] = f"exec {sys.executable} -m stages.sleeper"
+    killed = subprocess.Popen(command, cwd=folder, env=ENV, text=True, stdout=-1)
+    assert killed.stdout.readline().startswith("True")
+    killed.kill()
+    assert gone(int((folder / "pid").read_text()))
