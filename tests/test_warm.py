@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 from clones import ENV
@@ -39,9 +40,11 @@ def folder(tmp_path):
     return tmp_path
 
 
-def start(folder, environment, *arguments):
+def start(folder, environment, *arguments, ignored=None):
+    """A stage in a process of its own, which hears Ctrl-C unless it is `ignored`, as by a shell's &."""
     command = [sys.executable, "-m", "stages.sleeper", *arguments]
-    return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=-1, stderr=-1)
+    heard = partial(signal.signal, signal.SIGINT, ignored or signal.default_int_handler)
+    return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=-1, stderr=-1, preexec_fn=heard)
 
 
 def gone(process):
@@ -81,6 +84,15 @@ def test_a_signal_ends_the_fork_too(folder, warm, number, code):
     stage.send_signal(number)
     assert stage.wait(10) == code, stage.stderr.read()
     assert gone(fork)
+
+
+def test_an_ignored_signal_does_not_reach_the_fork(folder, warm):
+    stage = start(folder, warm, ignored=signal.SIG_IGN)
+    assert stage.stdout.readline().startswith("True")
+    stage.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        stage.wait(1)
+    stage.kill()
 
 
 def test_a_fork_that_is_killed_is_no_success(folder, warm):

@@ -57,6 +57,8 @@ def hand_over() -> None:
             server.sendall(json.dumps(request).encode() + b"\n")
             if fork := replies.readline():
                 for number in SIGNALS:
+                    if signal.getsignal(number) == signal.SIG_IGN:  # as nohup and a shell's & leave it
+                        continue
                     signal.signal(number, lambda number, _: os.kill(int(fork), number))
         except OSError:  # the process has ended
             return
@@ -124,6 +126,7 @@ def _wait(process: int, stage: socket.socket) -> None:
 def _serve(listener: socket.socket) -> None:
     """Import, and become a stage in each fork."""
     environment = _read(os.environ)  # before imports add to it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a stage passes on what it does not ignore
     gc.disable()  # as in every stage, until segquant.base.entry.run
     for name in PRELOADED:
         importlib.import_module(name)
