@@ -1,5 +1,6 @@
 """What stored values mean: two classes as 0 and 255, mappings, colours, and what cannot be right."""
 
+import io
 import logging
 import struct
 import zlib
@@ -241,6 +242,17 @@ def test_colours_of_16_bits_are_not_cut_to_eight(place):
     )
     with pytest.raises(DataError, match="a.png is a PNG of 16 bits a channel, so that its values are not certain"):
         decode_label(b"\x89PNG\r\n\x1a\n" + body, "a.png", 100, colors=True)
+
+
+def test_an_index_beyond_the_palette_has_no_colour(place):
+    """Pillow would call it black, and so the class of black."""
+    image = Image.fromarray(np.array([[0, 1, 255]], np.uint8), "P")
+    image.putpalette([0, 0, 0, *range(60)])
+    encoded = io.BytesIO()
+    image.save(encoded, "PNG")
+    assert decode_label(encoded.getvalue(), "a.png", 100).tolist() == [[0, 1, 255]]
+    with pytest.raises(DataError, match="a.png has the index 255, but its palette has 21 colours: map indices"):
+        decode_label(encoded.getvalue(), "a.png", 100, colors=True)
 
 
 def test_names_in_another_encoding_say_so(place):

@@ -6,7 +6,7 @@ from PIL import Image
 
 from segquant.base.classes import ADE20K, CAMVID, CITYSCAPES, VOC
 from segquant.base.config import Data
-from segquant.base.errors import DataError
+from segquant.base.errors import ConfigError, DataError
 from segquant.data.images import decode_annotation
 from segquant.data.rows import rows
 from segquant.data.sources import open_images, open_source
@@ -140,6 +140,33 @@ def test_an_ambiguous_folder_is_refused(tmp_path):
 def test_real_camvid_counts(real):
     assert len(open_source(str(real / "camvid"), "train")) == 123
     assert len(open_source(str(real / "camvid"), "val")) == 51
+
+
+def test_a_label_of_exactly_that_name_comes_before_one_with_its_suffix_in_another_case(tmp_path):
+    _pair(tmp_path, "val/x.png", "masks/val/x.PNG", LABELS % 2)
+    _write(tmp_path / "masks/val/x.png", np.full((2, 3), 2, np.uint8))
+    for suffix, expected in (("PNG", [0, 1]), ("png", [2])):
+        options = Data(
+            str(tmp_path), images="{split}/*.png", annotations=f"masks/{{split}}/*.{suffix}", classes="camvid"
+        )
+        (row,) = rows(open_source(options, "val"))
+        assert np.unique(decode_annotation(row["annotation"])).tolist() == expected
+
+
+@pytest.mark.parametrize("line", ["c.jpg", "c.jpg.png"])
+def test_a_list_names_an_image_as_the_wildcards_match_it(tmp_path, line):
+    """Supervisely calls the label of c.jpg c.jpg.png."""
+    _pair(tmp_path, "img/c.jpg", "masks/c.jpg.png", LABELS % 3)
+    (tmp_path / "val.txt").write_text(f"{line}\n")
+    options = Data(str(tmp_path), images="img/*", annotations="masks/*.png", names="{split}.txt", classes="camvid")
+    assert [row["id"] for row in rows(open_source(options, "val"))] == ["c.jpg"]
+
+
+@pytest.mark.parametrize("key", ["images", "annotations", "names"])
+def test_an_absolute_pattern_is_refused(key, tmp_path):
+    patterns = {"images": "{split}/*.png", "annotations": "masks/*.png", key: str(tmp_path / "{split}/*.png")}
+    with pytest.raises(ConfigError, match=f"Data.{key} '/.*' is absolute: give it below data.source"):
+        Data(str(tmp_path), **patterns)
 
 
 def test_a_folder_that_links_to_itself_is_refused_and_other_links_are_followed(tmp_path):

@@ -110,6 +110,13 @@ def test_files_that_pyarrow_names_by_a_hash_are_called_by_their_folder(tmp_path)
     assert labels(tmp_path, "split=val") == [1]
 
 
+def test_files_with_cells_of_two_kinds_are_refused(tmp_path):
+    put(tmp_path / "val-0.parquet", [1])
+    put(tmp_path / "val-1.parquet", [2], cell=png)
+    with pytest.raises(DataError, match="val-1.parquet has binary in column 'image', but val-0.parquet has struct<"):
+        labels(tmp_path, "val")
+
+
 def test_a_changed_file_is_read_again(tmp_path):
     """Even with the same modification time, as after a copy."""
     file = tmp_path / "val.parquet"

@@ -76,6 +76,9 @@ class Data(Section):
                 f"{self.images!r} has no {{split}}, so that every split would be the same: write {{split}} where its "
                 "name stands, or list the images of each split in data.names, such as lists/{split}.txt",
             )
+        for key in ("images", "annotations", "names"):
+            if (getattr(self, key) or "").startswith(("/", "~")):
+                raise wrong(key, f"{getattr(self, key)!r} is absolute: give it below data.source")
         self._check_label_values()
         if self.label_map not in (None, BY_POSITION) and not self.label_map.startswith(LABEL_MAPS):
             problem = f"{self.label_map!r} must be {BY_POSITION} or lie in {LABEL_MAPS}, where DVC sees its changes"

@@ -91,6 +91,12 @@ def decode_label(data: bytes, name: str, max_pixels: int, colors: bool = False) 
         raise DataError(
             f"{name} is a {image.format}, which may change class ids: export the label as PNG from its source"
         )
+    if colors and image.mode == "P":
+        highest, count = image.getextrema()[1], len(image.palette.palette) // len(image.palette.mode)
+        if highest >= count:
+            raise DataError(
+                f"{name} has the index {highest}, but its palette has {count} colours: map indices by data.label_values"
+            )
     if colors and image.mode in ("L", "P", "1", "RGB", "RGBA"):
         return np.array(image.convert("RGB"))
     if image.mode not in ("L", "P", "1"):

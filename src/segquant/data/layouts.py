@@ -132,8 +132,9 @@ def _listed(tree: Folder | Archive, pairs: Sequence[tuple[str, str, str]], names
         by_id.setdefault(pair[0], []).append(pair)
     chosen: list[tuple[str, str, str]] = []
     for number, line in enumerate(lines, 1):
-        name = PurePosixPath(line)
-        key = _pair_id([str(name.with_suffix("") if name.suffix.lower() in IMAGES else name)])
+        name, key = PurePosixPath(line), _pair_id([line])
+        if key not in by_id and name.suffix.lower() in IMAGES:
+            key = _pair_id([str(name.with_suffix(""))])
         if line and key not in by_id:
             raise DataError(f"{where} names '{line}' in line {number}: there is no such image, or it is listed twice")
         chosen += by_id.pop(key) if line else []
@@ -223,19 +224,20 @@ def _pairs(tree: Folder | Archive, images: str, labels: str, label_of: Callable[
 def _checked(tree: Folder | Archive, pairs: Sequence[tuple[str, str, str]], skip: bool):
     """Check that ids are unique and labels exist, and give each label its stored name: a suffix may be in any case."""
     folder = commonpath({_folder(label) for _, _, label in pairs})
-    known, names = {_lower_suffix(label): label for label in tree.names(folder)}, {}
+    stored, names = tree.names(folder), {}
+    known = {_lower_suffix(label): label for label in stored} | {label: label for label in stored}
     for name, image, label in pairs:
         if names.setdefault(name, image) != image:
             other = names[name].rpartition("/")[2]
             raise DataError(
                 f"{tree.where(image)} and {other} have the same name and so the same label: rename one of them"
             )
-        if _lower_suffix(label) not in known and not skip:
+        if label not in known and _lower_suffix(label) not in known and not skip:
             raise DataError(
                 f"{tree.where(image)} has no label: add {tree.where(label)} or remove the image (eval.on_error: skip "
                 "leaves such images out, and so do lists by data.names)"
             )
-    return tuple((name, image, known.get(_lower_suffix(label))) for name, image, label in pairs)
+    return tuple((name, image, known.get(label, known.get(_lower_suffix(label)))) for name, image, label in pairs)
 
 
 def _lower_suffix(name: str) -> str:

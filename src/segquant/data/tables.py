@@ -33,6 +33,7 @@ class Rows(Protocol):
     folder: Path  # paths are relative to it
 
     def __len__(self) -> int: ...
+    def check(self, column: str) -> None: ...
     def cells(self, index: int, columns: Sequence[str]) -> list[Any]: ...  # of a row
     def paths(self, column: str) -> list[str | None]: ...  # of all rows
 
@@ -45,6 +46,7 @@ class Parquet:
         footers = [pq.read_metadata(path) for path in files]
         first, *others = (footer.schema.to_arrow_schema() for footer in footers)
         self.schema = pa.schema([field for field in first if all(field.name in other.names for other in others)])
+        self._schemas = [first, *others]
         self._groups = [(p, group) for p, footer in zip(files, footers) for group in range(footer.num_row_groups)]
         counts = [footer.row_group(group).num_rows for footer in footers for group in range(footer.num_row_groups)]
         self._ends = list(accumulate(counts))
@@ -52,6 +54,14 @@ class Parquet:
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
+
+    def check(self, column: str) -> None:
+        """Raise DataError where the files hold images in different ways, of which only the first's would be read."""
+        first, *others = (schema.field(column).type for schema in self._schemas)
+        for path, kind in zip(self.files[1:], others):
+            if _kind(kind) != _kind(first):
+                other = f"but {self.files[0].name} has {first}"
+                raise DataError(f"{path} has {kind} in column '{column}', {other}: write all files alike")
 
     def cells(self, index: int, columns: Sequence[str]) -> list[Any]:
         number = bisect_right(self._ends, index)
@@ -80,6 +90,9 @@ class Saved:
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def check(self, column: str) -> None:
+        """A saved data set has one schema."""
 
     def cells(self, index: int, columns: Sequence[str]) -> list[Any]:
         row = self.dataset[index]
@@ -110,6 +123,8 @@ class Table:
                 raise ConfigError(f"{name} has no column '{column}': set data.columns.{key} to one of {known}")
             if not _holds_images(kind := rows.schema.field(column).type):
                 raise ConfigError(f"{name} has {kind} instead of images in column '{column}': set data.columns.{key}")
+        for column in self.columns:
+            rows.check(column)
         names = []
         if pa.types.is_struct(rows.schema.field(self.columns[0]).type):
             names = [Path(path or "").stem for path in rows.paths(self.columns[0])]
@@ -220,6 +235,10 @@ def _holds_images(kind: pa.DataType) -> bool:
         return {"bytes", "path"} <= {field.name for field in kind}
     checks = pa.types.is_binary, pa.types.is_large_binary, pa.types.is_string, pa.types.is_large_string
     return any(check(kind) for check in checks)
+
+
+def _kind(kind: pa.DataType) -> tuple[bool, bool]:
+    return _holds_images(kind), pa.types.is_struct(kind)
 
 
 def _saved(folder: Path, split: str) -> Saved:
