@@ -4,6 +4,7 @@ The graphs give their input back as logits, so that a pixel's class is its brigh
 """
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -129,6 +130,31 @@ def test_class_maps_and_single_channels_are_no_logits(engine, tmp_path):
     for path in (classes, single):
         with pytest.raises(ModelError, match="class maps or a single class: scores need the logits of each class"):
             load_graph(path, engine)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_ranges_of_a_whole_batch_do_not_reach_the_score(engine, params, tmp_path):
+    """quantize_dynamic's node takes one range for all images of a batch: the bright one would darken the others."""
+    nodes = [
+        helper.make_node("Mul", ["x", "x"], ["squared"]),
+        helper.make_node("DynamicQuantizeLinear", ["squared"], ["q", "scale", "zero"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", 3, "H", "W"]) for name in "xy"]
+    model = helper.make_model(
+        helper.make_graph(nodes, "dynamic", ends[:1], ends[1:]),
+        opset_imports=[helper.make_opsetid("", 13)],
+        ir_version=10,
+    )
+    helper.set_model_props(model, {"preprocessing": json.dumps(PLAIN), "labels": json.dumps(NAMES)})
+    onnx.save(model, tmp_path / "dynamic.onnx")
+    folder = tmp_path / "set"
+    shutil.copytree(params.data.source, folder)
+    dark = np.zeros((32, 64, 3), np.uint8) + np.array([0, 0, 1], np.uint8)  # blue only by its own range
+    Image.fromarray(dark).save(folder / "images" / "val_0.png")
+    Image.fromarray(dark.argmax(2).astype(np.uint8)).save(folder / "labels" / "val_0.png")
+    params = replace(params, data=replace(params.data, source=str(folder)))
+    assert score(params, tmp_path / "dynamic.onnx", engine)["overall_accuracy"] > 0.9  # 0.66 in a batch
 
 
 def test_logits_that_are_not_of_each_image_are_refused():

@@ -194,6 +194,8 @@ def _check(path: Path, processor: Any, preprocessing: Preprocessing) -> None:
 
 def _filter(value: Any) -> str:
     try:
+        if isinstance(value, bool):
+            raise ValueError
         return Image.Resampling(Image.Resampling.BILINEAR if value is None else value).name.lower()
     except ValueError:
         raise ValueError(f"resample must be the number of one of Pillow's filters, 0 to 5, not {value!r}") from None

@@ -13,10 +13,18 @@ from segquant.data.label_map import class_names, match_classes
 from segquant.data.preprocessing import IMAGENET
 from segquant.data.rows import rows
 from segquant.data.sources import open_source
+from segquant.engines.extras import needs
 from segquant.engines.load import load_graph
 from segquant.evaluation.loop import evaluate
 
 log = logging.getLogger(__name__)
+
+
+def _batch(path: str | Path, size: int) -> int:
+    """The batch size; 1 where the graph takes the range of its activations from the whole batch, as ONNX Runtime's
+    quantize_dynamic makes it: an image's classes would depend on the images beside it."""
+    nodes = needs("onnx").load(path, load_external_data=False).graph.node
+    return 1 if any(node.op_type == "DynamicQuantizeLinear" for node in nodes) else size
 
 
 def score_graph(
@@ -49,7 +57,7 @@ def score_graph(
         num_classes=len(source.classes),
         protocol=protocol,
         preprocessing=model.preprocessing or IMAGENET,
-        settings=replace(params.eval.on(engine), batch_size=model.batch or params.eval.batch_size),
+        settings=replace(params.eval.on(engine), batch_size=_batch(onnx, model.batch or params.eval.batch_size)),
         label_map=match_classes(class_names(model.config), source.classes, label_map),
     )
     return {
