@@ -2,10 +2,12 @@
 
 import argparse
 import gc
+import os
 
-from segquant.warm import hand_over
+if "SEGQUANT_WARM" in os.environ:  # set by `python -m segquant.warm`, on Linux alone
+    from segquant.warm import hand_over
 
-hand_over()
+    hand_over()
 gc.disable()  # until base.entry.run: collecting while torch and transformers are imported takes 1.4 of 5 s
 
 

@@ -102,6 +102,16 @@ def test_a_fork_that_is_killed_is_no_success(folder, warm):
     assert stage.wait(10) == -signal.SIGKILL
 
 
+@pytest.mark.parametrize(
+    ("command", "line"), [((), "give a command, such as"), (("nowhere",), "nowhere cannot be run: ")]
+)
+def test_a_command_that_is_none_is_one_line(command, line):
+    done = subprocess.run(
+        [sys.executable, "-m", "segquant.warm", *command], env=ENV, text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {line}") and done.stderr.count("\n") == 1
+
+
 def test_nothing_is_left_of_a_command_that_ends_or_is_killed(folder):
     script = f"{sys.executable} -m stages.sleeper stop; echo $SEGQUANT_WARM; exit 5"
     command = [sys.executable, "-m", "segquant.warm", "sh", "-c", script]

@@ -1,4 +1,4 @@
-"""Run a command of which the stages import nothing: each is a fork of one process that has imported torch already.
+"""Run a command whose stages skip their imports: each is a fork of one process that has imported torch already.
 
     python -m segquant.warm dvc repro
 
@@ -24,7 +24,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 SOCKET = "SEGQUANT_WARM"
 FRESH = "stages.benchmark"
@@ -93,7 +93,7 @@ def _stage(listener: socket.socket, environment: dict[str, str]) -> dict[str, An
             _, files, _, _ = socket.recv_fds(stage, 1, 3)
             with stage.makefile() as lines:
                 request = json.loads(lines.readline())
-            if _read(request["environment"]) != environment:
+            if _relevant(request["environment"]) != environment:
                 os._exit(0)
             process = _fork()
             for number, file in enumerate(files):
@@ -106,7 +106,8 @@ def _stage(listener: socket.socket, environment: dict[str, str]) -> dict[str, An
     return None
 
 
-def _read(environment: Mapping[str, str]) -> dict[str, str]:
+def _relevant(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that an import may read."""
     return {name: value for name, value in environment.items() if name != "_" and not name.startswith(UNREAD)}
 
 
@@ -125,7 +126,7 @@ def _wait(process: int, stage: socket.socket) -> None:
 
 def _serve(listener: socket.socket) -> None:
     """Import, and become a stage in each fork."""
-    environment = _read(os.environ)  # before imports add to it
+    environment = _relevant(os.environ)  # before imports add to it
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a stage passes on what it does not ignore
     gc.disable()  # as in every stage, until segquant.base.entry.run
     for name in PRELOADED:
@@ -175,11 +176,24 @@ def forks(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
 
 
 def main() -> None:
-    with forks(os.environ) as environment, subprocess.Popen(sys.argv[1:], env=environment) as running:
+    """Run the command that the arguments are, and exit as it does."""
+    if not sys.argv[1:]:
+        _fail("give a command, such as: python -m segquant.warm dvc repro")
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the command too, which ends in its own way
+    with forks(os.environ) as environment:
+        try:
+            running = subprocess.Popen(sys.argv[1:], env=environment)
+        except OSError as error:
+            _fail(f"{sys.argv[1]} cannot be run: {error.strerror}")
         signal.signal(signal.SIGTERM, lambda number, _: running.send_signal(number))
         code = running.wait()
     sys.exit(code if code >= 0 else 128 - code)
+
+
+def _fail(line: str) -> NoReturn:
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,10 @@ from segquant.data.tree import Folder
 
 
 def _stat(path: Path) -> os.stat_result:
-    return path.stat() if path.exists() else path.lstat()  # of a link to nothing
+    try:
+        return path.stat()
+    except FileNotFoundError:  # a link to nothing
+        return path.lstat()
 
 
 def fingerprint(data: Data) -> dict[str, Any]:

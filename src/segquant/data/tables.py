@@ -238,6 +238,7 @@ def _holds_images(kind: pa.DataType) -> bool:
 
 
 def _kind(kind: pa.DataType) -> tuple[bool, bool]:
+    """Whether cells hold images, and whether as structs."""
     return _holds_images(kind), pa.types.is_struct(kind)
 
 
