@@ -16,7 +16,7 @@ BASE ?= main
 $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "segquant needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 2; }
-	@echo "setting up .venv: two minutes"
+	@echo "setting up .venv: two to four minutes"
 	$(PYTHON) -m venv --clear .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
