@@ -76,6 +76,18 @@ def test_a_model_agrees_with_itself_and_its_score_matches_its_predictions(tiny, 
     assert result.scores.overall_accuracy == pytest.approx(right / counted, abs=1e-12)
 
 
+def test_each_image_has_its_own_counts_however_many_are_fetched_together(tiny, source, monkeypatch):
+    options = {"num_classes": 150, "protocol": "fixed-64x64-v1"}
+    alone = [evaluate(tiny, [row], 1, **options).images[0] for row in rows(source)]
+    for fetched in (2, 5, 32):
+        monkeypatch.setattr("segquant.evaluation.loop._FETCHED", fetched)
+        images = evaluate(tiny, rows(source), 5, settings=Eval(batch_size=1), **options).images
+        assert [name for name, _ in images] == [name for name, _ in alone]
+        for (_, cells), (_, expected) in zip(images, alone, strict=True):
+            assert cells.dtype == np.int64
+            np.testing.assert_array_equal(cells, expected)
+
+
 def test_agreement_counts_pixels(tiny, source):
     predictions = predict(tiny, rows(source), "fixed-64x64-v1", Eval(batch_size=4))
     maps = [(prediction.row["id"], prediction.classes.numpy().copy()) for prediction in predictions]

@@ -67,6 +67,13 @@ def test_no_readable_image_is_one_line(tiny):
         _measure(tiny, [], (2,))
 
 
+def test_a_label_of_no_class_is_one_line(tiny, scenes):
+    """Its pixel would count towards nothing."""
+    settings = Sensitivity((8,), group_size=16, algorithm="affine")
+    with pytest.raises(DataError, match="has class id .* in its label, but there are 3 classes"):
+        sensitivity(tiny, scenes, settings, num_classes=3, protocol=PROTOCOL, preprocessing=IMAGENET)
+
+
 def test_every_layer_is_measured_at_every_width_and_the_model_is_unchanged(tiny, scenes):
     before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
     costs = _measure(tiny, scenes, [2, 8])

@@ -51,7 +51,8 @@ def as_rgb(image: Image.Image) -> Image.Image:
     """An image as 8-bit RGB, of 16 bits the upper eight."""
     if image.mode.startswith("I;16"):  # convert would clip at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert("RGB")
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def image_size(data: bytes, name: str, max_pixels: int, labelled: bool = False) -> tuple[int, int]:

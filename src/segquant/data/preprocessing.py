@@ -85,7 +85,10 @@ class Preprocessing:
     def __call__(self, image: Image.Image | np.ndarray) -> torch.Tensor:
         """An RGB image uint8 (H, W, 3) as the model's input, float32 (3, H, W)."""
         pixels = np.asarray(image)
-        return torch.from_numpy(np.stack([self._table[i][pixels[..., c]] for i, c in enumerate(_ORDER[self.channels])]))
+        values = np.empty((3, *pixels.shape[:2]), np.float32)
+        for row, channel, target in zip(self._table, _ORDER[self.channels], values):
+            row.take(pixels[..., channel], out=target, mode="clip")  # any other mode copies `target`
+        return torch.from_numpy(values)
 
     def to_json(self) -> dict[str, Any]:
         """The fields as graphs' metadata `preprocessing` hold them, without `resample` where it is bilinear."""

@@ -20,6 +20,7 @@ from segquant.evaluation import metric
 from segquant.evaluation.predict import predict
 
 _DEFAULTS = Eval()
+_FETCHED = 32  # images whose counts leave the device together, as a GPU is waited for
 
 
 @dataclass
@@ -114,22 +115,17 @@ def tally(
     to_data_class = None if label_map is None else torch.from_numpy(label_map).to(device)
 
     def targets(index: int, row: dict, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-        label = decode_annotation(row["annotation"], name)
-        if label.ndim != 2:
-            raise DataError(f"{name} has a label of {label.shape[2]} channels: give one class id per pixel")
-        if label.shape != (row["height"], row["width"]):
-            sizes = f"{label.shape[1]}x{label.shape[0]} for an image of {row['width']}x{row['height']}"
-            raise DataError(f"{name} has a label of {sizes}: give a label of the image's size")
-        invalid = label[(label >= num_classes) & (label != IGNORE)]
-        if invalid.size:
-            raise DataError(
-                f"{name} has class id {invalid[0]} in its label, but there are {num_classes} classes: "
-                f"use ids below {num_classes}, or {IGNORE} to ignore a pixel"
-            )
-        return torch.from_numpy(label), None if reference is None else _reference_map(reference, index, row)
+        label = row_label(row, name, num_classes)
+        return label, None if reference is None else _reference_map(reference, index, row)
 
     result = Tally(metric.new_confusion(num_classes, device))
     same = torch.zeros((), dtype=torch.int64, device=device)
+    names, confusions = [], []
+
+    def fetch() -> None:
+        result.images.extend(zip(names, metric.cells_of(confusions)))
+        names.clear(), confusions.clear()
+
     for prediction in predict(model, rows, protocol, settings, preprocessing, targets, origin):
         done(1)
         if prediction.error:
@@ -140,10 +136,13 @@ def tally(
             same += (reference_map.to(device) == classes).sum()
             result.pixels += reference_map.numel()
         mapped = classes if to_data_class is None else to_data_class[classes.long()]
-        confusion = metric.update(result.confusion, mapped, label.to(device))
-        result.images.append((name, metric.cells(confusion)))
+        names.append(name)
+        confusions.append(metric.update(result.confusion, mapped, label.to(device)))
+        if len(names) == _FETCHED:
+            fetch()
         if prediction.index < pictures:
             result.pictures[name] = mapped.cpu().numpy()
+    fetch()
     result.same = int(same)
     return result
 
@@ -166,6 +165,23 @@ def summary(tallies: Iterable[Tally]) -> Evaluation:
         raise DataError(f"there is no labelled pixel to evaluate on: every label is {IGNORE}, which is ignored")
     agreement = total.same / total.pixels if total.pixels else None
     return Evaluation(metric.compute(total.confusion), agreement, total.images, total.pictures, total.skipped)
+
+
+def row_label(row: dict, name: str, num_classes: int) -> torch.Tensor:
+    """The label uint8 (H, W) of a row, of the image's size. Raises DataError with `name` for an id that is no class."""
+    label = decode_annotation(row["annotation"], name)
+    if label.ndim != 2:
+        raise DataError(f"{name} has a label of {label.shape[2]} channels: give one class id per pixel")
+    if label.shape != (row["height"], row["width"]):
+        sizes = f"{label.shape[1]}x{label.shape[0]} for an image of {row['width']}x{row['height']}"
+        raise DataError(f"{name} has a label of {sizes}: give a label of the image's size")
+    invalid = label[(label >= num_classes) & (label != IGNORE)]
+    if invalid.size:
+        raise DataError(
+            f"{name} has class id {invalid[0]} in its label, but there are {num_classes} classes: "
+            f"use ids below {num_classes}, or {IGNORE} to ignore a pixel"
+        )
+    return torch.from_numpy(label)
 
 
 def _reference_map(reference: Sequence[tuple[str, bytes | None]], index: int, row: dict) -> torch.Tensor:

@@ -7,6 +7,7 @@ any ratio is taken.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,21 +37,32 @@ def new_confusion(num_classes: int, device: torch.device | str = "cpu") -> torch
 def update(confusion: torch.Tensor, prediction: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     """Add an image to `confusion` in place; return the image's confusion matrix.
 
-    `prediction` and `label` are integer tensors of the same shape; pixels with label 255 are ignored. A prediction
-    that is not a class of the data set counts as wrong for its label and towards no other class.
+    `prediction` and `label` are integer tensors of the same shape; `label` holds classes and 255, which is ignored. A
+    prediction that is not a class of the data set counts as wrong for its label and towards no other class. A GPU is
+    not waited for: masks and torch.bincount would wait four times an image.
     """
     n = confusion.shape[0]
-    valid = label != IGNORE
-    label, prediction = label[valid].long(), prediction[valid].long().clamp(max=n)
-    image_confusion = torch.bincount(label * (n + 1) + prediction, minlength=n * (n + 1)).reshape(n, n + 1)
+    pairs = (label.int() * (n + 1) + prediction.int().clamp(max=n)).flatten()
+    one = torch.ones((), dtype=torch.int64, device=pairs.device)
+    counts = torch.zeros((IGNORE + 1) * (n + 1), dtype=torch.int64, device=pairs.device)
+    image_confusion = counts.index_add_(0, pairs, one.expand(pairs.shape)).view(IGNORE + 1, n + 1)[:n]
     confusion += image_confusion
     return image_confusion
 
 
 def cells(confusion: torch.Tensor) -> np.ndarray:
     """The nonzero entries of a confusion matrix: int64 (n, 3) with label, prediction and pixels."""
-    indices = confusion.nonzero()
-    return torch.cat([indices, confusion[indices[:, 0], indices[:, 1], None]], dim=1).cpu().numpy()
+    return cells_of([confusion])[0]
+
+
+def cells_of(confusions: Sequence[torch.Tensor]) -> list[np.ndarray]:
+    """`cells` of several matrices, which are fetched from their device together."""
+    if not confusions:
+        return []
+    stacked = torch.stack(list(confusions))
+    image, label, prediction = stacked.nonzero(as_tuple=True)
+    entries = torch.stack([label, prediction, stacked[image, label, prediction]], dim=1)
+    return [part.numpy() for part in entries.cpu().split(image.bincount(minlength=len(stacked)).tolist())]
 
 
 def compute(confusion: torch.Tensor) -> Scores:

@@ -150,12 +150,16 @@ def _ahead(call: Callable, items: Iterable, workers: int, ahead: int) -> Iterato
 
 
 def _logits(model: nn.Module, inputs: list[torch.Tensor], dtype: str, limit: list[int]) -> Iterator[torch.Tensor]:
-    """Yield logits (C, h, w) of each input; run at most `limit[0]` at a time, and halve that when memory runs out."""
-    start = 0
+    """Yield logits (C, h, w) of each input; run at most `limit[0]` at a time, and halve that when memory runs out.
+
+    Inputs are stacked on the model's device: PyTorch's threads, which stack them on a CPU, go on waiting for work for a
+    while, on the cores of those that decode (127 images/s instead of 212 on 16 cores and an H200).
+    """
+    device, start = next(model.parameters()).device, 0
     while start < len(inputs):
         chunk = inputs[start : start + limit[0]]
         try:
-            logits = finite(forward(model, torch.stack(chunk), dtype), "the model")
+            logits = finite(forward(model, torch.stack([image.to(device) for image in chunk]), dtype), "the model")
         except torch.OutOfMemoryError as error:
             if len(chunk) == 1:
                 message = "one image does not fit into GPU memory: raise eval.max_gpu_memory_gb"

@@ -17,11 +17,12 @@ from segquant.base.config import Params, Recipe, Sensitivity
 from segquant.base.errors import DataError
 from segquant.base.files import csv_text
 from segquant.base.progress import progress
-from segquant.data.images import IGNORE, decode_annotation, decode_image
+from segquant.data.images import IGNORE, decode_image
 from segquant.data.label_map import class_names, match_classes
 from segquant.data.preprocessing import Preprocessing, read_preprocessing
 from segquant.data.protocols import model_input
 from segquant.evaluation import metric
+from segquant.evaluation.loop import row_label
 from segquant.evaluation.predict import forward
 from segquant.evaluation.upsample import class_map
 from segquant.quant.coverage import choose, dense_convs
@@ -52,7 +53,7 @@ def sensitivity(
     images = [
         model_input(decode_image(row["image"], row["id"]), protocol, preprocessing, row["id"])[None] for row in rows
     ]
-    labels = [torch.from_numpy(decode_annotation(row["annotation"]).copy()) for row in rows]
+    labels = [row_label(row, row["id"], num_classes) for row in rows]
     exact = [finite(forward(model, image)[0], "the model") for image in images]
 
     if all(bool((label == IGNORE).all()) for label in labels):

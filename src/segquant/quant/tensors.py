@@ -33,7 +33,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def finite(values: torch.Tensor, what: str) -> torch.Tensor:
     """`values`, where all are numbers. Raises ModelError elsewhere: the argmax of NaN is a class like any other."""
-    if not values.isfinite().all():
+    if not values.sum().isfinite() and not values.isfinite().all():  # the sum takes a tenth of the time
         raise ModelError(f"{what} gives logits that are no numbers")
     return values
 
