@@ -84,5 +84,5 @@ def write_deps(pipeline: Path) -> None:
 
 
 if __name__ == "__main__":
-    for folder in ("", "models", "metrics"):
+    for folder in ("", "stages", "models", "metrics"):
         write_deps(ROOT / folder / "dvc.yaml")

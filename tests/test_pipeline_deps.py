@@ -7,9 +7,9 @@ import yaml
 from closure import ROOT, rooms
 
 STAGES = {
-    **yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"],
-    **yaml.safe_load((ROOT / "models" / "dvc.yaml").read_text())["stages"],
-    **yaml.safe_load((ROOT / "metrics" / "dvc.yaml").read_text())["stages"],
+    name: stage
+    for folder in ("", "stages", "models", "metrics")
+    for name, stage in yaml.safe_load((ROOT / folder / "dvc.yaml").read_text())["stages"].items()
 }
 
 

@@ -185,7 +185,7 @@ def test_the_pipeline_looks_at_the_model_before_the_data(tmp_path):
     params["model"]["source"] = "owner/model"
     params["data"] |= {"source": "owner/set", "classes": "camvid", "train_split": "val", "validation_split": "val"}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    stages = yaml.safe_load((ROOT / "stages/dvc.yaml").read_text())["stages"]
     assert stages["baseline"]["outs"][0] in stages["data_source"]["deps"]  # so DVC asks for the model first
     repos = {
         "models/owner/model": Repo({"tf_model.h5": b""}),
