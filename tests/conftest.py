@@ -14,6 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # two workers with two threads each wou
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from filelock import FileLock  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from segquant.base.repository import open_repository  # noqa: E402
@@ -83,6 +84,22 @@ def small_segformer(classes: int = 150, stages: int = 4):
         num_labels=classes,
     )
     return SegformerForSemanticSegmentation(config).eval()
+
+
+@pytest.fixture(scope="session")
+def exported_model(tmp_path_factory) -> Path:
+    """A folder with `model`, of two stages, and `onnx`, what `export_onnx` makes of it: once for all workers."""
+    from segquant import models
+    from segquant.deploy.onnx_export import export_onnx
+
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    with FileLock(root / "exported.lock"):
+        if not (root / "exported").exists():
+            models.save(small_segformer(stages=2), root / "exporting/model")
+            export_onnx(root / "exporting/model", root / "exporting/onnx")
+            (root / "exporting").rename(root / "exported")
+    return root / "exported"
 
 
 @pytest.fixture

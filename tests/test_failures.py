@@ -7,6 +7,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import onnx
 import pytest
 import torch
 import yaml
@@ -18,12 +19,10 @@ from segquant.base.config import Eval, Graph
 from segquant.base.errors import DataError, MethodsFailed, ModelError, SegquantError
 from segquant.base.failures import failure
 from segquant.base.files import read_json, write_json
-from segquant.data.preprocessing import read_preprocessing
 from segquant.data.shards import open_shards, write_shards
 from segquant.data.sources import open_source
 from segquant.deploy import onnx_export
 from segquant.deploy.build import build_graph
-from segquant.deploy.graph import Pixels, exported, to_onnx
 from segquant.deploy.onnx_export import write_exports
 from segquant.evaluation import score as scoring
 from segquant.evaluation.reference import write_reference
@@ -213,20 +212,13 @@ def test_the_log_of_a_run_has_the_traceback_and_the_terminal_one_line(place, tmp
     assert "Traceback" in log and "--methods float32,onnx_float32" in log
 
 
-@pytest.fixture(scope="module")
-def graph(tmp_path_factory):
-    """The folder of a small model and its float32 graph."""
-    folder, model = tmp_path_factory.mktemp("graph"), small_segformer(11, stages=2)
-    models.save(model, folder / "m")
-    return folder / "m", to_onnx(exported(Pixels(model)), model.config, read_preprocessing(folder / "m"))
-
-
 @pytest.fixture
-def exporting(graph, monkeypatch):
+def exporting(exported_model, monkeypatch):
     """The model's folder; its export takes no time."""
+    graph = onnx.load(exported_model / "onnx/float32.onnx")
     monkeypatch.setattr(onnx_export, "exported", lambda pixels: None)
-    monkeypatch.setattr(onnx_export, "to_onnx", lambda *arguments: graph[1])
-    return graph[0]
+    monkeypatch.setattr(onnx_export, "to_onnx", lambda *arguments: graph)
+    return exported_model / "model"
 
 
 def test_float16_alone_may_fail_and_who_asks_for_both_is_told(exporting, tmp_path, monkeypatch):

@@ -71,21 +71,17 @@ def test_a_compiled_model_is_not_timed(tiny, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def graph(tmp_path_factory):
+def graph(exported_model, tmp_path_factory):
     """A graph whose last weights are NaN, and the model that it was before."""
     onnx = pytest.importorskip("onnx")
     from segquant.deploy.graph import Pixels
-    from segquant.deploy.onnx_export import export_onnx
 
-    folder = tmp_path_factory.mktemp("nan")
-    models.save(small_segformer(5, stages=2), folder / "model")
-    export_onnx(folder / "model", folder / "onnx")
-    path = folder / "onnx" / "float32.onnx"
-    model = onnx.load(path)
-    classifier = next(entry for entry in model.graph.initializer if list(entry.dims) == [5, 32, 1, 1])
-    classifier.CopyFrom(onnx.numpy_helper.from_array(np.full((5, 32, 1, 1), NAN, np.float32), classifier.name))
+    path = tmp_path_factory.mktemp("nan") / "float32.onnx"
+    model = onnx.load(exported_model / "onnx/float32.onnx")
+    classifier = next(entry for entry in model.graph.initializer if list(entry.dims) == [150, 32, 1, 1])
+    classifier.CopyFrom(onnx.numpy_helper.from_array(np.full((150, 32, 1, 1), NAN, np.float32), classifier.name))
     onnx.save(model, path)
-    return path, Pixels(models.load(folder / "model"), False)
+    return path, Pixels(models.load(exported_model / "model"), False)
 
 
 def test_an_export(graph):

@@ -13,16 +13,18 @@ import pytest
 import vl_convert
 import yaml
 from browser import colours, needs_browser, probed, shot
-from clones import copied, fails_in_one_line, ran, sh
+from clones import copied, fails_in_one_line, ran, sh, small_model
 from conftest import ROOT, ade20k_folder
 from PIL import Image
 from wandb_server import synced
 
+from segquant.base.hub import weights_sha256
 from segquant.evaluation.counts import read_counts
 from segquant.warm import SOCKET
 
 METHODS = ("float32", "float8_dynamic", "int4", "int2", "int2_qat", "int8_static")
-ALWAYS = {"baseline", "data_source", "layers", "probe_hardware"}  # asked on every run
+LAYERS = "stages/dvc.yaml:layers"
+ALWAYS = {LAYERS, *(f"stages/dvc.yaml:{name}" for name in ("baseline", "data_source", "probe_hardware"))}  # every run
 
 
 def done_methods():
@@ -49,7 +51,11 @@ def clone(tmp_path_factory, warm):
         "workers": 0,
         "lr": 0.5,
     }
+    for name in ("int2", "int2_qat"):  # of the small model's layers
+        params["quant"]["methods"][name]["small_layers"]["weights"] = 1000
     params["quant"]["methods"]["int8_static"]["calibration"] = {"images": 4}
+    params["model"]["source"] = "models/small"
+    small_model(folder / "models/small")
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     sh(folder, "git add -A && git commit -qm start")
     output = sh(folder, "env WANDB_MODE=offline dvc repro")
@@ -222,7 +228,7 @@ def test_the_report_shows_the_sensitivity_of_this_model_data_and_protocol_only(c
     sh(clone, f"python -m stages.layers {paths} --output other.json")
     assert json.loads((clone / "other.json").read_text()) == {}
     manifest = json.loads((clone / "data/shards/manifest.json").read_text())
-    told |= {"data": manifest["fingerprint"]}
+    told |= {"data": manifest["fingerprint"], "model": weights_sha256(clone / "models/small")}
     (clone / "metrics/sensitivity.json").write_text(json.dumps(told))
     assert ran(sh(clone, "dvc repro")) == ALWAYS | {"report", "complete"}
     assert "What each layer costs" in page.read_text()
@@ -322,7 +328,7 @@ def test_what_python_and_editors_write_dirties_no_stage_and_a_change_of_the_repo
 
 
 def test_a_model_from_elsewhere_that_is_the_same_rebuilds_nothing(clone, tmp_path):
-    shutil.copytree(clone / "models/scenes-b0", tmp_path / "copy")
+    shutil.copytree(clone / "models/small", tmp_path / "copy")
     output = sh(clone, f"dvc exp run -S model.source={tmp_path / 'copy'}")
     assert ran(output) == ALWAYS
     sh(clone, "git reset -q --hard && dvc checkout -q")
@@ -342,7 +348,7 @@ def test_a_change_inside_the_data_is_seen_and_nothing_changed_costs_nothing(clon
             Image.fromarray(np.full((30, 40), 7, np.uint8)).save(label)
         output = sh(clone, "dvc repro prepare_shards")
         manifest = json.loads((clone / "data/shards/manifest.json").read_text())
-        assert ran(output) == ALWAYS - {"layers"} | ({"prepare_shards"} if change or not seen else set())
+        assert ran(output) == ALWAYS - {LAYERS} | ({"prepare_shards"} if change or not seen else set())
         seen.append((manifest["splits"]["validation"]["images"], manifest["fingerprint"]))
     assert [images for images, _ in seen] == [2, 2, 3, 3, 3]
     assert len({fingerprint for _, fingerprint in seen}) == 3
@@ -403,7 +409,7 @@ def test_a_method_that_fails_stops_no_other_and_the_last_stage_says_so(clone):
     [
         (
             "+quant.methods.bad={weights: int4, layers: [head]}",
-            "error: layers has 'head', which matches none of the 72",
+            "error: layers has 'head', which matches none of the 22",
         ),
         ("+quant.methods.bad={weights: int4, group_size: 11}", "error: group_size 11 divides the inputs of no layer"),
     ],
