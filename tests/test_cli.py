@@ -216,8 +216,8 @@ def test_two_data_sets_are_scored_apart_and_listed_side_by_side(tiny_folder, qui
     together = json.loads((tmp_path / "out" / "results.json").read_text())
     alone = {}
     for name, options in (("roads", roads), ("rooms", [*rooms, *maps[2:]])):
-        segquant(*common, *options, "--output", tmp_path / name / "out")
-        alone[name] = json.loads((tmp_path / name / "out" / "results.json").read_text())
+        segquant(*common, *options, "--output", tmp_path / "alone" / name)
+        alone[name] = json.loads((tmp_path / "alone" / name / "results.json").read_text())
         assert json.loads((tmp_path / "out" / "data" / name / "manifest.json").read_text())["classes"][0] == "wall"
     for data_sets in (together, alone):
         for results in data_sets.values():
@@ -240,6 +240,18 @@ def test_two_data_sets_of_one_name_and_a_third_label_map_are_refused(tiny_folder
         done = segquant("run", "--model", tiny_folder, "--split", "validation", "--output", tmp_path / "out", *options)
         assert done.returncode == 2 and message in done.stderr.splitlines()[-1] and done.stderr.count("error: ") == 1
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("sets", [["good", "broken"], ["broken"]])
+def test_a_broken_data_set_leaves_nothing_of_a_run(sets, tiny_folder, tmp_path):
+    for name in sets:
+        ade20k_folder(tmp_path / name, "validation", 2)
+    (tmp_path / "broken/images/validation/ADE_validation_00000001.jpg").write_bytes(b"x")
+    data = [part for name in sets for part in ("--data", tmp_path / name)]
+    options = ["--split", "validation", "--methods", "float32", "--output", tmp_path / "out", *data]
+    done = segquant("run", "--model", tiny_folder, *options)
+    assert done.returncode == 2 and "ADE_validation_00000001" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_network_is_one_line(tiny_folder, tmp_path):

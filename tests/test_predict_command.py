@@ -58,7 +58,7 @@ def test_files_folders_and_patterns_become_overlays_with_a_legend(tiny_folder, p
         "predict", photos / "*.png", photos / "more" / "c.png", *options[:4], "--output", tmp_path / "flat"
     )
     assert plain.returncode == 0, plain.stderr
-    assert {path.name for path in (tmp_path / "flat").iterdir()} == {"a.png", "b.png", "c.png"}
+    assert {path.name for path in (tmp_path / "flat").glob("[!.]*")} == {"a.png", "b.png", "c.png"}
     assert (
         plain.stdout.startswith(f"{tmp_path / 'flat' / 'a.png'}: {name} ") and "\x1b" not in plain.stdout + plain.stderr
     )

@@ -16,6 +16,7 @@ from segquant import models
 from segquant.base.config import Params, check_protocol
 from segquant.base.errors import DataError, one_line
 from segquant.base.files import write_bytes
+from segquant.base.output import claimed
 from segquant.base.progress import progress
 from segquant.data.images import as_rgb, decode_image, image_size, open_unlimited
 from segquant.data.label_map import class_names
@@ -55,7 +56,7 @@ def predict_pictures(
         results[name] = {"picture": str(paths[name]), "skipped": str(error)}
 
     rows = _rows(paths, params.data.max_pixels, skip)
-    with progress(total=len(paths), desc="predict", unit="image") as bar:
+    with claimed(output, "predict"), progress(total=len(paths), desc="predict", unit="image") as bar:
         for prediction in predict(model, rows, protocol, settings, read_preprocessing(artifact)):
             bar.update(1)
             if prediction.error:
@@ -66,8 +67,8 @@ def predict_pictures(
             write_bytes(target, overlay(decode_image(row["image"], str(picture)), ids, names))
             shares = {names.get(number, str(number)): share for number, share in by_share(ids)}
             results[row["id"]] = {"picture": str(picture), "overlay": str(target), "classes": shares}
-    if all("skipped" in result for result in results.values()):
-        raise DataError(f"none of the {len(paths)} pictures could be read, such as {next(iter(paths.values()))}")
+        if all("skipped" in result for result in results.values()):
+            raise DataError(f"none of the {len(paths)} pictures could be read, such as {next(iter(paths.values()))}")
     return [results[name] for name in paths if name in results]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from segquant import lanes, models
+from segquant.base import output as output_folder
 from segquant.base.config import Method, Params, Recipe, check_protocol
 from segquant.base.entry import logged
 from segquant.base.errors import DataError
@@ -21,7 +22,7 @@ from segquant.methods import kind
 from segquant.quant.build import build
 from segquant.report.results import failures, from_json, to_json, with_intervals
 from segquant.training.split import TrainSplit, split_of_source
-from segquant.workspace import DataSet, Workspace, open_sets
+from segquant.workspace import DataSet, Workspace, open_sets, prepare
 
 
 def run(
@@ -33,6 +34,8 @@ def run(
     data: Sequence[str],
     split: str,
     output: Path,
+    force: bool = False,
+    command: str = "run",
     methods: list[str] | None = None,
     label_maps: Sequence[str | None] = (None,),
     protocol: str | None = None,
@@ -42,6 +45,7 @@ def run(
 ) -> dict[str, dict[str, Any]]:
     """Quantize, evaluate and time each method in the folder `output` (`workspace`); write results.json and run.log.
 
+    The folder is new, or `command` made it, unless `force` (base/output.py).
     `model`, `revision` and `sha256` are as `hub.locate` takes them, `methods` names under quant.methods (None: all);
     `protocol` None is params.yaml's. Methods calibrate and train on `train_split` of `train_data` (None: the first of
     `data`), without its labels unless they have no teacher. Each of `data` is scored apart; `label_maps` has one for
@@ -49,6 +53,7 @@ def run(
     the reason (base/failures.py). Gives {method: accuracy keys, `loss_interval`, `quantize` and `speed`}, of several
     data sets {name: that}.
     """
+    output_folder.check(output, command, [model, *data, *filter(None, [train_data, *label_maps])], force)
     recipes = params.quant.choose(methods)
     params = replace(params, protocol=check_protocol(protocol or params.protocol))
     place, baseline = Workspace(output), locate(model, revision, sha256)
@@ -59,10 +64,10 @@ def run(
     train = _train_split(params, recipes, baseline, next(iter(sets.values())), train_data or data[0], train_split)
     lanes.check(params, loaded, recipes, lambda: train)
     del loaded
-    for data_set in sets.values():
-        data_set.prepare(int(1e6 * params.data.shard_mb), train.learned if train else frozenset())
-    with logged(output / "run.log"):
-        results = _lanes(params, recipes, baseline, place, sets, train)
+    with output_folder.claimed(output, command):
+        prepare([*sets.values()], output, int(1e6 * params.data.shard_mb), train.learned if train else frozenset())
+        with logged(output / "run.log"):
+            results = _lanes(params, recipes, baseline, place, sets, train)
     return results if len(sets) > 1 else results[next(iter(sets))]
 
 

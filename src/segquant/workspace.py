@@ -104,6 +104,18 @@ class DataSet:
         return metrics
 
 
+def prepare(sets: Sequence[DataSet], root: Path, shard_bytes: int, learned: Set[bytes] = frozenset()) -> None:
+    """`DataSet.prepare` of each; where one raises, no folder is left below `root` that was not there before."""
+    new = [folder for folder in (root / "data", *(data_set.folder for data_set in sets)) if not folder.exists()]
+    try:
+        for data_set in sets:
+            data_set.prepare(shard_bytes, learned)
+    except BaseException:
+        for folder in new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def open_sets(
     params: Data,
     data: Sequence[str],

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from segquant.base import config
-from segquant.commands.shared import ARTIFACT, add_protocol
+from segquant.commands.shared import ARTIFACT, add_force, add_protocol
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -17,12 +17,15 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("predictions"), help="folder for the overlays (default: predictions)"
     )
+    add_force(parser)
 
 
 def main(arguments: argparse.Namespace) -> None:
+    from segquant.base.output import check
     from segquant.predictions import predict_pictures
 
     params = config.load(arguments.params)
+    check(arguments.output, "predict", [arguments.artifact], arguments.force)
     results = predict_pictures(params, arguments.pictures, arguments.artifact, arguments.output, arguments.protocol)
     if arguments.json:
         print(json.dumps(results, indent=2))

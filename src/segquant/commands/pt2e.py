@@ -29,7 +29,7 @@ def main(arguments: argparse.Namespace) -> None:
     at_least(1, "--num-samples-per-dataset", arguments.limit)
     params = config.load(arguments.params)
     methods = _methods(params, arguments)
-    benchmark(arguments, replace(params, quant=config.Quant("int8_static", methods)))
+    benchmark(arguments, replace(params, quant=config.Quant("int8_static", methods)), command="pt2e")
     if not arguments.json:
         print(f"ONNX: {arguments.output / 'artifacts' / list(methods)[-1] / 'model.onnx'}")
 

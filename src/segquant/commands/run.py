@@ -22,8 +22,10 @@ def main(arguments: argparse.Namespace) -> None:
     benchmark(arguments, config.load(arguments.params), names)
 
 
-def benchmark(arguments: argparse.Namespace, params: config.Params, methods: list[str] | None = None) -> None:
-    """Quantize, score and time `methods` (None: all of `params`), and print the tables.
+def benchmark(
+    arguments: argparse.Namespace, params: config.Params, methods: list[str] | None = None, command: str = "run"
+) -> None:
+    """Quantize, score and time `methods` (None: all of `params`) for `command`, and print the tables.
 
     Raises MethodsFailed at the end where one failed.
     """
@@ -35,6 +37,7 @@ def benchmark(arguments: argparse.Namespace, params: config.Params, methods: lis
     results = run(
         params,
         **scored(arguments),
+        command=command,
         label_maps=[None if path == "none" else path for path in arguments.label_map or ["none"]],
         methods=methods,
         limit=arguments.limit,

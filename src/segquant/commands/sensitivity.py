@@ -43,10 +43,12 @@ def _layers(
     data: str,
     split: str,
     output: Path,
+    force: bool,
     label_map: str | None,
     protocol: str | None,
 ) -> list[dict[str, Any]]:
     """Measure, and write sensitivity.csv and sensitivity.svg to `output`."""
+    from segquant.base import output as output_folder
     from segquant.base.files import write_text
     from segquant.base.hub import locate
     from segquant.data.rows import rows
@@ -55,13 +57,15 @@ def _layers(
     from segquant.report.figure import standalone
     from segquant.report.layers import chart
 
+    output_folder.check(output, "sensitivity", [model, data, *filter(None, [label_map])], force)
     params = replace(params, protocol=config.check_protocol(protocol or params.protocol))
     folder = locate(model, revision, sha256)
     skip = params.eval.on_error == "skip"
     source = open_source(replace(params.data, source=data), split, settings.images, params.eval.on_error)
     losses = layers(params, settings, folder, list(rows(source, [] if skip else None)), source.classes, label_map)
-    write_text(output / "sensitivity.csv", to_csv(losses))
-    write_text(output / "sensitivity.svg", standalone(chart(losses)))
+    with output_folder.claimed(output, "sensitivity"):
+        write_text(output / "sensitivity.csv", to_csv(losses))
+        write_text(output / "sensitivity.svg", standalone(chart(losses)))
     return losses
 
 

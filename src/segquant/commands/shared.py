@@ -15,7 +15,7 @@ DATA = "'scenes', a labelled folder, a zip archive, a folder of Parquet files, o
 LABEL_MAP = "YAML file that maps the model's class ids to the data set's"
 ARTIFACT = "folder of a quantized model, such as models/quantized/int8"
 NEW_FOLDER = "new folder for the files"
-_SCORED = ("model", "revision", "sha256", "data", "split", "protocol", "output")
+_SCORED = ("model", "revision", "sha256", "data", "split", "protocol", "output", "force")
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,12 @@ def add_scored(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_split(parser)
     add_protocol(parser)
-    parser.add_argument("--output", required=True, type=Path, help="folder for the results, created if missing")
+    parser.add_argument("--output", required=True, type=Path, help="folder for the results, new or of an earlier run")
+    add_force(parser)
+
+
+def add_force(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--force", action="store_true", help="write to --output whatever else it holds")
 
 
 def add_built(parser: argparse.ArgumentParser) -> None:

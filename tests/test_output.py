@@ -1,0 +1,115 @@
+"""An output folder is new, or the same command made it; it holds nothing that is read, and one process writes to it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ade20k_folder
+from test_cli import segquant
+
+from segquant.base.errors import ConfigError
+from segquant.base.output import MARKER, check, claimed
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(message, *arguments):
+    done = segquant(*arguments)
+    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("INFO")]
+    assert done.returncode == 2 and line.startswith("error: --output ") and message in line, done.stderr
+
+
+def test_what_a_run_reads_is_never_its_output(tiny_folder, tmp_path):
+    """Each replaced or removed the user's files, with exit code 0 or after minutes of work."""
+    data = ade20k_folder(tmp_path / "mine/shards", "validation", 2)
+    model = tmp_path / "mine/float32"
+    tiny_folder.rename(model)
+    before = contents(tmp_path)
+    for output in (tmp_path / "mine", data, data / "out", model, model / "deep/out"):
+        for force in ([], ["--force"]):
+            options = ["--model", model, "--data", data, "--split", "validation", "--output", output, *force]
+            for command in (["run", "--methods", "float32"], ["pt2e"], ["sensitivity", "--bits", "2"]):
+                refused("which is read, contain one another: give another --output", *command, *options)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("command", ["run", "predict", "sensitivity", "pt2e"])
+def test_a_folder_of_other_things_stays_as_it_is(command, tiny_folder, tmp_path):
+    for name in ("partial/a", "reference/b", "shards/c", "artifacts/float32/d", "onnx/e", "sensitivity.csv"):
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / name).write_text("mine")
+    before = contents(tmp_path)
+    options = ["--model", tiny_folder, "--data", "scenes", "--split", "validation"]
+    options = ["photo.jpg", "--artifact", tiny_folder] if command == "predict" else options
+    refused(
+        "holds files that segquant did not write: give a new folder, or --force",
+        command,
+        *options,
+        "--output",
+        tmp_path / "mine",
+    )
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_belongs_to_the_command_that_made_it(tmp_path):
+    folder = tmp_path / "a/out"
+    check(folder, "run")
+    with claimed(folder, "run"):
+        (folder / "results.json").write_text("{}")
+    check(folder, "run")
+    with pytest.raises(ConfigError, match="holds what `segquant run` wrote: give a new folder, or --force"):
+        check(folder, "predict")
+    check(folder, "predict", force=True)
+    (tmp_path / "empty").mkdir()
+    check(tmp_path / "empty", "run")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match="file is a file: give a folder"):
+        check(tmp_path / "file", "run", force=True)
+    for text in ("", "[1]", "{}", "\\xff"):  # no marker of ours
+        (folder / MARKER).write_text(text)
+        with pytest.raises(ConfigError, match="holds files that segquant did not write"):
+            check(folder, "run")
+
+
+def test_a_link_is_the_folder_that_it_leads_to(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    with pytest.raises(ConfigError, match="contain one another"):
+        check(tmp_path / "link/out", "run", [tmp_path / "data"])
+    check(tmp_path / "out", "run", [tmp_path / "data", "owner/name", "scenes"], force=True)
+
+
+def test_a_new_folder_is_gone_where_nothing_was_written(tmp_path):
+    for old in (False, True):
+        if old:
+            (tmp_path / "out").mkdir()
+        with pytest.raises(ValueError), claimed(tmp_path / "out", "run"):
+            raise ValueError
+        assert (tmp_path / "out").exists() == old
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from segquant.base.output import claimed
+with claimed(Path(sys.argv[1]), "run"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_processes_do_not_write_to_one_folder(tmp_path):
+    """One reported float32 on 6 images and int2 on 3, and their difference as a loss."""
+    command = [sys.executable, "-c", HOLD, tmp_path / "out"]
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        message = f"is in use by process {process.pid}: wait for it, or give another folder"
+        with pytest.raises(ConfigError, match=message), claimed(tmp_path / "out", "run"):
+            pass
+        process.kill()  # nothing needs hands afterwards
+    with claimed(tmp_path / "out", "run"):
+        assert json.loads(Path(tmp_path / "out" / MARKER).read_text())["command"] == "run"
