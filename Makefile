@@ -23,12 +23,14 @@ $(STAMP):
 	@touch $@
 
 repro: $(STAMP)
+	@python -m segquant.base.locks
 	python -m segquant.warm dvc repro
 	@segquant report
 
 # What a pull request would be told: rebuilds what changed, compares with BASE, fails where a method failed or too much
 # accuracy went. These two stages need all but the last, which would end it before the comparison.
 review: $(STAMP)
+	@python -m segquant.base.locks
 	python -m segquant.warm dvc repro select report
 	segquant review --base $(BASE) --output review.md
 

@@ -5,7 +5,10 @@ import subprocess
 import sys
 from importlib import metadata
 
+import pytest
 from conftest import ROOT
+
+from segquant import cli
 
 
 def _stage(folder, *arguments, **environment):
@@ -52,6 +55,34 @@ def test_heavy_imports_print_nothing(tmp_path):
     done = _stage(tmp_path, "segquant", "methods")  # torch, torchao, transformers
     assert done.returncode == 0 and done.stderr == ""
     assert not (tmp_path / "logs").exists()
+
+
+def test_a_fault_of_the_program_is_one_line_and_the_traceback_is_logged(tmp_path):
+    (tmp_path / "broken.py").write_text(
+        "from segquant.base.entry import run\ndef main():\n    {}['key']\nif __name__ == '__main__':\n    run(main)\n"
+    )
+    quiet, loud = (_stage(tmp_path, "broken", *more) for more in ((), ("--verbose",)))
+    line = "error: a fault of the program, KeyError: 'key': --verbose shows where; please report it\n"
+    assert quiet.returncode == loud.returncode == 1 and quiet.stderr == line
+    assert "Traceback" in loud.stderr and loud.stderr.endswith(line)
+
+
+def test_a_full_disk_is_one_line_that_says_what_to_do(tmp_path):
+    (tmp_path / "full.py").write_text(
+        "from pathlib import Path\nfrom segquant.base.entry import run\n"
+        "def main():\n    Path('/dev/full').write_text('x')\n"
+        "if __name__ == '__main__':\n    run(main)\n"
+    )
+    done = _stage(tmp_path, "full")
+    assert done.returncode == 2
+    assert done.stderr == "error: input or output: No space left on device: free some space, and run it again\n"
+
+
+def test_ctrl_c_while_the_parser_is_built_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "parser", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(SystemExit) as ended:
+        cli.cli()
+    assert ended.value.code == 130 and capsys.readouterr().err == "interrupted\n"
 
 
 def test_verbose_logs_more(tmp_path):

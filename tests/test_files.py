@@ -1,3 +1,7 @@
+import errno
+import subprocess
+import sys
+
 import pytest
 
 from segquant.base.errors import SegquantError
@@ -25,6 +29,30 @@ def test_a_folder_is_replaced_whole(tmp_path):
         raise RuntimeError
     assert [p.name for p in (tmp_path / "d").iterdir()] == ["new"]
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
+FULL = """
+import resource, signal, sys
+import numpy as np
+from safetensors.numpy import save_file
+from segquant.base.files import replacing
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+for write in (lambda part: part.write_bytes(bytes(10_000)), lambda part: save_file({"a": np.zeros(10_000)}, part)):
+    try:
+        with replacing(sys.argv[1]) as part:
+            write(part)
+    except OSError as error:
+        print(error.errno, error.filename)
+"""
+
+
+def test_a_disk_that_takes_no_more_names_the_file(tmp_path):
+    """safetensors raises an error of its own, and Python's write names no file."""
+    command = [sys.executable, "-c", FULL, str(tmp_path / "model.safetensors")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{errno.EFBIG} {tmp_path / 'model.safetensors'}\n" * 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nan_never_reaches_a_json_file(tmp_path):

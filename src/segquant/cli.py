@@ -20,6 +20,7 @@ examples:
 
 exit codes:
   0    done
+  1    a fault of the program; one line on stderr, and --verbose shows where
   2    an input is wrong or missing; one line on stderr says what, where and what to do
   3    review: a method failed, or lost more accuracy than review.max_drop
   4    run, pt2e, report: a method failed, and its results say why; the others are done
@@ -31,8 +32,12 @@ DVC runs the pipeline: `dvc repro` builds and measures what changed (README.md).
 
 def cli() -> None:
     """Entry point: exits with one of the codes above."""
+    run(_main)
+
+
+def _main() -> None:
     arguments = parser().parse_args()
-    run(lambda: arguments.main(arguments))
+    arguments.main(arguments)
 
 
 def parser() -> argparse.ArgumentParser:

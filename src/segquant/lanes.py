@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -138,8 +139,13 @@ def benchmark(artifact: Path, float32: Path, exports: Path, target: Path, params
         "output": target,
     }
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "segquant.evaluation.speed", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "segquant.evaluation.speed", "--attached", *arguments]
+    reader, writer = os.pipe()  # if this process is killed the pipe closes, and the other one ends
+    try:
+        done = subprocess.run(command, stdin=reader, capture_output=True, text=True, check=False)
+    finally:
+        os.close(reader)
+        os.close(writer)
     if done.returncode:
         log.debug("timing %s:\n%s", artifact.name, done.stderr)
         lines = done.stderr.strip().splitlines() or ["it said nothing; was it out of memory?"]

@@ -146,6 +146,23 @@ def test_the_fresh_process_counts_the_artifacts_memory_only(artifacts, tmp_path)
     assert 500_000 < peak < 200_000_000
 
 
+def test_a_timing_ends_with_the_process_that_asked_for_it(tiny_folder, tmp_path):
+    """Killing `segquant run` left it running."""
+    build(tiny_folder, Recipe("float32"), tmp_path / "float32", CPU)
+    speed = {"input_size": [64, 96], "batch_sizes": [1], "runs": 10**6, "warmup": 1, "seconds": 10**4}
+    options = {"artifact": tmp_path / "float32", "float32": tmp_path / "float32", "exports": "none"}
+    options |= {"speed": json.dumps(speed), "output": tmp_path / "speed.json"}
+    command = [sys.executable, "-m", "segquant.evaluation.speed", "--attached"]
+    command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert "loaded" in process.stderr.readline()
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+        process.stdin.close()
+        assert process.wait(20) == 1
+    assert not (tmp_path / "speed.json").exists()
+
+
 def test_an_unavailable_artifact_is_reported(tiny_folder, tmp_path):
     build(tiny_folder, Recipe("float8", activations="float8"), tmp_path / "a", CPU)
     assert "8.9" in measure(tmp_path / "a", tmp_path / "a", SPEED, CPU)["unavailable"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
@@ -95,7 +96,8 @@ def run(main: Callable[[], None]) -> None:
     """Call `main` and turn its errors into exit codes.
 
     A SegquantError is one line on stderr and its `exit_code`, an OSError one and 2; Ctrl-C is code 130. If the reader
-    of stdout has closed it, as `head` does, the code is 141 without a line. Any other exception passes through.
+    of stdout has closed it, as `head` does, the code is 141 without a line. Any other exception is a fault of the
+    program: one line that says so, and 1; the traceback is logged.
     """
     start = time.perf_counter()
     gc.freeze()  # collections skip the imported modules, which stay anyway
@@ -113,14 +115,20 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(_fail(f"error: {one_line(error, 10_000)}", error.exit_code))
     except OSError as error:  # such as a full disk or a read-only folder
         log.debug("stopped", exc_info=True)
-        sys.exit(_fail(f"error: {error.filename or 'input or output'}: {error.strerror or error}", 2))
+        sys.exit(_fail(f"error: {error.filename or 'input or output'}: {error.strerror or error}{_remedy(error)}", 2))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", 130))
-    except Exception:
+    except Exception as error:
         log.debug("failed", exc_info=True)
-        raise
+        line = f"error: a fault of the program, {type(error).__name__}: {one_line(error)}"
+        sys.exit(_fail(f"{line}: --verbose shows where; please report it", 1))
     finally:
         gc.freeze()  # else a last collection over torch and transformers takes 2 s
+
+
+def _remedy(error: OSError) -> str:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return ": free some space, and run it again" if full else ""
 
 
 def _fail(line: str, code: int) -> int:

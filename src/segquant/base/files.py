@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +27,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block succeeds.
 
     The block writes a file or makes a directory there. If it raises, the temporary file or directory is removed and
-    `path` stays as it was. Raises SegquantError when the directory of `path` cannot be written.
+    `path` stays as it was; an OSError names it. Raises SegquantError when the directory of `path` cannot be written.
     """
     path = Path(path)
     try:
@@ -46,6 +47,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
                 raise
         else:
             part.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # as of a full disk
+        raise
+    except Exception as error:
+        if code := re.search(r"\(os error (\d+)\)", str(error)):  # as Rust, in safetensors, words it
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+        raise
     finally:
         shutil.rmtree(holder, ignore_errors=True)
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import statistics
+import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -205,13 +208,21 @@ def _peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def _end_with_stdin() -> None:
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=measure.__doc__)
     for name in ("artifact", "float32", "exports", "output"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--speed", required=True, help="the speed section of params.yaml as JSON")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--attached", action="store_true", help="end when standard input does")
     a = parser.parse_args()
+    if a.attached:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
     options = build(Speed, json.loads(a.speed), "speed")
     write_json(a.output, measure(a.artifact, a.float32, options, models.device(a.device), a.exports))
 
