@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import time
 
 import pytest
 import yaml
@@ -43,6 +44,17 @@ def test_the_committed_params_are_valid():
         (("train", "phases", 0, "crop"), 8, "train.phases[0].crop must be at least 32, not 8"),
         (("train", "lr"), float("nan"), "train.lr must be at least 0, not nan"),
         (("quant", "methods"), {"int8": {"weights": "int8"}}, "quant.methods lacks float32"),
+        (
+            ("quant", "methods", "float32"),
+            {"weights": "int8"},
+            "quant.methods has another float32 than {weights: float",
+        ),
+        (("quant", "methods", "float32"), {"weights": "bfloat16"}, "quant.methods has another float32 than {weights"),
+        (
+            ("quant", "methods", "float32"),
+            {"engine": "onnxruntime", "weights": "float32"},
+            "quant.methods has another float32 than {weights: float32}",
+        ),
         (("quant", "methods", "a/b"), {"weights": "int8"}, "quant.methods has 'a/b': use letters"),
         (("speed", "input_size"), [0, 512], "speed.input_size[0] must be at least 32, not 0"),
         (("protocol",), "fixed", "protocol 'fixed' is unknown: choose aligned-512-v1 or fixed-HxW-v1"),
@@ -196,6 +208,49 @@ def test_numbers_with_an_exponent_are_numbers(text, tmp_path):
     params = (ROOT / "params.yaml").read_text().replace("  lr: 0.001 ", f"  lr: {text} ")
     (tmp_path / "params.yaml").write_text(params)
     assert config.load(tmp_path / "params.yaml").train.lr == float(text)
+
+
+BOMB = "\n".join(
+    ["a0: &a0 [x, x, x, x, x, x, x, x, x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9))]
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, "has more than 100,000 values, or 30 levels"),  # 431 bytes took 40 s and 3.4 GB
+        ("a: &a [*a]", "has more than 100,000 values, or 30 levels"),
+        ("[" * 200 + "]" * 200, "has more than 100,000 values, or 30 levels"),
+        ("[" * 5000, "it is nested too deep"),
+        ("#" * 1_000_001, "has 1,000,001 characters: at most 1,000,000 work"),
+        ("seed: 2024-13-45", "a value cannot be read: month must be in 1..12"),
+        ("? [a]\n: b", "is not valid YAML"),
+    ],
+)
+def test_yaml_that_grows_or_breaks_is_one_line(text, message, tmp_path):
+    (tmp_path / "params.yaml").write_text(text)
+    start = time.process_time()
+    with pytest.raises(ConfigError, match=message) as error:
+        config.load(tmp_path / "params.yaml")
+    assert time.process_time() - start < 2 and len(str(error.value)) < 1000 and "\n" not in str(error.value)
+
+
+def test_long_values_and_names_are_cut_in_messages():
+    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for path, value, message in (
+        (("quant", "method"), "x" * 10_000, r"quant.method 'x+\.\.\. is unknown: choose"),
+        (("eval", "batch_size"), "x" * 10_000, r"must be of type int, not 'x+\.\.\.$"),
+        (("eval", "x" * 10_000), 1, "has an unknown key 'x+"),
+        (("quant", "methods", "x" * 65), {"weights": "int8"}, "use letters, digits, _ and -, at most 64"),
+    ):
+        changed = copy.deepcopy(tree)
+        place = changed
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+        with pytest.raises(ConfigError, match=message) as error:
+            config.build(config.Params, changed)
+        assert len(str(error.value)) < 1000
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path):

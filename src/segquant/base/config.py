@@ -18,7 +18,7 @@ from segquant.base.errors import ConfigError, one_line
 from segquant.base.keys import has_wandb_key
 from segquant.base.recipes import ENGINES, Calibration, Graph, Method, Override, Recipe, SmallLayers
 from segquant.base.training import Distill, Finetune, Phase, Qat, Train, Training
-from segquant.base.validate import Pair, Section, Several, build, wrong
+from segquant.base.validate import Pair, Section, Several, build, shown, wrong
 from segquant.base.yaml_file import read_yaml
 
 __all__ = [
@@ -56,7 +56,7 @@ __all__ = [
 WandbMode = Literal["offline", "online", "disabled"]
 ALIGNED_PROTOCOL = "aligned-512-v1"
 FIXED_PROTOCOL = re.compile(r"fixed-(\d+)x(\d+)-v1")
-_METHOD_NAME = re.compile(r"[A-Za-z0-9_-]+")  # it becomes a file name
+_METHOD_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # it becomes a file name
 
 
 def check_protocol(protocol: str) -> str:
@@ -89,11 +89,13 @@ class Quant(Section):
     def __post_init__(self) -> None:
         for name in self.methods:
             if not _METHOD_NAME.fullmatch(name):
-                raise wrong("methods", f"has {name!r}: use letters, digits, _ and -")
+                raise wrong("methods", f"has {shown(name)}: use letters, digits, _ and -, at most 64")
         if "float32" not in self.methods:
             raise wrong("methods", "lacks float32, the baseline for loss and speed")
+        if self.methods["float32"] != Recipe("float32"):
+            raise wrong("methods", "has another float32 than {weights: float32}, the baseline for loss and speed")
         if self.method not in self.methods:
-            raise wrong("method", f"{self.method!r} is unknown: choose one of {', '.join(self.methods)}")
+            raise wrong("method", f"{shown(self.method)} is unknown: choose one of {', '.join(self.methods)}")
 
     def choose(self, names: Sequence[str] | None) -> dict[str, Method]:
         """The recipes of the named methods, all of them for None. Raises ConfigError for an unknown name."""

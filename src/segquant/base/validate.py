@@ -44,7 +44,7 @@ class Section:
             raise PydanticCustomError(MUST_BE, f"a mapping of {', '.join(names)}")
         for key in value if isinstance(value, dict) else ():
             if key not in names:
-                message = f"has an unknown key {str(key)!r}: allowed are {', '.join(names)}"
+                message = f"has an unknown key {shown(str(key))}: allowed are {', '.join(names)}"
                 raise PydanticCustomError(_PREDICATE, message)
         try:
             return validate(value)
@@ -76,6 +76,12 @@ def wrong(key: str, message: str) -> ValidationError:
     return ValidationError.from_exception_data(key, [details])
 
 
+def shown(value: Any) -> str:
+    """A value as a message gives it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
 def _line(error: ValidationError, name: str) -> str:
     """The first mistake, of a value that stands at `name`."""
     first = error.errors(include_url=False)[0]
@@ -85,28 +91,28 @@ def _line(error: ValidationError, name: str) -> str:
         case "missing":
             return f"{_path(name, loc[:-1])} lacks the key '{loc[-1]}'"
         case "int_type" | "float_type" | "string_type" | "bool_type":
-            return f"{path} must be of type {kind.removesuffix('_type')}, not {value!r}"
+            return f"{path} must be of type {kind.removesuffix('_type')}, not {shown(value)}"
         case "literal_error":
             choices = details["expected"].replace("'", "").replace(" or ", ", ")
-            return f"{path} {str(value)!r} is unknown: choose one of {choices}"
+            return f"{path} {shown(str(value))} is unknown: choose one of {choices}"
         case "greater_than_equal":
-            return f"{path} must be at least {details['ge']:g}, not {value!r}"
+            return f"{path} must be at least {details['ge']:g}, not {shown(value)}"
         case "less_than_equal":
-            return f"{path} must be at most {details['le']:g}, not {value!r}"
+            return f"{path} must be at most {details['le']:g}, not {shown(value)}"
         case "tuple_type":
-            return f"{path} must be a list, not {value!r}"
+            return f"{path} must be a list, not {shown(value)}"
         case "dict_type":
-            return f"{path} must be a mapping, not {value!r}"
+            return f"{path} must be a mapping, not {shown(value)}"
         case "too_short":
             what = "mapping" if details["field_type"] == "Dictionary" else "list"
-            return f"{path} must be a {what} with at least one entry, not {value!r}"
+            return f"{path} must be a {what} with at least one entry, not {shown(value)}"
         case "value_error":
             return f"{path}: {details['error']}"
         case "must_be":
-            return f"{path} must be {first['msg']}, not {value!r}"
+            return f"{path} must be {first['msg']}, not {shown(value)}"
         case "predicate":
             return f"{path} {first['msg']}"
-    return f"{path}: {first['msg']}, not {value!r}"
+    return f"{path}: {first['msg']}, not {shown(value)}"
 
 
 def _path(name: str, loc: tuple[int | str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""Read YAML as people mean it: numbers as in YAML 1.2, and no key twice."""
+"""Read YAML as people mean it: numbers as in YAML 1.2, no key twice, and nothing that grows as it is read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+_CHARACTERS, _VALUES, _DEPTH = 1_000_000, 100_000, 30
 
 
 class _Loader(yaml.SafeLoader):
@@ -31,4 +33,28 @@ _Loader.add_implicit_resolver(
 
 def read_yaml(path: str | Path) -> Any:
     """Raises OSError, UnicodeDecodeError and yaml.YAMLError."""
-    return yaml.load(Path(path).read_text(), _Loader)
+    text = Path(path).read_text()
+    if len(text) > _CHARACTERS:
+        raise yaml.YAMLError(f"it has {len(text):,} characters: at most {_CHARACTERS:,} work")
+    try:
+        tree = yaml.load(text, _Loader)
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deep") from error
+    except (ValueError, TypeError, ArithmeticError, LookupError) as error:  # such as a month of 13
+        raise yaml.YAMLError(f"a value cannot be read: {error}") from error
+    _check_size(tree)
+    return tree
+
+
+def _check_size(tree: Any) -> None:
+    """Raise YAMLError for a tree that a few aliases made deep or large, before anybody walks through it."""
+    level, values = [tree], 0
+    for _ in range(_DEPTH):
+        values += len(level)
+        parts = [value for value in level if isinstance(value, dict | list)]
+        if not parts:
+            return
+        if values + sum(map(len, parts)) > _VALUES:
+            break
+        level = [child for part in parts for child in (part.values() if isinstance(part, dict) else part)]
+    raise yaml.YAMLError(f"it has more than {_VALUES:,} values, or {_DEPTH} levels of them: write fewer")
