@@ -147,7 +147,9 @@ def test_the_table_of_a_gpu_is_its_measured_results(results):
     rates = again["evaluation"]
     figures = [*rates["engine_images_per_second"], *rates["plain_images_per_second"], *rates["ratio"]]
     words = re.sub(r"\s+", " ", (ROOT / "docs/distributed.md").read_text())
-    shape = "scores {:.0f} images/s ({:.0f} to {:.0f}), the usual script beside it {:.1f} ({:.1f} to {:.1f}): {:.1f} times"
+    shape = (
+        "scores {:.0f} images/s ({:.0f} to {:.0f}), the usual script beside it {:.1f} ({:.1f} to {:.1f}): {:.1f} times"
+    )
     assert shape.format(*figures[:7]) in words and "the speed ({:.1f} to {:.1f})".format(*figures[7:]) in words
     for method in ("int8", "float8"):
         assert again["default_run"]["methods"][method]["mean_iou"] == small[method]["mean_iou"]

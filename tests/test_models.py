@@ -91,6 +91,14 @@ def test_a_git_lfs_pointer_says_what_to_do(name, folder):
         models.load(folder)
 
 
+def test_an_adapter_beside_the_weights_is_refused(folder):
+    (folder / "adapter_config.json").write_bytes(b"{}")
+    with pytest.raises(
+        ModelError, match="has an adapter .adapter_config.json., which would be left out: merge it into"
+    ):
+        models.load(folder)
+
+
 def test_an_index_that_is_a_git_lfs_pointer_says_so_too(folder):
     (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
     (folder / "model.safetensors.index.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
@@ -136,6 +144,17 @@ def test_weights_that_give_no_numbers_are_refused(folder):
 def test_the_second_class_gets_a_name_of_its_own(name, other, one_class):
     change(one_class, id2label={"0": name})
     assert sorted(models.load(one_class).config.id2label.values()) == sorted([name, other])
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.bool])
+def test_weights_that_are_no_floats_are_refused_by_name(dtype, folder):
+    """transformers would cast codes without their scales."""
+    state = load_file(folder / "model.safetensors")
+    name = "decode_head.classifier.weight"
+    state[name] = (100 * state[name]).to(dtype)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=f"has {name} as .*: only float weights work"):
+        models.load(folder)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
@@ -66,6 +67,7 @@ def load(source: str | Path) -> nn.Module:
         raise ModelError(f"model '{source}' has a Git LFS pointer in place of {pointer}: run git lfs pull")
     _check_config(source, folder)
     read_preprocessing(folder)  # raises before any data are read
+    _check_dtypes(source, paths)
     start, before = time.perf_counter(), psutil.Process().memory_info().rss
     try:
         model, report = AutoModelForSemanticSegmentation.from_pretrained(
@@ -128,6 +130,21 @@ def _check_config(source: str | Path, folder: Path) -> None:
     twice = [name for name, count in Counter(map(str, labels.values())).items() if count > 1]
     if twice:
         raise ModelError(f"model '{source}' names two classes '{twice[0]}': rename one in id2label of its config.json")
+
+
+def _check_dtypes(source: str | Path, paths: Sequence[Path]) -> None:
+    """Raise ModelError for weights that are whole or complex numbers, such as codes whose scales are elsewhere."""
+    for path in paths:
+        if path.suffix != ".safetensors":
+            continue
+        try:
+            with safe_open(path, "pt") as file:
+                dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}
+        except Exception as error:  # safetensors raises many types
+            raise ModelError(f"model '{source}' cannot be loaded: {one_line(error)}") from error
+        for name, dtype in dtypes.items():
+            if not dtype.startswith(("F", "BF")) and not name.endswith(_COUNTERS):
+                raise ModelError(f"model '{source}' has {name} as {dtype}: only float weights work")
 
 
 def _check_weights(source: str | Path, model: nn.Module, report: dict[str, Any]) -> None:

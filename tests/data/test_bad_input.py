@@ -201,6 +201,10 @@ TABLE = {
     "a truncated PNG": bad_image("", encoded(NOISE)[:-40]),
     "a truncated JPEG": bad_image(" (image file is truncated", encoded(NOISE, "JPEG")[:-40]),
     "a truncated label": bad_label("is not a readable label", encoded(NOISE[..., 0])[:-40]),
+    "a label of several pages": bad_label(
+        "has 2 pages, of which one would be read: save the one with class ids as PNG",
+        encoded(NOISE[..., 0], "TIFF", save_all=True, append_images=[Image.fromarray(NOISE[..., 1])]),
+    ),
     "text for an image": bad_image(" (its format is unknown): replace or remove it", b"<html>"),
     "floats for an image": bad_image(" (it has 32 bits per pixel", encoded(np.ones((3, 4), np.float32), "TIFF")),
     "a decompression bomb": bad(

@@ -69,6 +69,14 @@ def test_names_that_begin_alike_are_told_apart():
     assert match_classes(names, names[::-1]).tolist() == [3, 2, 1, 0] and not same_classes(names, names[::-1])
 
 
+def test_names_that_differ_by_case_or_hyphen_only_are_told_apart_as_they_are_written():
+    names = ["Road", "road", "traffic-light", "traffic light"]
+    assert match_classes(names, names) is None
+    assert match_classes(names, names[::-1]).tolist() == [3, 2, 1, 0]
+    with pytest.raises(DataError, match="class 0 is 'ROAD' in the model but 'Road' in the data set"):
+        match_classes(["ROAD", "sky"], ["Road", "road"])
+
+
 def test_the_same_names_in_another_order_are_mapped_by_name(caplog):
     with caplog.at_level("INFO"):
         assert match_classes(["sky", "Road", "car"], ["car", "sky", "road"]).tolist() == [1, 2, 0]

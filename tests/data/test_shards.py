@@ -2,6 +2,7 @@ import json
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -84,6 +85,36 @@ def test_the_library_datasets_reads_the_shards(folder, tmp_path):
     loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
     assert loaded.column_names == ["id", "image", "annotation", "width", "height"]
     assert loaded["id"] == [r["id"] for r in shards.read_rows(folder, "validation")]
+
+
+@pytest.mark.parametrize("name", ["/abs/x", "../../x", "a/../../x", "..", ".", "", "a\\..\\x", "a\0", None, 5])
+def test_an_id_that_is_no_name_is_refused(name, folder):
+    """Its picture was written outside of the results."""
+    manifest = shards.read_manifest(folder)
+    entry = manifest["splits"]["validation"]["shards"][0]
+    table = pq.read_table(folder / entry["file"])
+    kind = pa.int64() if name == 5 else pa.string()
+    table = table.set_column(0, "id", pa.array([name] * len(table), kind))
+    pq.write_table(table, folder / entry["file"])
+    entry["sha256"] = sha256(folder / entry["file"])
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"validation-00000-of-\d+.parquet has the id .*, which is no name"):
+        list(shards.read_rows(folder, "validation"))
+
+
+def test_an_id_that_is_no_name_is_not_written(tmp_path):
+    class Foreign:
+        classes = ("a",)
+
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            return {**open_source("scenes", "train", 1)[0], "id": "../x"}
+
+    with pytest.raises(DataError, match="split 'train' has the id '../x', which is no name"):
+        shards.write_shards({"train": Foreign()}, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_broken_source_leaves_no_files(tmp_path):

@@ -162,6 +162,39 @@ def test_a_list_names_an_image_as_the_wildcards_match_it(tmp_path, line):
     assert [row["id"] for row in rows(open_source(options, "val"))] == ["c.jpg"]
 
 
+def test_an_archive_and_its_folder_take_the_same_patterns(tmp_path):
+    """The one folder around all files in an archive may stand in a pattern, or not."""
+    _pair(tmp_path, "set/top/val/0.jpg", "set/top/val/0_m.png", LABELS % 3)
+    (tmp_path / "set/top/val.txt").write_text("0\n")
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as file:
+        for path in (tmp_path / "set").rglob("*.*"):
+            file.write(path, path.relative_to(tmp_path / "set"))
+    for source, top in (("set", "top/"), ("set.zip", "top/"), ("set.zip", ""), ("set.zip", "./top/")):
+        keys = {
+            "images": f"{top}{{split}}/*.jpg",
+            "annotations": f"{top}{{split}}/*_m.png",
+            "names": f"{top}{{split}}.txt",
+        }
+        (row,) = rows(open_source(Data(str(tmp_path / source), classes="camvid", **keys), "val"))
+        assert row["id"] == "0"
+
+
+@pytest.mark.parametrize("split", ["*", "v*", "**"])
+def test_a_split_is_no_wildcard(split, tmp_path):
+    """It would be several splits, and what is trained on would be scored."""
+    _pair(tmp_path, "val/a.png", "masks/val/a.png", LABELS % 2)
+    options = Data(str(tmp_path), images="{split}/*.png", annotations="masks/{split}/*.png", classes="camvid")
+    with pytest.raises(ConfigError, match="has a wildcard, so that several splits would be one: name one of them"):
+        open_source(options, split)
+
+
+def test_names_in_two_unicode_forms_are_named(tmp_path):
+    """macOS writes another form than most; the two look the same."""
+    _pair(tmp_path, "val/\u00e9.png", "valannot/e\u0301.png", LABELS)
+    with pytest.raises(DataError, match="have names in two Unicode forms .NFC and NFD., which look the same: rename"):
+        open_source(str(tmp_path), "val")
+
+
 @pytest.mark.parametrize("key", ["images", "annotations", "names"])
 def test_an_absolute_pattern_is_refused(key, tmp_path):
     patterns = {"images": "{split}/*.png", "annotations": "masks/*.png", key: str(tmp_path / "{split}/*.png")}

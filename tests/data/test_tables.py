@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from segquant.base.config import Data
-from segquant.base.errors import ConfigError, DataError
+from segquant.base.errors import ConfigError, DataError, SegquantError
 from segquant.data.images import decode_annotation
 from segquant.data.rows import rows
 from segquant.data.sources import open_source
@@ -165,6 +165,48 @@ def test_a_cell_may_be_bytes_or_a_path(tmp_path):
         assert labels(tmp_path / name, "val") == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ([{"bytes": png(1), "path": 5}], r"has struct<bytes: binary, path: int64> instead of images in column 'image'"),
+        ([{"bytes": [1, 2], "path": "a"}], "instead of images in column 'image'"),
+        ([{"bytes": None, "path": "a\0.png"}], "column image names a\0.png, which cannot be read .embedded null byte"),
+    ],
+)
+def test_a_cell_that_holds_no_image_is_one_line(tmp_path, cells, message):
+    pq.write_table(pa.table({"image": cells, "annotation": cells}), tmp_path / "val.parquet")
+    with pytest.raises(SegquantError, match=message):
+        labels(tmp_path, "val")
+
+
+@pytest.mark.parametrize("path", ["{outside}", "../private.png", "files/../../private.png", "/dev/zero"])
+def test_a_path_stays_inside_the_data_folder(tmp_path, path):
+    (tmp_path / "private.png").write_bytes(png(1))
+    path = path.format(outside=tmp_path / "private.png")
+    for name, cell in (("struct", {"bytes": None, "path": path}), ("text", path)):
+        put(tmp_path / name / "val.parquet", [1], lambda _, cell=cell: cell)
+        with pytest.raises(DataError, match=f"names {path}, which lies outside of .*/{name}: put the file into it"):
+            labels(tmp_path / name, "val")
+
+
+def test_a_named_pipe_is_no_image_and_a_link_of_the_folders_owner_is(tmp_path):
+    put(tmp_path / "set/val.parquet", [1], lambda _: "a.png")
+    os.mkfifo(tmp_path / "set/a.png")  # reading it would never end
+    with pytest.raises(DataError, match="names a.png, which is no file: put the image there"):
+        labels(tmp_path / "set", "val")
+    (tmp_path / "set/a.png").unlink()
+    (tmp_path / "disk.png").write_bytes(png(1))
+    (tmp_path / "set/a.png").symlink_to(tmp_path / "disk.png")
+    assert labels(tmp_path / "set", "val") == [1]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    table = pa.table([[png(1)], [png(1)], [png(2)]], names=["image", "annotation", "image"])
+    pq.write_table(table, tmp_path / "val.parquet")
+    with pytest.raises(ConfigError, match="has two columns 'image': rename one of them"):
+        labels(tmp_path, "val")
+
+
 @pytest.mark.parametrize(("named", "split"), [(None, "train"), ("validation", "validation")])
 def test_a_saved_split_has_only_its_name(tmp_path, named, split):
     """Otherwise a model could be calibrated on the images that it is evaluated on."""
@@ -177,6 +219,19 @@ def test_a_saved_split_has_only_its_name(tmp_path, named, split):
         labels(tmp_path / "saved", "test")
     synonym = {"train": "training", "validation": "val"}[split]
     assert labels(tmp_path / "saved", synonym) == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("state.json", "{}"), ("state.json", "[]"), ("dataset_dict.json", "{}"), ("dataset_dict.json", "[1]")],
+)
+def test_damaged_metadata_of_a_saved_data_set_are_one_line(tmp_path, name, text):
+    dataset = datasets.Dataset.from_dict({"image": [png(1)], "annotation": [png(1)]})
+    saved = dataset if name == "state.json" else datasets.DatasetDict(train=dataset)
+    saved.save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "saved" / name).write_text(text)
+    with pytest.raises(DataError, match="saved cannot be read as a table"):
+        labels(tmp_path / "saved", "train")
 
 
 def test_a_known_layout_takes_precedence_over_a_parquet_file(tmp_path):

@@ -112,6 +112,22 @@ def test_a_batch_that_is_filled_up_gives_the_same_logits(engine, tmp_path):
     assert torch.equal(model(images).logits, images)
 
 
+def test_a_graph_in_an_engines_own_format_is_one_line(params, tmp_path):
+    """The engine loads it, and the ONNX package cannot."""
+    import onnxruntime
+    import openvino
+
+    path = graph(tmp_path / "graph.onnx", preprocessing=PLAIN, labels=["red", "green", "blue"])
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    options.optimized_model_filepath = str(tmp_path / "graph.ort")
+    onnxruntime.InferenceSession(path, options)
+    openvino.save_model(openvino.convert_model(path), tmp_path / "graph.xml")
+    for name, engine in (("graph.ort", "onnxruntime"), ("graph.xml", "openvino")):
+        with pytest.raises(ModelError, match=f"{name} is no ONNX file, but of the engine's own format: give the .onnx"):
+            score(params, tmp_path / name, engine)
+
+
 def other_output(path, node, kind, channels, **attributes):
     """A graph of one node that gives something else than its input."""
     ends = [

@@ -130,6 +130,9 @@ def test_a_missing_or_broken_result_raises_one_line(tmp_path):
     with pytest.raises(DataError, match="of 'int4': choose from int8"):
         locate_counts(tmp_path, "int4")
     assert locate_counts(tmp_path, "int8") == tmp_path / "confusion" / "int8.parquet"
+    _counts(tmp_path / "two/data/roads/confusion", 0, 2, name="int8")
+    with pytest.raises(DataError, match="of 'int8': give --metrics one of its data sets, .*two/data/roads$"):
+        locate_counts(tmp_path / "two", "int8")
     (tmp_path / "broken").write_text("x")
     with pytest.raises(DataError, match="holds no counts by image"):
         read_counts(locate_counts(tmp_path, str(tmp_path / "broken")))

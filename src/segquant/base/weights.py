@@ -11,6 +11,7 @@ from segquant.base.files import read_json
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 INDEX = ".index.json"
+_ADAPTER = "adapter_config.json"  # transformers reads it where peft is installed, and nothing of it elsewhere
 # The files of model.save_pretrained(variant="fp16"), whole, in shards, and the index of the shards.
 _VARIANT = re.compile(r"model\.\w+(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.\w+\.json")
 _FORMATS = {
@@ -29,10 +30,15 @@ _FORMATS = {
 def choose(names: Collection[str], model: str) -> str:
     """The name of the file to load among the `names` of a folder or repository, by the preference of transformers.
 
-    It is the weights themselves, or the index of their shards. Raises ModelError when config.json or the weights are
-    missing: in one line that says what is there instead, and what to do.
+    It is the weights themselves, or the index of their shards. Raises ModelError for an adapter beside them, and when
+    config.json or the weights are missing: in one line that says what is there instead, and what to do.
     """
     weights = [whole + part for whole in (SAFETENSORS, PICKLE) for part in ("", INDEX) if whole + part in names]
+    if _ADAPTER in names:
+        raise ModelError(
+            f"model '{model}' has an adapter ({_ADAPTER}), which would be left out: merge it into the weights (peft's "
+            "merge_and_unload) and save those alone"
+        )
     if weights and "config.json" in names:
         return weights[0]
     needs = [] if "config.json" in names else ["config.json"]

@@ -85,7 +85,10 @@ def decode_label(data: bytes, name: str, max_pixels: int, colors: bool = False) 
     with _readable(name, "label"):
         image = _open(data, name, max_pixels, check_range=False)
         changed = _changed(image, data, colors)
+        pages = getattr(image, "n_frames", 1)
         image.load()
+    if pages > 1:
+        raise DataError(f"{name} has {pages} pages, of which one would be read: save the one with class ids as PNG")
     if changed:
         raise DataError(f"{name} is {changed}, so that its values are not certain: save it as an 8-bit PNG")
     if image.format not in _LOSSLESS and image.info.get("compression") not in _LOSSLESS:

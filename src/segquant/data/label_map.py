@@ -76,14 +76,17 @@ def match_classes(
 
 
 def _places(classes: Sequence[str], others: Sequence[str]) -> list[int | None]:
-    """Where each of `classes` stands in `others`: by its whole name, else where one of the two is the other's first
-    synonym (`building, edifice`) and no second class begins like this."""
-    wholes = {_plain(name): i for i, name in enumerate(others)}
+    """Where each of `classes` stands in `others`: by its name as it is written, else by the whole name without case
+    and hyphens where no two differ in these alone, else where one of the two is the other's first synonym (`building,
+    edifice`) and no second class begins like this."""
+    written = {name: i for i, name in enumerate(others)}
+    twice = {plain for names in (classes, others) for plain, n in Counter(map(_plain, names)).items() if n > 1}
+    wholes = {plain: i for i, name in enumerate(others) if (plain := _plain(name)) not in twice}
     firsts = {_first(name): i for i, name in enumerate(others)}
     other_counts, counts = (Counter(map(_first, names)) for names in (others, classes))
     places = []
     for name in classes:
-        place = wholes.get(_plain(name))
+        place = written.get(name, wholes.get(_plain(name)))
         if place is None and counts[_first(name)] == 1:
             place = wholes.get(_first(name))
         if place is None and other_counts[_plain(name)] == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os.path import commonpath
@@ -96,7 +97,7 @@ def complete(tree: Folder | Archive, layout: Layout, split: str, names: str | No
     """
     pairs, names = layout.pairs, names or layout.names
     if names:
-        pairs = _listed(tree, pairs, names.replace("{split}", split).removeprefix("./"))
+        pairs = _listed(tree, pairs, tree.inside(names.replace("{split}", split)))
     layout = replace(layout, pairs=_checked(tree, pairs, skip))
     if layout.signs and not _shows(tree, layout):
         layout = Layout(layout.pairs)
@@ -151,7 +152,9 @@ def matching(tree: Folder | Archive, split: str, images: str, annotations: str) 
     in the same order; it is also the id of the pair. Raises ConfigError when the two patterns have different wildcards,
     NoLayout when no file matches.
     """
-    images, annotations = (text.replace("{split}", split).removeprefix("./") for text in (images, annotations))
+    if _WILD.search(split):
+        raise ConfigError(f"split '{split}' has a wildcard, so that several splits would be one: name one of them")
+    images, annotations = (tree.inside(text.replace("{split}", split)) for text in (images, annotations))
     if not _WILD.search(images) or _WILD.findall(images) != _WILD.findall(annotations):
         raise ConfigError(
             f"data.images '{images}' and data.annotations '{annotations}' have different wildcards or none: use the "
@@ -233,6 +236,12 @@ def _checked(tree: Folder | Archive, pairs: Sequence[tuple[str, str, str]], skip
                 f"{tree.where(image)} and {other} have the same name and so the same label: rename one of them"
             )
         if label not in known and _lower_suffix(label) not in known and not skip:
+            form = unicodedata.normalize("NFC", label)
+            if other := next((other for other in stored if unicodedata.normalize("NFC", other) == form), None):
+                raise DataError(
+                    f"{tree.where(image)} and {tree.where(other)} have names in two Unicode forms (NFC and NFD), which "
+                    "look the same: rename one of them"
+                )
             raise DataError(
                 f"{tree.where(image)} has no label: add {tree.where(label)} or remove the image (eval.on_error: skip "
                 "leaves such images out, and so do lists by data.names)"

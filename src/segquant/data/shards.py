@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, chain, islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -127,9 +127,18 @@ def shard_rows(shard: Shard) -> Iterator[dict]:
                     "run prepare_shards again"
                 )
             for group in range(file.num_row_groups):
-                yield from file.read_row_group(group).to_pylist()
+                for row in file.read_row_group(group).to_pylist():
+                    check_id(row.get("id"), f"shard {shard.path}")
+                    yield row
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"shard {shard.path} cannot be read ({one_line(error)}): run prepare_shards again") from error
+
+
+def check_id(name: Any, where: str) -> None:
+    """Raise DataError for an id that would lead a picture of that name out of its folder."""
+    path = PurePath(name) if isinstance(name, str) else PurePath()
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+        raise DataError(f"{where} has the id {str(name)[:80]!r}, which is no name: prepare shards of your own again")
 
 
 def read_rows(folder: str | Path, split: str, limit: int | None = None) -> Iterator[dict]:
@@ -175,6 +184,7 @@ def _write_split(
 
     with progress(total=len(source), desc=f"shards {split}", unit="image") as bar:
         for row in rows(source, skipped if on_error == "skip" else None):
+            check_id(row["id"], f"split '{split}'")
             counts.add(row)
             held.append(row)
             size += len(row["image"]) + len(row["annotation"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +25,10 @@ _SAVED = ("dataset_dict.json", "state.json")  # save_to_disk writes them for sev
 # What follows the split in a file's name: -N, -N-of-N, or with a hash, as older push_to_hub wrote it.
 _COUNTED = r"(?P<part>\d+)[-_.]of[-_.](?P<parts>\d+)(-[0-9a-f]{16})?"
 _PART = rf"[-_.](\d+|{_COUNTED})"
+
+
+_BYTES = ("binary", "large_binary", "binary_view", "null")  # null: every cell is empty
+_TEXT = ("string", "large_string", "string_view", "null")
 
 
 class Rows(Protocol):
@@ -121,6 +126,8 @@ class Table:
             if column not in rows.schema.names:
                 known = ", ".join(rows.schema.names)
                 raise ConfigError(f"{name} has no column '{column}': set data.columns.{key} to one of {known}")
+            if rows.schema.names.count(column) > 1:
+                raise ConfigError(f"{name} has two columns '{column}': rename one of them")
             if not _holds_images(kind := rows.schema.field(column).type):
                 raise ConfigError(f"{name} has {kind} instead of images in column '{column}': set data.columns.{key}")
         for column in self.columns:
@@ -159,10 +166,16 @@ class Table:
             return data
         if not path:
             raise DataError(f"{where} is empty: remove the row")
+        file = Path(os.path.normpath(self.rows.folder / path))  # a link in the folder is its owner's
+        if Path(os.path.normpath(self.rows.folder)) not in file.parents:
+            raise DataError(f"{where} names {path}, which lies outside of {self.rows.folder}: put the file into it")
         try:
-            return (self.rows.folder / path).read_bytes()
-        except OSError as error:
-            raise DataError(f"{where} names {path}, which cannot be read ({error.strerror}): add the file") from error
+            if file.exists() and not file.is_file():
+                raise DataError(f"{where} names {path}, which is no file: put the image there")
+            return file.read_bytes()
+        except (OSError, ValueError) as error:  # a name may hold a zero
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(f"{where} names {path}, which cannot be read ({reason}): add the file") from error
 
 
 def is_table(folder: Path) -> bool:
@@ -232,9 +245,13 @@ def split_files(names: Iterable[str], split: str, where: str) -> list[str]:
 
 def _holds_images(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
-        return {"bytes", "path"} <= {field.name for field in kind}
-    checks = pa.types.is_binary, pa.types.is_large_binary, pa.types.is_string, pa.types.is_large_string
-    return any(check(kind) for check in checks)
+        fields = {field.name: field.type for field in kind}
+        return {"bytes", "path"} <= fields.keys() and _is(fields["bytes"], _BYTES) and _is(fields["path"], _TEXT)
+    return _is(kind, _BYTES + _TEXT)
+
+
+def _is(kind: pa.DataType, names: Sequence[str]) -> bool:
+    return any(getattr(pa.types, f"is_{name}")(kind) for name in names)
 
 
 def _kind(kind: pa.DataType) -> tuple[bool, bool]:
@@ -250,7 +267,10 @@ def _saved(folder: Path, split: str) -> Saved:
             f"{folder} needs the package `datasets` to be read: pip install 'segquant[pipeline]'"
         ) from error
 
-    saved = datasets.load_from_disk(str(folder))
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    except (LookupError, TypeError, AttributeError) as error:  # JSON of another form than it writes
+        raise ValueError(f"{_SAVED[0]} or {_SAVED[1]} is damaged, {type(error).__name__}: {error}") from error
     # `datasets` calls a split without a name "train".
     splits = saved if hasattr(saved, "keys") else {str(saved.split or "train"): saved}
     name = next((name for name in names_of(split) if name in splits), None)

@@ -46,6 +46,10 @@ class Folder:
             ]
         return sorted(names)
 
+    def inside(self, name: str) -> str:
+        """A path or pattern as names are here."""
+        return name.removeprefix("./")
+
     def read(self, name: str) -> bytes:
         """Raises DataError when the file cannot be read."""
         try:
@@ -99,6 +103,11 @@ class Archive:
 
     def names(self, under: str = "") -> list[str]:
         return [name for name in self._names if not under or name.startswith(f"{under}/")]
+
+    def inside(self, name: str) -> str:
+        """A path or pattern as names are here: the folder around all files may stand before it."""
+        name = name.removeprefix("./")
+        return name if self.has(self.top.rstrip("/")) else name.removeprefix(self.top)
 
     def read(self, name: str) -> bytes:
         """Raises DataError when the file cannot be read or is larger than LARGEST."""

@@ -18,7 +18,7 @@ def start(path: Path, _compute: str) -> tuple[Runtime, list[End], list[End]]:
     ort = needs("onnxruntime")
     options, threads = ort.SessionOptions(), torch.get_num_threads()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors: it has mended what it warns of
+    options.log_severity_level = 4  # it has mended what it warns of, and raises its errors
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     inputs, outputs = (
         [End(end.name, end.type, list(end.shape)) for end in ends]

@@ -112,5 +112,7 @@ def locate_counts(metrics: str | Path, name: str) -> Path:
     files = all_counts(metrics)
     if name not in files:
         advice = f"choose from {', '.join(sorted(files))}" if files else "run `dvc repro` or `segquant run` first"
+        if sets := sorted(str(folder) for folder in Path(metrics).glob("data/*/") if all_counts(folder)):
+            advice = f"give --metrics one of its data sets, {', '.join(sets)}"
         raise DataError(f"{metrics} has no counts by image of '{name}': {advice}")
     return files[name]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segquant.base.config import Params, check_protocol
-from segquant.base.errors import ConfigError
+from segquant.base.errors import ConfigError, ModelError
 from segquant.data.label_map import class_names, match_classes
 from segquant.data.preprocessing import IMAGENET
 from segquant.data.rows import rows
@@ -23,7 +23,10 @@ log = logging.getLogger(__name__)
 def _batch(path: str | Path, size: int) -> int:
     """The batch size; 1 where the graph takes the range of its activations from the whole batch, as ONNX Runtime's
     quantize_dynamic makes it: an image's classes would depend on the images beside it."""
-    nodes = needs("onnx").load(path, load_external_data=False).graph.node
+    try:
+        nodes = needs("onnx").load(path, load_external_data=False).graph.node
+    except Exception as error:  # protobuf's, of a file of ONNX Runtime's or OpenVINO's own format
+        raise ModelError(f"{path} is no ONNX file, but of the engine's own format: give the .onnx file") from error
     return 1 if any(node.op_type == "DynamicQuantizeLinear" for node in nodes) else size
 
 

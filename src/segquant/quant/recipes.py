@@ -198,6 +198,8 @@ def plan(model: nn.Module, recipe: Recipe) -> Plan:
             raise ConfigError(f"{recipe.weights} is a plain cast: leave the other keys out")
         return Plan([], [], {}, {})
     names = choose(model, recipe.layers)
+    if not names:
+        raise ConfigError(f"layers: {recipe.layers}: the model has none of these")
     grouped = [name for name in names if getattr(model.get_submodule(name), "groups", 1) > 1]
     sizes = {name: model.get_submodule(name).weight.numel() for name in names if name not in grouped}
     layers = _overridden(sizes, recipe)
