@@ -5,9 +5,11 @@ import time
 import pytest
 import yaml
 from conftest import ROOT
+from ruamel.yaml import YAML
 
 from segquant.base import config
 from segquant.base.errors import ConfigError
+from segquant.base.yaml_file import read_yaml
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ def test_the_committed_params_are_valid():
         (("speed", "input_size"), [512], "speed.input_size must be a list of 2 values"),
         (("train", "phases"), [], "train.phases must be a list with at least one entry, not []"),
         (("train", "phases", 0, "crop"), 8, "train.phases[0].crop must be at least 32, not 8"),
-        (("train", "lr"), float("nan"), "train.lr must be at least 0, not nan"),
+        (("train", "lr"), float("nan"), "train.lr must be a finite number, not nan"),
         (("quant", "methods"), {"int8": {"weights": "int8"}}, "quant.methods lacks float32"),
         (
             ("quant", "methods", "float32"),
@@ -127,7 +129,7 @@ def test_a_method_may_be_called_as_a_folder_of_the_results_is(tree):
 
 
 @pytest.mark.parametrize(
-    ("key", "kind"), [("8", "8, which YAML reads as a number"), ("on", "True, which YAML reads as a truth value")]
+    ("key", "kind"), [("8", "8, which YAML reads as a number"), ("true", "True, which YAML reads as a truth value")]
 )
 def test_a_methods_name_that_is_no_text_is_refused_as_dvc_makes_no_stage_of_it(key, kind, tmp_path):
     text, path = (ROOT / "params.yaml").read_text(), tmp_path / "params.yaml"
@@ -202,6 +204,45 @@ def test_a_recipe_says_how_many_images_it_calibrates_on():
     assert recipe.layers == ("*.fc1", "decode_head.*")
 
 
+@pytest.mark.parametrize(
+    "path", [("train", "lr"), ("quant", "methods", "int2_qat", "train", "lr"), ("review", "max_drop")]
+)
+def test_infinity_is_no_number(path, tree):
+    """JSON has none, so that a recipe with it could not be written down."""
+    place = tree
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = float("inf")
+    with pytest.raises(ConfigError, match=f"{'.'.join(path)} must be a finite number, not inf"):
+        config.build(config.Params, tree)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", 10),
+        ("0o10", 8),
+        ("0x10", 16),
+        ("-7", -7),
+        ("1:30", "1:30"),
+        ("1_000", 1000),
+        ("yes", "yes"),
+        (".5", 0.5),
+        ("1e3", 1000.0),
+        ("-.inf", float("-inf")),
+        ("~", None),
+        ("", None),
+        ("TRUE", True),
+        ("0777.", 777.0),
+    ],
+)
+def test_plain_values_are_those_of_yaml_1_2_as_dvc_reads_them(text, value, tmp_path):
+    (tmp_path / "a.yaml").write_text(f"key: {text}\n{text or '~'}: 1\n")
+    tree = read_yaml(tmp_path / "a.yaml")
+    assert repr(tree) == repr({"key": value, (value if text else None): 1})
+    assert repr(tree["key"]) == repr(YAML(typ="safe").load(f"key: {text}")["key"])
+
+
 @pytest.mark.parametrize("text", ["2e-3", "1.5e3", "2E+1", "2.0e-3", "3.e-1"])
 def test_numbers_with_an_exponent_are_numbers(text, tmp_path):
     """YAML 1.1 takes some of them for text."""
@@ -223,7 +264,7 @@ BOMB = "\n".join(
         ("[" * 200 + "]" * 200, "has more than 100,000 values, or 30 levels"),
         ("[" * 5000, "it is nested too deep"),
         ("#" * 1_000_001, "has 1,000,001 characters: at most 1,000,000 work"),
-        ("seed: 2024-13-45", "a value cannot be read: month must be in 1..12"),
+        ("x: !!timestamp 2024-13-45", "a value cannot be read: month must be in 1..12"),
         ("? [a]\n: b", "is not valid YAML"),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ade20k_folder
-from test_cli import segquant
+from test_cli import quick, segquant  # noqa: F401
 
 from segquant.base.errors import ConfigError
 from segquant.base.output import MARKER, check, claimed
@@ -75,6 +75,15 @@ def test_a_folder_belongs_to_the_command_that_made_it(tmp_path):
             check(folder, "run")
 
 
+def test_a_link_to_itself_is_one_line(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for folder in (tmp_path / "loop", tmp_path / "loop/out"):
+        with pytest.raises((ConfigError, OSError)):
+            check(folder, "run", [tmp_path])
+            with claimed(folder, "run"):
+                pass
+
+
 def test_a_link_is_the_folder_that_it_leads_to(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "data")
@@ -90,6 +99,36 @@ def test_a_new_folder_is_gone_where_nothing_was_written(tmp_path):
         with pytest.raises(ValueError), claimed(tmp_path / "out", "run"):
             raise ValueError
         assert (tmp_path / "out").exists() == old
+    with pytest.raises(ValueError), claimed(tmp_path / "new/deep/out", "run"):
+        raise ValueError
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_leaves_nothing_of_the_one_before(tiny_folder, quick, tmp_path):  # noqa: F811
+    """`compare` took a method of the earlier run, of another model, for one of this."""
+    for name in ("a", "b"):
+        ade20k_folder(tmp_path / name, "validation", 2)
+    common = ["run", "--params", quick, "--model", tiny_folder, "--split", "validation", "--output", tmp_path / "out"]
+    common += ["--protocol", "fixed-64x64-v1"]
+    one, two = ["--data", tmp_path / "a"], ["--data", tmp_path / "a", "--data", tmp_path / "b"]
+
+    def counted():
+        return {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("confusion/*.parquet")}
+
+    assert segquant(*common, *one, "--methods", "float32,int8").returncode == 0
+    (tmp_path / "out/notes.txt").write_text("mine")
+    assert segquant(*common, *one, "--methods", "float32").returncode == 0
+    assert counted() == {"confusion/float32.parquet"}
+    assert segquant(*common, *two, "--methods", "float32").returncode == 0
+    assert counted() == {"data/a/confusion/float32.parquet", "data/b/confusion/float32.parquet"}
+    before = contents(tmp_path / "out")
+    sorted((tmp_path / "b/annotations/validation").iterdir())[1].write_bytes(b"x")
+    assert segquant(*common, *two, "--methods", "float32", "--limit", "1").returncode == 0
+    assert segquant(*common, *two, "--methods", "float32").returncode == 2  # reads the second label too
+    after = contents(tmp_path / "out")
+    assert json.loads(after["data/a/manifest.json"])["splits"]["validation"]["images"] == 1
+    assert json.loads(after["results.json"])["a"]["float32"]["n_images"] == 1 and before.keys() >= after.keys()
+    assert after["notes.txt"] == b"mine"
 
 
 HOLD = """

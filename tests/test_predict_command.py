@@ -106,6 +106,27 @@ def test_a_bad_picture_or_artifact_is_one_line_and_no_file_is_written(tiny_folde
         assert not (tmp_path / "out").exists()
 
 
+def test_a_broken_picture_late_leaves_nothing_of_the_others(tiny_folder, tmp_path):
+    """Overlays are written while later pictures are unread."""
+    build(tiny_folder, Recipe("float32"), tmp_path / "float32", torch.device("cpu"))
+    for i in range(70):
+        (tmp_path / f"photos/{i % 2}").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), (i, i, i)).save(tmp_path / f"photos/{i % 2}/{i:02d}.png")
+    (tmp_path / "photos/1/69.png").write_bytes(b"x")
+    options = ["--artifact", tmp_path / "float32", "--protocol", "fixed-64x64-v1"]
+    done = segquant("predict", tmp_path / "photos", *options, "--output", tmp_path / "new/out")
+    assert done.returncode == 2 and "69.png is not a readable image" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "new").exists()
+
+
+def test_overlays_of_an_earlier_run_are_no_photographs(tiny_folder, photos, tmp_path):
+    build(tiny_folder, Recipe("float32"), tmp_path / "float32", torch.device("cpu"))
+    before = find([str(photos)], tmp_path / "out")
+    options = ["--artifact", tmp_path / "float32", "--protocol", "fixed-64x64-v1", "--output", photos / "one"]
+    assert segquant("predict", photos / "a.png", *options).returncode == 0
+    assert find([str(photos)], photos / "two") == before
+
+
 def test_exif_data_that_cannot_be_read_are_one_line(tiny_folder, tmp_path):
     Image.new("RGB", (50, 40)).save(tmp_path / "b.png", exif=b"Exif\0\0" + b"garbage!!" * 5)
     with pytest.raises(DataError, match="b.png has EXIF data that cannot be read .not a TIFF file"):

@@ -8,7 +8,7 @@ import pickle
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,12 @@ def _check_config(source: str | Path, folder: Path) -> None:
         return
     if not isinstance(labels, dict) or set(labels) != set(map(str, range(len(labels)))):
         raise ModelError(f"model '{source}' has an id2label in config.json whose ids are not 0, 1, 2, ... without gaps")
-    twice = [name for name, count in Counter(map(str, labels.values())).items() if count > 1]
+    check_names(source, labels.values())
+
+
+def check_names(source: str | Path, names: Iterable[Any]) -> None:
+    """Raise ModelError where two classes of a model have one name."""
+    twice = [name for name, count in Counter(map(str, names)).items() if count > 1]
     if twice:
         raise ModelError(f"model '{source}' names two classes '{twice[0]}': rename one in id2label of its config.json")
 

@@ -6,6 +6,7 @@ import glob
 import io
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from segquant import models
 from segquant.base.config import Params, check_protocol
 from segquant.base.errors import DataError, one_line
 from segquant.base.files import write_bytes
-from segquant.base.output import claimed
+from segquant.base.output import MARKER, claimed, maker
 from segquant.base.progress import progress
 from segquant.data.images import as_rgb, decode_image, image_size, open_unlimited
 from segquant.data.label_map import class_names
@@ -56,7 +57,7 @@ def predict_pictures(
         results[name] = {"picture": str(paths[name]), "skipped": str(error)}
 
     rows = _rows(paths, params.data.max_pixels, skip)
-    with claimed(output, "predict"), progress(total=len(paths), desc="predict", unit="image") as bar:
+    with _removing(output) as written, progress(total=len(paths), desc="predict", unit="image") as bar:
         for prediction in predict(model, rows, protocol, settings, read_preprocessing(artifact)):
             bar.update(1)
             if prediction.error:
@@ -64,6 +65,7 @@ def predict_pictures(
                 continue
             row, ids = prediction.row, prediction.classes.cpu().numpy()
             picture, target = paths[row["id"]], output / row["id"]
+            written.append(target)
             write_bytes(target, overlay(decode_image(row["image"], str(picture)), ids, names))
             shares = {names.get(number, str(number)): share for number, share in by_share(ids)}
             results[row["id"]] = {"picture": str(picture), "overlay": str(target), "classes": shares}
@@ -72,12 +74,27 @@ def predict_pictures(
     return [results[name] for name in paths if name in results]
 
 
+@contextmanager
+def _removing(output: Path) -> Iterator[list[Path]]:
+    """Hold `output`, and remove what the block has written where it raises."""
+    with claimed(output, "predict"):
+        written: list[Path] = []
+        try:
+            yield written
+        except BaseException:
+            for path in written:
+                path.unlink(missing_ok=True)
+                with suppress(OSError):  # it holds something else
+                    path.parent.rmdir()
+            raise
+
+
 def find(pictures: Sequence[str], output: Path) -> dict[str, Path]:
     """Look up files, folders and glob patterns; return {name of the overlay: picture} in their order.
 
-    A folder stands for all pictures below it, but for earlier overlays in an `output` below it. Raises DataError for a
-    name that matches no picture, for two pictures with one overlay name, and for a picture that its overlay would
-    replace.
+    A folder stands for all pictures below it, but for overlays in `output` or in folders of earlier runs. Raises
+    DataError for a name that matches no picture, for two pictures with one overlay name, and for a picture that its
+    overlay would replace.
     """
     paths: dict[str, Path] = {}
     for name in pictures:
@@ -99,9 +116,11 @@ def _matches(name: str, output: Path) -> list[tuple[Path, Path]]:
     """(path below `output`, picture) for each picture of one file, folder or pattern."""
     path = Path(name)
     if path.is_dir():
-        overlays = output.resolve() if _below(output, path) else None
+        overlays = [output] if _below(output, path) else []
+        overlays += [marker.parent for marker in path.rglob(MARKER) if maker(marker.parent) == "predict"]
+        overlays = {folder.resolve() for folder in overlays}
         files = [path / name for name in Folder(path).names()]
-        pictures = [p for p in files if _is_picture(p) and not (overlays and _below(p, overlays))]
+        pictures = [p for p in files if _is_picture(p) and overlays.isdisjoint(p.resolve().parents)]
         return [(p.relative_to(path), p) for p in pictures]
     if path.is_file():
         return [(Path(path.name), path)]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
+import tempfile
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from segquant.base.config import Data, Params
-from segquant.base.errors import ConfigError, DataError
-from segquant.base.files import write_json
+from segquant.base.config import METHOD_NAME, Data, Params
+from segquant.base.errors import ConfigError, DataError, SegquantError
+from segquant.base.files import TEMPORARY, read_json, replacing, write_json
 from segquant.data.label_map import match_classes
 from segquant.data.rows import OnError
-from segquant.data.shards import Shard, open_shards, write_shards
+from segquant.data.shards import Shard, open_shards, read_manifest, write_shards
 from segquant.data.sources import open_source
 from segquant.evaluation.reference import write_reference
 from segquant.evaluation.score import try_score, write_scores
@@ -66,14 +66,11 @@ class DataSet:
         except DataError as error:
             raise DataError(f"{self.data}: {error}") from error
 
-    def prepare(self, shard_bytes: int, learned: Set[bytes] = frozenset()) -> None:
-        """Write shards and manifest.json as `write_shards`. Raises DataError for a split without a labelled pixel."""
-        shards = self.folder / "shards"
+    def prepare(self, shards: Path, shard_bytes: int, learned: Set[bytes] = frozenset()) -> None:
+        """Write `shards` as `write_shards`. Raises DataError for a split without a labelled pixel."""
         manifest = write_shards({self.split: self.source}, shards, shard_bytes, self.on_error, learned)
         if not manifest["splits"][self.split]["class_pixels"]:
-            shutil.rmtree(shards)
             raise DataError(f"{self.data} has no labelled pixel in split '{self.split}': every one is to be ignored")
-        write_json(self.folder / "manifest.json", manifest)
 
     def refer(self, baseline: Path, params: Params, partial: Path) -> None:
         """Write the float model's class maps, which agreement is counted against."""
@@ -105,15 +102,36 @@ class DataSet:
 
 
 def prepare(sets: Sequence[DataSet], root: Path, shard_bytes: int, learned: Set[bytes] = frozenset()) -> None:
-    """`DataSet.prepare` of each; where one raises, no folder is left below `root` that was not there before."""
-    new = [folder for folder in (root / "data", *(data_set.folder for data_set in sets)) if not folder.exists()]
+    """Write each set's shards and manifest.json, once all can be read; then remove an earlier run's results.
+
+    Raises as `DataSet.prepare`, and the folder `root` is as it was.
+    """
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=root) as staging:
+        ready = [Path(staging) / str(number) for number, _ in enumerate(sets)]
+        for data_set, shards in zip(sets, ready, strict=True):
+            data_set.prepare(shards, shard_bytes, learned)
+        forget(root)
+        for data_set, shards in zip(sets, ready, strict=True):
+            with replacing(data_set.folder / "shards") as part:
+                shards.rename(part)
+            write_json(data_set.folder / "manifest.json", read_manifest(data_set.folder / "shards"))
+
+
+def forget(root: Path) -> None:
+    """Remove the results of an earlier run: those of methods that its results.json names, and that file."""
     try:
-        for data_set in sets:
-            data_set.prepare(shard_bytes, learned)
-    except BaseException:
-        for folder in new:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
+        results = read_json(root / "results.json")
+    except SegquantError:
+        return
+    results = results if isinstance(results, dict) else {}
+    by_set = [(root, results), *((root / "data" / str(name), methods) for name, methods in results.items())]
+    for folder, methods in by_set:
+        for method in methods if isinstance(methods, dict) else ():
+            if METHOD_NAME.fullmatch(method):
+                for name in (f"accuracy/{method}.json", f"classes/{method}.csv", f"confusion/{method}.parquet"):
+                    (folder / name).unlink(missing_ok=True)
+                (root / "speed" / f"{method}.json").unlink(missing_ok=True)
+    (root / "results.json").unlink()
 
 
 def open_sets(

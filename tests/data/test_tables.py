@@ -71,6 +71,9 @@ def test_several_configurations_are_not_mixed(tmp_path):
         with pytest.raises(ConfigError, match=f"split '{split}' in several folders: choose data.conf.* full, mini$"):
             labels(tmp_path, split)
         assert labels(tmp_path, split, configuration="mini") == [1]
+    put(tmp_path / "val.parquet", [3])
+    with pytest.raises(ConfigError, match="from full, mini, or move the files that lie in no folder into one"):
+        labels(tmp_path, "val")
 
 
 @pytest.mark.parametrize(

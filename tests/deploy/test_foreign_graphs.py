@@ -16,10 +16,13 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from segquant.base import config
+from segquant.base.config import Graph
 from segquant.base.errors import DataError, ModelError
-from segquant.engines.load import load_graph
+from segquant.base.files import digest, write_json
+from segquant.engines.load import load, load_graph
 from segquant.engines.runtime import Runtime
 from segquant.evaluation.graph_file import score_graph
+from segquant.quant.artifacts import seal
 
 ENGINES = ["onnxruntime", "openvino"]
 NAMES = ["red", "green", "blue"]
@@ -128,6 +131,39 @@ def test_a_graph_in_an_engines_own_format_is_one_line(params, tmp_path):
             score(params, tmp_path / name, engine)
 
 
+FINE = {"id2label": {"0": "red", "1": "green", "2": "blue"}}
+
+
+@pytest.mark.parametrize(
+    ("config", "recipe", "message"),
+    [
+        (FINE, {}, None),
+        (FINE, {"engine": "foo"}, "has no graph for an engine of onnxruntime, openvino"),
+        (FINE, {"engine": "runtime"}, "has no graph for an engine of onnxruntime, openvino"),
+        (FINE, {"compute": None}, "has no graph for an engine of onnxruntime, openvino"),
+        ([], {}, "has no id2label for the graph's 3 classes"),
+        ({"id2label": ["red", "green", "blue"]}, {}, "has no id2label for the graph's 3 classes"),
+        ({"id2label": {"0": "red", "a": "green", "2": "blue"}}, {}, "has no id2label for the graph's 3 classes"),
+        ({"id2label": {"0": "red", "1": "green"}}, {}, "has no id2label for the graph's 3 classes"),
+        ({"id2label": {"0": "red", "1": "green", "2": "red"}}, {}, "names two classes 'red'"),
+    ],
+)
+def test_a_changed_artifact_of_a_graph_is_one_line_though_its_digests_are_right(config, recipe, message, tmp_path):
+    graph(tmp_path / "model.onnx")
+    write_json(tmp_path / "config.json", config)
+    seal(tmp_path, Graph(engine="onnxruntime", weights="float32"), {})
+    info = json.loads((tmp_path / "quantization.json").read_text())
+    info["recipe"] |= recipe
+    del info["digest"]
+    write_json(tmp_path / "quantization.json", {**info, "digest": digest(info)})
+    if message is None:
+        assert load(tmp_path).model.config.id2label == dict(enumerate(NAMES))
+        return
+    with pytest.raises(ModelError, match=message) as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def other_output(path, node, kind, channels, **attributes):
     """A graph of one node that gives something else than its input."""
     ends = [
@@ -148,8 +184,8 @@ def test_class_maps_and_single_channels_are_no_logits(engine, tmp_path):
             load_graph(path, engine)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_ranges_of_a_whole_batch_do_not_reach_the_score(engine, params, tmp_path):
+@pytest.mark.parametrize(("engine", "place"), [*((engine, "graph") for engine in ENGINES), ("onnxruntime", "function")])
+def test_ranges_of_a_whole_batch_do_not_reach_the_score(engine, place, params, tmp_path):
     """quantize_dynamic's node takes one range for all images of a batch: the bright one would darken the others."""
     nodes = [
         helper.make_node("Mul", ["x", "x"], ["squared"]),
@@ -157,9 +193,15 @@ def test_ranges_of_a_whole_batch_do_not_reach_the_score(engine, params, tmp_path
         helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
     ]
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", 3, "H", "W"]) for name in "xy"]
+    opsets, functions = [helper.make_opsetid("", 13)], []
+    if place == "function":
+        functions = [helper.make_function("own", "Square", ["x"], ["y"], nodes, opsets)]
+        nodes = [helper.make_node("Square", ["x"], ["y"], domain="own")]
+        opsets = [*opsets, helper.make_opsetid("own", 1)]
     model = helper.make_model(
         helper.make_graph(nodes, "dynamic", ends[:1], ends[1:]),
-        opset_imports=[helper.make_opsetid("", 13)],
+        opset_imports=opsets,
+        functions=functions,
         ir_version=10,
     )
     helper.set_model_props(model, {"preprocessing": json.dumps(PLAIN), "labels": json.dumps(NAMES)})

@@ -64,6 +64,6 @@ def test_quantized_convolutions_are_refused_and_nothing_is_written(tiny_folder, 
     ):
         export_transformers(tmp_path / "a", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/deep").mkdir(parents=True)
     with pytest.raises(ModelError, match="mine exists: give a new folder"):
         export_transformers(tmp_path / "a", tmp_path / "mine")

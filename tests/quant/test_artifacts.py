@@ -8,13 +8,14 @@ from functools import cache
 import pytest
 import torch
 from conftest import ROOT, small_segformer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import segquant
 from segquant import models
 from segquant.base import config
 from segquant.base.config import Override, Recipe
 from segquant.base.errors import ConfigError, ModelError, SegquantError, UnavailableError
+from segquant.base.files import digest, sha256, write_json
 from segquant.engines import load as engines
 from segquant.quant import gptq
 from segquant.quant.artifacts import describe_artifact, load_artifact, load_quantized
@@ -240,6 +241,44 @@ def test_broken_artifacts_raise_one_line(artifact, tmp_path):
         assert "\n" not in str(error.value) and "quantization.json" in str(error.value)
     with pytest.raises(ModelError, match="it has no quantization.json"):
         load_artifact(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("key", ["recipe", "files", "linear_convs", "modules", "packed", "tensors"])
+@pytest.mark.parametrize("value", [None, 5, "gone"])
+def test_an_artifact_of_another_form_is_one_line_though_its_digest_is_right(artifact, key, value):
+    path = artifact / "quantization.json"
+    info = json.loads(path.read_text()) | {key: value}
+    if value == "gone":
+        del info[key]
+    del info["digest"]
+    write_json(path, {**info, "digest": digest(info)})
+    with pytest.raises(ModelError, match=f"quantization.json has no '{key}' as segquant writes it: quantize again"):
+        load_artifact(artifact)
+
+
+def sealed(artifact):
+    """Make the digests of a changed artifact right again."""
+    info = json.loads((artifact / "quantization.json").read_text())
+    del info["digest"]
+    info["files"] = {name: sha256(artifact / name) for name in info["files"]}
+    write_json(artifact / "quantization.json", {**info, "digest": digest(info)})
+
+
+def test_codes_of_another_type_and_names_that_stand_twice_are_one_line(built, tmp_path):
+    artifact = shutil.copytree(built("int8"), tmp_path / "codes")
+    tensors = load_file(artifact / "model.safetensors")
+    key = next(key for key in tensors if key.endswith("_qdata"))
+    save_file({**tensors, key: tensors[key].to(torch.int16)}, artifact / "model.safetensors")
+    sealed(artifact)
+    with pytest.raises(ModelError, match="has codes of .* as int16: quantize again"):
+        load_artifact(artifact)
+    artifact = shutil.copytree(built("int4"), tmp_path / "names")
+    config = json.loads((artifact / "config.json").read_text())
+    config["id2label"]["1"] = config["id2label"]["0"]
+    write_json(artifact / "config.json", config)
+    sealed(artifact)
+    with pytest.raises(ModelError, match="names two classes 'LABEL_0'"):
+        load_artifact(artifact)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "preprocessor_config.json"])

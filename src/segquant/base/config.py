@@ -56,7 +56,7 @@ __all__ = [
 WandbMode = Literal["offline", "online", "disabled"]
 ALIGNED_PROTOCOL = "aligned-512-v1"
 FIXED_PROTOCOL = re.compile(r"fixed-(\d+)x(\d+)-v1")
-_METHOD_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # it becomes a file name
+METHOD_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # it becomes a file name
 
 
 def check_protocol(protocol: str) -> str:
@@ -88,7 +88,7 @@ class Quant(Section):
 
     def __post_init__(self) -> None:
         for name in self.methods:
-            if not _METHOD_NAME.fullmatch(name):
+            if not METHOD_NAME.fullmatch(name):
                 raise wrong("methods", f"has {shown(name)}: use letters, digits, _ and -, at most 64")
         if "float32" not in self.methods:
             raise wrong("methods", "lacks float32, the baseline for loss and speed")
@@ -148,6 +148,10 @@ class Sensitivity(Section):
     group_size: int = Field(32, ge=2)
     algorithm: Literal["affine", "hqq"] = Field("hqq", description="One that needs no images.")
     images: int = Field(32, ge=1, description="Of the validation split.")
+
+    def __post_init__(self) -> None:
+        if len(set(self.bits)) < len(self.bits):
+            raise wrong("bits", f"has a width twice: {', '.join(map(str, self.bits))}")
 
 
 @dataclass(frozen=True)

@@ -34,10 +34,14 @@ def check(folder: Path, command: str, reads: Iterable[str | Path] = (), force: b
         raise ConfigError(f"--output {folder} is a file: give a folder")
     if force or not folder.is_dir() or not os.listdir(folder):
         return
-    maker = _marker(folder).get("command")
-    if maker != command:
-        what = f"what `segquant {maker}` wrote" if maker else "files that segquant did not write"
+    if maker(folder) != command:
+        what = f"what `segquant {maker(folder)}` wrote" if maker(folder) else "files that segquant did not write"
         raise ConfigError(f"--output {folder} holds {what}: give a new folder, or --force to write among them")
+
+
+def maker(folder: Path) -> str | None:
+    """The command that made a folder; None where none says so."""
+    return _marker(folder).get("command")
 
 
 @contextmanager
@@ -46,7 +50,7 @@ def claimed(folder: Path, command: str) -> Iterator[None]:
 
     Raises ConfigError where another process holds it.
     """
-    new = not folder.exists()
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / _LOCK, timeout=0):
@@ -56,6 +60,8 @@ def claimed(folder: Path, command: str) -> Iterator[None]:
             except BaseException:
                 if new and {path.name for path in folder.iterdir()} <= {MARKER, _LOCK}:
                     shutil.rmtree(folder)
+                    for parent in new[1:]:
+                        parent.rmdir()
                 raise
     except Timeout as error:
         process = _marker(folder).get("process", "unknown")
@@ -64,9 +70,17 @@ def claimed(folder: Path, command: str) -> Iterator[None]:
         ) from error
 
 
+def holds_anything(folder: Path) -> bool:
+    """Whether there is a file of this name, a dangling link, or a folder that is not empty."""
+    return folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not os.listdir(folder)))
+
+
 def _contain(first: Path, second: Path) -> bool:
     """Whether two paths are the same, or one is a folder around the other."""
-    first, second = first.resolve(), second.resolve()
+    try:
+        first, second = first.resolve(), second.resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
+        raise ConfigError(f"--output {first} cannot be followed: {error}") from error
     return first == second or first in second.parents or second in first.parents
 
 

@@ -16,7 +16,9 @@ from segquant.base.validate import MUST_BE, Section, Several
 Quantized = Literal["float8", "int8", "int4", "int3", "int2"]
 Algorithm = Literal["affine", "hqq", "gptq"]
 Engine = Literal["onnxruntime", "openvino"]
+Compute = Literal["float32", "bfloat16"]
 ENGINES: tuple[str, ...] = get_args(Engine)
+COMPUTES: tuple[str, ...] = get_args(Compute)
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,7 @@ class Graph(Section):
         "cast",
         description="pt2e: torchao's PyTorch 2 export; qdq: ONNX Runtime's quantizer; nncf: NNCF; cast: none.",
     )
-    compute: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Precision of float nodes; bfloat16: openvino only."
-    )
+    compute: Compute = Field("float32", description="Precision of float nodes; bfloat16: openvino only.")
     calibration: Calibration | None = None
     max_drop: float | None = Field(
         None, ge=0, description="Points of mIoU (0 to 100) on the calibration images that qdq may cost."

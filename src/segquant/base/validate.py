@@ -32,7 +32,7 @@ Several = Annotated[tuple[T, ...], Field(strict=False, min_length=1)]
 Pair = Annotated[tuple[T, ...], Field(strict=False, min_length=2, max_length=2), BeforeValidator(_two)]
 
 
-@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 class Section:
     """A mapping in params.yaml. Subclasses are `@dataclass(frozen=True)` of pydantic and inherit this configuration."""
 
@@ -92,6 +92,8 @@ def _line(error: ValidationError, name: str) -> str:
             return f"{_path(name, loc[:-1])} lacks the key '{loc[-1]}'"
         case "int_type" | "float_type" | "string_type" | "bool_type":
             return f"{path} must be of type {kind.removesuffix('_type')}, not {shown(value)}"
+        case "finite_number":
+            return f"{path} must be a finite number, not {shown(value)}"
         case "literal_error":
             choices = details["expected"].replace("'", "").replace(" or ", ", ")
             return f"{path} {shown(str(value))} is unknown: choose one of {choices}"

@@ -12,7 +12,7 @@ _CHARACTERS, _VALUES, _DEPTH = 1_000_000, 100_000, 30
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML follows YAML 1.1, where 1e-3 is text, and lets the last of two equal keys win."""
+    """PyYAML follows YAML 1.1, where 1e-3 is text and 010 is eight, and lets the last of two equal keys win."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys: list[Any] = []
@@ -26,9 +26,27 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+$"), list("+-0123456789")
-)
+def _whole(loader: _Loader, node: yaml.ScalarNode) -> int:
+    text = loader.construct_scalar(node)
+    return int(text, 0) if text[1:2] in ("o", "x") else int(text)
+
+
+# YAML 1.2, as DVC reads it: 010 is ten, and 1:30 and `yes` are text. (DVC also reads dates, of which there are none.)
+_PLAIN = {
+    "null": (r"~|null|Null|NULL|", "~nN\0"),
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?[0-9][0-9_]*|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    "merge": (r"<<", "<"),
+}
+_Loader.yaml_implicit_resolvers = {}
+for _name, (_pattern, _first) in _PLAIN.items():
+    _tag, _starts = f"tag:yaml.org,2002:{_name}", ["" if letter == "\0" else letter for letter in _first]
+    _Loader.add_implicit_resolver(_tag, re.compile(f"(?:{_pattern})$"), _starts)
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole)
 
 
 def read_yaml(path: str | Path) -> Any:

@@ -237,7 +237,9 @@ def split_files(names: Iterable[str], split: str, where: str) -> list[str]:
         )
     if len(folders) > 1:
         raise ConfigError(
-            f"{where} has split '{split}' in several folders: choose data.configuration from {', '.join(folders)}"
+            f"{where} has split '{split}' in several folders: choose data.configuration from "
+            f"{', '.join(folder for folder in folders if folder != '.')}"
+            + (", or move the files that lie in no folder into one" if "." in folders else "")
         )
     _check_parts(chosen, split, where)
     return chosen

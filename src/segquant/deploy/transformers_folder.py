@@ -13,6 +13,7 @@ from transformers import TorchAoConfig
 
 from segquant.base.errors import ModelError
 from segquant.base.files import replacing, write_bytes
+from segquant.base.output import holds_anything
 from segquant.quant.artifacts import load_artifact
 from segquant.quant.tensors import CASTS
 
@@ -24,7 +25,7 @@ def export_transformers(artifact: str | Path, folder: str | Path) -> int:
     torchao stores them so. Raises ModelError for a `folder` that exists and for an artifact with quantized
     convolutions: transformers makes each a Conv2d, and torchao has no tensor class for its weight.
     """
-    if Path(folder).exists():
+    if holds_anything(Path(folder)):
         raise ModelError(f"{folder} exists: give a new folder, or remove that one first")
     loaded = load_artifact(artifact)
     model, info = loaded.model, loaded.info

@@ -16,9 +16,10 @@ from torch import nn
 
 from segquant.base.errors import ModelError, UnavailableError, one_line
 from segquant.base.files import is_lfs_pointer, read_json
+from segquant.base.recipes import COMPUTES, ENGINES
 from segquant.engines.extras import needs
 from segquant.engines.runtime import CLASSES, Runtime, read_metadata
-from segquant.models import MAX_CLASSES
+from segquant.models import MAX_CLASSES, check_names
 from segquant.quant import artifacts
 from segquant.quant.artifacts import Artifact, check_present, describe_artifact, intact
 
@@ -38,16 +39,28 @@ def load(source: str | Path, device: torch.device | str = "cpu") -> Artifact:
         return artifacts.load_artifact(source, device)
     check_present(source, info)
     intact(source, info)
+    files = [name for name in GRAPHS if name in info["files"]]
+    if recipe["engine"] not in ENGINES or recipe.get("compute") not in COMPUTES or len(files) != 1:
+        raise ModelError(f"{source} has no graph for an engine of {', '.join(ENGINES)}: quantize again")
     engine = importlib.import_module(f"segquant.engines.{recipe['engine']}")
     needs(engine.PACKAGES[-1])  # its import is no part of the load time: PyTorch is imported too
     start = time.perf_counter()
     paths = [Path(source) / name for name in info["files"] if name.startswith("model.")]
-    model = load_graph(next(path for path in paths if path.name in GRAPHS), recipe["engine"], recipe["compute"])
+    model = load_graph(Path(source) / files[0], recipe["engine"], recipe["compute"])
     seconds, size = time.perf_counter() - start, sum(path.stat().st_size for path in paths)
-    names = read_json(Path(source) / "config.json").get("id2label", {})
-    model.config.id2label = {int(i): name for i, name in names.items()}
+    model.config.id2label = _names(source, model.config.num_labels)
     log.info("loaded %s: %.2f MB on disk, %.2f s, %s %s", source, size / 1e6, seconds, model.engine, model.version)
     return Artifact(model, info, size, seconds)
+
+
+def _names(source: str | Path, classes: int) -> dict[int, str]:
+    """The names in the config.json of a graph's artifact. Raises ModelError unless each class has one of its own."""
+    config = read_json(Path(source) / "config.json")
+    names = config.get("id2label") if isinstance(config, dict) else None
+    if not isinstance(names, dict) or set(names) != set(map(str, range(classes))):
+        raise ModelError(f"{source} has no id2label for the graph's {classes} classes in config.json: quantize again")
+    check_names(source, names.values())
+    return {int(number): str(name) for number, name in names.items()}
 
 
 def load_quantized(source: str | Path, device: torch.device | str = "cpu", **pinned: str | None) -> nn.Module:

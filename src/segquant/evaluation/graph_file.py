@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,20 @@ def _batch(path: str | Path, size: int) -> int:
     """The batch size; 1 where the graph takes the range of its activations from the whole batch, as ONNX Runtime's
     quantize_dynamic makes it: an image's classes would depend on the images beside it."""
     try:
-        nodes = needs("onnx").load(path, load_external_data=False).graph.node
+        model = needs("onnx").load(path, load_external_data=False)
     except Exception as error:  # protobuf's, of a file of ONNX Runtime's or OpenVINO's own format
         raise ModelError(f"{path} is no ONNX file, but of the engine's own format: give the .onnx file") from error
-    return 1 if any(node.op_type == "DynamicQuantizeLinear" for node in nodes) else size
+    parts = [model.graph, *model.functions]
+    return 1 if any(node.op_type.startswith("DynamicQuantize") for node in _nodes(parts)) else size
+
+
+def _nodes(parts: Iterable[Any]) -> Iterator[Any]:
+    """The nodes of graphs and functions, and of the graphs in them, such as branches."""
+    for part in parts:
+        for node in part.node:
+            yield node
+            for attribute in node.attribute:
+                yield from _nodes([*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])])
 
 
 def score_graph(

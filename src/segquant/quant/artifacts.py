@@ -31,7 +31,7 @@ from segquant.base.errors import ModelError, UnavailableError, one_line
 from segquant.base.failures import missing
 from segquant.base.files import digest, read_json, replacing, sha256, write_bytes, write_json
 from segquant.base.hub import locate
-from segquant.models import save_preprocessor
+from segquant.models import check_names, save_preprocessor
 from segquant.quant.coverage import LinearConv2d, rewrite
 from segquant.quant.float8 import compute_in_bfloat16
 from segquant.quant.packing import pack, unpack
@@ -133,6 +133,17 @@ def describe_artifact(folder: str | Path) -> dict[str, Any]:
         raise ModelError(f"{path} has format {actual!r}, but this version reads {FORMAT!r}: quantize again")
     if info.pop("digest", None) != digest(info):
         raise ModelError(f"{path} is not as it was written: quantize again")
+    kinds = {"recipe": dict}
+    if not missing(info):
+        kinds |= {"files": dict}
+        if isinstance(info.get("recipe"), dict) and "engine" not in info["recipe"]:
+            kinds |= {"linear_convs": list, "modules": dict, "packed": dict, "tensors": dict}
+    for key, kind in kinds.items():
+        if not isinstance(info.get(key), kind):
+            raise ModelError(f"{path} has no '{key}' as segquant writes it: quantize again")
+    names = info.get("files", {})
+    if not missing(info) and ("config.json" not in names or any(Path(name).name != name for name in names)):
+        raise ModelError(f"{path} lists other files than segquant writes: quantize again")
     return info
 
 
@@ -180,10 +191,20 @@ def load_artifact(folder: str | Path, device: torch.device | str = "cpu") -> Art
         message = one_line(error)
         raise ModelError(f"{folder} cannot be loaded: {message}; quantize again") from error
     model = model.to(device).eval().requires_grad_(False)
+    _check_codes(folder, state)
+    check_names(folder, model.config.id2label.values())
     seconds, size = time.perf_counter() - start, path.stat().st_size
     memory = psutil.Process().memory_info().rss - memory_before
     log.info("loaded %s: %.2f MB on disk, %.2f s, %+.1f MB memory", folder, size / 1e6, seconds, memory / 1e6)
     return Artifact(model, info, size, seconds)
+
+
+def _check_codes(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
+    """Raise ModelError for codes that no algorithm writes, which load and fail when the model runs."""
+    for name, tensor in state.items():
+        dtype = getattr(getattr(tensor, "qdata", None), "dtype", torch.int8)
+        if dtype not in (torch.int8, torch.float8_e4m3fn):
+            raise ModelError(f"{folder} has codes of {name} as {dtype_name(dtype)}: quantize again")
 
 
 def load_quantized(

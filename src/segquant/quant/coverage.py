@@ -65,7 +65,7 @@ def choose(model: nn.Module, layers: str | Iterable[str]) -> list[str]:
 
     Raises ConfigError for a pattern that matches no layer.
     """
-    names = [name for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    names = [name for name, m in model.named_modules() if _is_plain(m)]
     if layers == "all":
         return names
     if layers == "linear":
@@ -83,9 +83,18 @@ def match(pattern: str, names: list[str], key: str) -> list[str]:
     return matches
 
 
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a layer computes what its class of PyTorch does: DPT's hybrid backbone standardizes weights and pads."""
+    for kind, methods in ((nn.Linear, ("forward",)), (nn.Conv2d, ("forward", "_conv_forward"))):
+        if isinstance(module, kind):
+            return all(getattr(type(module), method) is getattr(kind, method) for method in methods)
+    return False
+
+
 def _is_dense(module: nn.Module) -> bool:
     return (
         isinstance(module, nn.Conv2d)
+        and _is_plain(module)
         and module.groups == 1
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from segquant.base.errors import ConfigError
+from segquant.base.output import holds_anything
 from segquant.commands.shared import NEW_FOLDER, add_model
 
 
@@ -24,7 +25,7 @@ def main(arguments: argparse.Namespace) -> None:
     from segquant.deploy.graph import OPSET
     from segquant.deploy.onnx_export import PRECISIONS, export_onnx
 
-    if arguments.output.exists():
+    if holds_anything(arguments.output):
         raise ConfigError(f"{arguments.output} exists: give a new folder, or remove that one first")
     folder = locate(arguments.model, arguments.revision, arguments.sha256)
     opset = OPSET if arguments.opset is None else arguments.opset
