@@ -6,8 +6,9 @@ import glob
 import io
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from segquant import models
 from segquant.base.config import Params, check_protocol
 from segquant.base.errors import DataError, one_line
-from segquant.base.files import write_bytes
+from segquant.base.files import TEMPORARY, write_bytes
 from segquant.base.output import MARKER, claimed, maker
 from segquant.base.progress import progress
 from segquant.data.images import as_rgb, decode_image, image_size, open_unlimited
@@ -57,7 +58,7 @@ def predict_pictures(
         results[name] = {"picture": str(paths[name]), "skipped": str(error)}
 
     rows = _rows(paths, params.data.max_pixels, skip)
-    with _removing(output) as written, progress(total=len(paths), desc="predict", unit="image") as bar:
+    with _staging(output) as staging, progress(total=len(paths), desc="predict", unit="image") as bar:
         for prediction in predict(model, rows, protocol, settings, read_preprocessing(artifact)):
             bar.update(1)
             if prediction.error:
@@ -65,8 +66,7 @@ def predict_pictures(
                 continue
             row, ids = prediction.row, prediction.classes.cpu().numpy()
             picture, target = paths[row["id"]], output / row["id"]
-            written.append(target)
-            write_bytes(target, overlay(decode_image(row["image"], str(picture)), ids, names))
+            write_bytes(staging / row["id"], overlay(decode_image(row["image"], str(picture)), ids, names))
             shares = {names.get(number, str(number)): share for number, share in by_share(ids)}
             results[row["id"]] = {"picture": str(picture), "overlay": str(target), "classes": shares}
         if all("skipped" in result for result in results.values()):
@@ -75,18 +75,14 @@ def predict_pictures(
 
 
 @contextmanager
-def _removing(output: Path) -> Iterator[list[Path]]:
-    """Hold `output`, and remove what the block has written where it raises."""
-    with claimed(output, "predict"):
-        written: list[Path] = []
-        try:
-            yield written
-        except BaseException:
-            for path in written:
-                path.unlink(missing_ok=True)
-                with suppress(OSError):  # it holds something else
-                    path.parent.rmdir()
-            raise
+def _staging(output: Path) -> Iterator[Path]:
+    """Hold `output`, and give a folder whose files move there once the block has ended well."""
+    with claimed(output, "predict"), TemporaryDirectory(prefix=TEMPORARY, dir=output) as folder:
+        yield Path(folder)
+        for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+            target = output / path.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
 
 
 def find(pictures: Sequence[str], output: Path) -> dict[str, Path]:

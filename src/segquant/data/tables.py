@@ -4,108 +4,25 @@ from __future__ import annotations
 
 import os
 import re
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segquant.base.config import Data
 from segquant.base.errors import ConfigError, DataError, one_line
 from segquant.data.images import Pair, Photo
 from segquant.data.splits import names_of
+from segquant.data.table_rows import Parquet, Rows, Saved, holds_images
 from segquant.data.tree import Folder
 
 _SAVED = ("dataset_dict.json", "state.json")  # save_to_disk writes them for several splits and for one
 # What follows the split in a file's name: -N, -N-of-N, or with a hash, as older push_to_hub wrote it.
 _COUNTED = r"(?P<part>\d+)[-_.]of[-_.](?P<parts>\d+)(-[0-9a-f]{16})?"
 _PART = rf"[-_.](\d+|{_COUNTED})"
-
-
-_BYTES = ("binary", "large_binary", "binary_view", "null")  # null: every cell is empty
-_TEXT = ("string", "large_string", "string_view", "null")
-
-
-class Rows(Protocol):
-    """Rows whose cells hold an image as {"bytes", "path"} (as `datasets` does), as bytes, or as a path."""
-
-    schema: pa.Schema
-    folder: Path  # paths are relative to it
-
-    def __len__(self) -> int: ...
-    def check(self, column: str) -> None: ...
-    def cells(self, index: int, columns: Sequence[str]) -> list[Any]: ...  # of a row
-    def paths(self, column: str) -> list[str | None]: ...  # of all rows
-
-
-class Parquet:
-    """The rows of several files in order, with one row group in memory. Columns that a file lacks are left out."""
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        self.files, self.folder = files, files[0].parent
-        footers = [pq.read_metadata(path) for path in files]
-        first, *others = (footer.schema.to_arrow_schema() for footer in footers)
-        self.schema = pa.schema([field for field in first if all(field.name in other.names for other in others)])
-        self._schemas = [first, *others]
-        self._groups = [(p, group) for p, footer in zip(files, footers) for group in range(footer.num_row_groups)]
-        counts = [footer.row_group(group).num_rows for footer in footers for group in range(footer.num_row_groups)]
-        self._ends = list(accumulate(counts))
-        self._held: tuple[tuple[int, list[str]], pa.Table] | None = None  # (row group, columns), their cells
-
-    def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
-
-    def check(self, column: str) -> None:
-        """Raise DataError where the files hold images in different ways, of which only the first's would be read."""
-        first, *others = (schema.field(column).type for schema in self._schemas)
-        for path, kind in zip(self.files[1:], others):
-            if _kind(kind) != _kind(first):
-                other = f"but {self.files[0].name} has {first}"
-                raise DataError(f"{path} has {kind} in column '{column}', {other}: write all files alike")
-
-    def cells(self, index: int, columns: Sequence[str]) -> list[Any]:
-        number = bisect_right(self._ends, index)
-        if self._held is None or self._held[0] != (number, list(columns)):
-            path, group = self._groups[number]
-            with pq.ParquetFile(path) as file:
-                self._held = (number, list(columns)), file.read_row_group(group, columns=list(columns))
-        row = index - (self._ends[number - 1] if number else 0)
-        return [self._held[1][column][row].as_py() for column in columns]
-
-    def paths(self, column: str) -> list[str | None]:
-        paths: list[str | None] = []
-        for parquet in self.files:
-            with pq.ParquetFile(parquet) as file:
-                cells = file.read(columns=[f"{column}.path"])[column]
-            paths += pc.struct_field(cells, "path").to_pylist()
-        return paths
-
-
-class Saved:
-    """The rows of a `datasets.Dataset`."""
-
-    def __init__(self, dataset: Any, folder: Path) -> None:
-        self.dataset, self.folder = dataset.with_format("arrow"), folder
-        self.schema = dataset.features.arrow_schema
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def check(self, column: str) -> None:
-        """A saved data set has one schema."""
-
-    def cells(self, index: int, columns: Sequence[str]) -> list[Any]:
-        row = self.dataset[index]
-        return [row[column][0].as_py() for column in columns]
-
-    def paths(self, column: str) -> list[str | None]:
-        batches = self.dataset.select_columns([column]).iter(1000)
-        return [path for batch in batches for path in pc.struct_field(batch[column], "path").to_pylist()]
 
 
 class Table:
@@ -128,7 +45,7 @@ class Table:
                 raise ConfigError(f"{name} has no column '{column}': set data.columns.{key} to one of {known}")
             if rows.schema.names.count(column) > 1:
                 raise ConfigError(f"{name} has two columns '{column}': rename one of them")
-            if not _holds_images(kind := rows.schema.field(column).type):
+            if not holds_images(kind := rows.schema.field(column).type):
                 raise ConfigError(f"{name} has {kind} instead of images in column '{column}': set data.columns.{key}")
         for column in self.columns:
             rows.check(column)
@@ -243,22 +160,6 @@ def split_files(names: Iterable[str], split: str, where: str) -> list[str]:
         )
     _check_parts(chosen, split, where)
     return chosen
-
-
-def _holds_images(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        fields = {field.name: field.type for field in kind}
-        return {"bytes", "path"} <= fields.keys() and _is(fields["bytes"], _BYTES) and _is(fields["path"], _TEXT)
-    return _is(kind, _BYTES + _TEXT)
-
-
-def _is(kind: pa.DataType, names: Sequence[str]) -> bool:
-    return any(getattr(pa.types, f"is_{name}")(kind) for name in names)
-
-
-def _kind(kind: pa.DataType) -> tuple[bool, bool]:
-    """Whether cells hold images, and whether as structs."""
-    return _holds_images(kind), pa.types.is_struct(kind)
 
 
 def _saved(folder: Path, split: str) -> Saved:

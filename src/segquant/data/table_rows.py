@@ -1,0 +1,112 @@
+"""The rows of Parquet files and of a data set that `datasets` saved, behind one interface."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from segquant.base.errors import DataError
+
+_BYTES = ("binary", "large_binary", "binary_view", "null")  # null: every cell is empty
+_TEXT = ("string", "large_string", "string_view", "null")
+
+
+class Rows(Protocol):
+    """Rows whose cells hold an image as {"bytes", "path"} (as `datasets` does), as bytes, or as a path."""
+
+    schema: pa.Schema
+    folder: Path  # paths are relative to it
+
+    def __len__(self) -> int: ...
+    def check(self, column: str) -> None: ...
+    def cells(self, index: int, columns: Sequence[str]) -> list[Any]: ...  # of a row
+    def paths(self, column: str) -> list[str | None]: ...  # of all rows
+
+
+class Parquet:
+    """The rows of several files in order, with one row group in memory. Columns that a file lacks are left out."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files, self.folder = files, files[0].parent
+        footers = [pq.read_metadata(path) for path in files]
+        first, *others = (footer.schema.to_arrow_schema() for footer in footers)
+        self.schema = pa.schema([field for field in first if all(field.name in other.names for other in others)])
+        self._schemas = [first, *others]
+        self._groups = [(p, group) for p, footer in zip(files, footers) for group in range(footer.num_row_groups)]
+        counts = [footer.row_group(group).num_rows for footer in footers for group in range(footer.num_row_groups)]
+        self._ends = list(accumulate(counts))
+        self._held: tuple[tuple[int, list[str]], pa.Table] | None = None  # (row group, columns), their cells
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def check(self, column: str) -> None:
+        """Raise DataError where the files hold images in different ways, of which only the first's would be read."""
+        first, *others = (schema.field(column).type for schema in self._schemas)
+        for path, kind in zip(self.files[1:], others):
+            if _kind(kind) != _kind(first):
+                other = f"but {self.files[0].name} has {first}"
+                raise DataError(f"{path} has {kind} in column '{column}', {other}: write all files alike")
+
+    def cells(self, index: int, columns: Sequence[str]) -> list[Any]:
+        number = bisect_right(self._ends, index)
+        if self._held is None or self._held[0] != (number, list(columns)):
+            path, group = self._groups[number]
+            with pq.ParquetFile(path) as file:
+                self._held = (number, list(columns)), file.read_row_group(group, columns=list(columns))
+        row = index - (self._ends[number - 1] if number else 0)
+        return [self._held[1][column][row].as_py() for column in columns]
+
+    def paths(self, column: str) -> list[str | None]:
+        paths: list[str | None] = []
+        for parquet in self.files:
+            with pq.ParquetFile(parquet) as file:
+                cells = file.read(columns=[f"{column}.path"])[column]
+            paths += pc.struct_field(cells, "path").to_pylist()
+        return paths
+
+
+class Saved:
+    """The rows of a `datasets.Dataset`."""
+
+    def __init__(self, dataset: Any, folder: Path) -> None:
+        self.dataset, self.folder = dataset.with_format("arrow"), folder
+        self.schema = dataset.features.arrow_schema
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def check(self, column: str) -> None:
+        """A saved data set has one schema."""
+
+    def cells(self, index: int, columns: Sequence[str]) -> list[Any]:
+        row = self.dataset[index]
+        return [row[column][0].as_py() for column in columns]
+
+    def paths(self, column: str) -> list[str | None]:
+        batches = self.dataset.select_columns([column]).iter(1000)
+        return [path for batch in batches for path in pc.struct_field(batch[column], "path").to_pylist()]
+
+
+def holds_images(kind: pa.DataType) -> bool:
+    """Whether cells of a type can hold images: as bytes, as paths, or as structs of both."""
+    if pa.types.is_struct(kind):
+        fields = {field.name: field.type for field in kind}
+        return {"bytes", "path"} <= fields.keys() and _is(fields["bytes"], _BYTES) and _is(fields["path"], _TEXT)
+    return _is(kind, _BYTES + _TEXT)
+
+
+def _is(kind: pa.DataType, names: Sequence[str]) -> bool:
+    return any(getattr(pa.types, f"is_{name}")(kind) for name in names)
+
+
+def _kind(kind: pa.DataType) -> tuple[bool, bool]:
+    """Whether cells hold images, and whether as structs."""
+    return holds_images(kind), pa.types.is_struct(kind)
