@@ -65,7 +65,7 @@ def load(source: str | Path) -> nn.Module:
         raise ModelError(f"model '{source}' is already quantized: give the float model that it was made from")
     if pointer := next((path.name for path in paths if is_lfs_pointer(path)), None):
         raise ModelError(f"model '{source}' has a Git LFS pointer in place of {pointer}: run git lfs pull")
-    _check_config(source, folder)
+    check_config(source, folder)
     read_preprocessing(folder)  # raises before any data are read
     _check_dtypes(source, paths)
     start, before = time.perf_counter(), psutil.Process().memory_info().rss
@@ -101,7 +101,7 @@ def load(source: str | Path) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _check_config(source: str | Path, folder: Path) -> None:
+def check_config(source: str | Path, folder: Path) -> None:
     """Raise ModelError for a model that is not one of segmentation, takes no RGB, or names its classes amiss."""
     config = read_json(folder / "config.json")
     if not isinstance(config, dict):

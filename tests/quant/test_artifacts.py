@@ -279,6 +279,22 @@ def test_codes_of_another_type_and_names_that_stand_twice_are_one_line(built, tm
     sealed(artifact)
     with pytest.raises(ModelError, match="names two classes 'LABEL_0'"):
         load_artifact(artifact)
+    write_json(artifact / "config.json", {**config, "id2label": None, "num_labels": 10**9})
+    sealed(artifact)
+    with pytest.raises(ModelError, match="has 1000000000 classes: 1 to 255 work"):  # 5.5 GB and 47 s before
+        load_artifact(artifact)
+
+
+def test_more_zeros_than_weights_are_one_line(built, tmp_path):
+    """They took 2.9 GB before a word was said."""
+    artifact = shutil.copytree(built("int8"), tmp_path / "a")
+    info = json.loads((artifact / "quantization.json").read_text())
+    key = next(key for key, entry in info["packed"].items() if "zeros" in entry)
+    info["packed"][key]["zeros"] = [3 * 10**9]
+    write_json(artifact / "quantization.json", info)
+    sealed(artifact)
+    with pytest.raises(ModelError, match=f"has more zeros in {key} than the model has weights"):
+        load_artifact(artifact)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "preprocessor_config.json"])

@@ -31,7 +31,7 @@ from segquant.base.errors import ModelError, UnavailableError, one_line
 from segquant.base.failures import missing
 from segquant.base.files import digest, read_json, replacing, sha256, write_bytes, write_json
 from segquant.base.hub import locate
-from segquant.models import check_names, save_preprocessor
+from segquant.models import check_config, save_preprocessor
 from segquant.quant.coverage import LinearConv2d, rewrite
 from segquant.quant.float8 import compute_in_bfloat16
 from segquant.quant.packing import pack, unpack
@@ -177,6 +177,7 @@ def load_artifact(folder: str | Path, device: torch.device | str = "cpu") -> Art
         raise ModelError(f"{folder} is a graph for {info['recipe']['engine']}: segquant.load_quantized runs it")
     start, memory_before = time.perf_counter(), psutil.Process().memory_info().rss
     intact(folder, info)
+    check_config(folder, folder)
     path = folder / "model.safetensors"
     try:
         state = _unpack({name: aligned(tensor) for name, tensor in load_file(path).items()}, info)
@@ -192,7 +193,6 @@ def load_artifact(folder: str | Path, device: torch.device | str = "cpu") -> Art
         raise ModelError(f"{folder} cannot be loaded: {message}; quantize again") from error
     model = model.to(device).eval().requires_grad_(False)
     _check_codes(folder, state)
-    check_names(folder, model.config.id2label.values())
     seconds, size = time.perf_counter() - start, path.stat().st_size
     memory = psutil.Process().memory_info().rss - memory_before
     log.info("loaded %s: %.2f MB on disk, %.2f s, %+.1f MB memory", folder, size / 1e6, seconds, memory / 1e6)
@@ -249,8 +249,11 @@ def _unpack(tensors: dict[str, torch.Tensor], info: dict[str, Any]) -> dict[str,
     """Reverse `_pack`, the rounding to float16 and torchao's flattening."""
     if info["recipe"]["weights"] not in CASTS:
         tensors = {k: v.float() if v.dtype == torch.float16 else v for k, v in tensors.items()}
+    largest = 8 * max((tensor.numel() for tensor in tensors.values()), default=0)
     for key, entry in info["packed"].items():
         if "zeros" in entry:
+            if math.prod(entry["zeros"]) > largest:
+                raise ModelError(f"quantization.json has more zeros in {key} than the model has weights")
             tensors[key] = torch.zeros(entry["zeros"], dtype=getattr(torch, entry["dtype"]))
         else:
             tensors[key] = unpack(tensors[key], entry["bits"], tuple(entry["shape"]))
