@@ -116,9 +116,12 @@ def test_a_run_leaves_nothing_of_the_one_before(tiny_folder, quick, tmp_path):  
         return {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("confusion/*.parquet")}
 
     assert segquant(*common, *one, "--methods", "float32,int8").returncode == 0
+    (tmp_path / "out/results.json").unlink()  # as if it had been interrupted before all were scored
+    (tmp_path / "out/.tmp-segquant-abc").mkdir()
     (tmp_path / "out/notes.txt").write_text("mine")
     assert segquant(*common, *one, "--methods", "float32").returncode == 0
-    assert counted() == {"confusion/float32.parquet"}
+    assert counted() == {"confusion/float32.parquet"} and not (tmp_path / "out/.tmp-segquant-abc").exists()
+    (tmp_path / "out/results.json").unlink()
     assert segquant(*common, *two, "--methods", "float32").returncode == 0
     assert counted() == {"data/a/confusion/float32.parquet", "data/b/confusion/float32.parquet"}
     before = contents(tmp_path / "out")
@@ -129,6 +132,16 @@ def test_a_run_leaves_nothing_of_the_one_before(tiny_folder, quick, tmp_path):  
     assert json.loads(after["data/a/manifest.json"])["splits"]["validation"]["images"] == 1
     assert json.loads(after["results.json"])["a"]["float32"]["n_images"] == 1 and before.keys() >= after.keys()
     assert after["notes.txt"] == b"mine"
+
+
+def test_a_forced_run_removes_nothing_of_the_users(tiny_folder, quick, tmp_path):  # noqa: F811
+    mine = tmp_path / "out/accuracy/mine.json"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    options = ["--data", "scenes", "--split", "validation", "--limit", "1", "--protocol", "fixed-64x64-v1", "--force"]
+    options += ["--params", quick, "--methods", "float32", "--output", tmp_path / "out"]
+    assert segquant("run", "--model", tiny_folder, *options).returncode == 0
+    assert mine.read_text() == "mine"
 
 
 HOLD = """

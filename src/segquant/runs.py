@@ -64,8 +64,10 @@ def run(
     train = _train_split(params, recipes, baseline, next(iter(sets.values())), train_data or data[0], train_split)
     lanes.check(params, loaded, recipes, lambda: train)
     del loaded
+    again = output_folder.maker(output) == command
     with output_folder.claimed(output, command):
-        prepare([*sets.values()], output, int(1e6 * params.data.shard_mb), train.learned if train else frozenset())
+        learned = train.learned if train else frozenset()
+        prepare([*sets.values()], output, int(1e6 * params.data.shard_mb), learned, again)
         with logged(output / "run.log"):
             results = _lanes(params, recipes, baseline, place, sets, train)
     return results if len(sets) > 1 else results[next(iter(sets))]

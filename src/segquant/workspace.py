@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from segquant.base.config import METHOD_NAME, Data, Params
-from segquant.base.errors import ConfigError, DataError, SegquantError
-from segquant.base.files import TEMPORARY, read_json, replacing, write_json
+from segquant.base.config import Data, Params
+from segquant.base.errors import ConfigError, DataError
+from segquant.base.files import TEMPORARY, replacing, write_json
 from segquant.data.label_map import match_classes
 from segquant.data.rows import OnError
 from segquant.data.shards import Shard, open_shards, read_manifest, write_shards
@@ -101,8 +101,10 @@ class DataSet:
         return metrics
 
 
-def prepare(sets: Sequence[DataSet], root: Path, shard_bytes: int, learned: Set[bytes] = frozenset()) -> None:
-    """Write each set's shards and manifest.json, once all can be read; then remove an earlier run's results.
+def prepare(
+    sets: Sequence[DataSet], root: Path, shard_bytes: int, learned: Set[bytes] = frozenset(), again: bool = False
+) -> None:
+    """Write each set's shards and manifest.json, once all can be read; `again`, in place of an earlier run's results.
 
     Raises as `DataSet.prepare`, and the folder `root` is as it was.
     """
@@ -110,7 +112,8 @@ def prepare(sets: Sequence[DataSet], root: Path, shard_bytes: int, learned: Set[
         ready = [Path(staging) / str(number) for number, _ in enumerate(sets)]
         for data_set, shards in zip(sets, ready, strict=True):
             data_set.prepare(shards, shard_bytes, learned)
-        forget(root)
+        if again:
+            forget(root)
         for data_set, shards in zip(sets, ready, strict=True):
             with replacing(data_set.folder / "shards") as part:
                 shards.rename(part)
@@ -118,20 +121,12 @@ def prepare(sets: Sequence[DataSet], root: Path, shard_bytes: int, learned: Set[
 
 
 def forget(root: Path) -> None:
-    """Remove the results of an earlier run: those of methods that its results.json names, and that file."""
-    try:
-        results = read_json(root / "results.json")
-    except SegquantError:
-        return
-    results = results if isinstance(results, dict) else {}
-    by_set = [(root, results), *((root / "data" / str(name), methods) for name, methods in results.items())]
-    for folder, methods in by_set:
-        for method in methods if isinstance(methods, dict) else ():
-            if METHOD_NAME.fullmatch(method):
-                for name in (f"accuracy/{method}.json", f"classes/{method}.csv", f"confusion/{method}.parquet"):
-                    (folder / name).unlink(missing_ok=True)
-                (root / "speed" / f"{method}.json").unlink(missing_ok=True)
-    (root / "results.json").unlink()
+    """Remove the results of an earlier run, ended or not, which would pass for this one's."""
+    for folder in (root, *(root / "data").glob("*/")):
+        for pattern in ("accuracy/*.json", "classes/*.csv", "confusion/*.parquet", "speed/*.json"):
+            for path in folder.glob(pattern):
+                path.unlink()
+    (root / "results.json").unlink(missing_ok=True)
 
 
 def open_sets(

@@ -82,10 +82,13 @@ def test_channels_are_flipped_as_the_file_says(engine, params, tmp_path):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_classes_are_matched_by_the_names_in_the_file(engine, params, tmp_path):
+def test_classes_are_matched_by_the_names_in_the_file(engine, params, tmp_path, caplog):
     path = graph(tmp_path / "graph.onnx", preprocessing=PLAIN, labels=["green", "red", "blue"])
     assert score(params, path, engine)["mean_iou"] < 0.5
     assert score(params, path, engine, label_map="by_position")["mean_iou"] == 1.0
+    caplog.clear()
+    score(params, graph(tmp_path / "nameless.onnx", preprocessing=PLAIN), engine)
+    assert "has no metadata `labels`: class ids are taken for the data set's" in caplog.text
     path = graph(tmp_path / "other.onnx", preprocessing=PLAIN, labels=["red", "green", "yellow"])
     with pytest.raises(DataError, match="class 2 is 'yellow' in the model but 'blue' in the data set"):
         score(params, path, engine)

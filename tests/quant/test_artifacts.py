@@ -256,6 +256,18 @@ def test_an_artifact_of_another_form_is_one_line_though_its_digest_is_right(arti
         load_artifact(artifact)
 
 
+def test_a_loaded_model_takes_the_pixels_of_an_image_processor(tiny_folder, tmp_path):
+    """They are float32; a model in bfloat16 refused them."""
+    build(tiny_folder, Recipe("bfloat16"), tmp_path / "a", CPU)
+    pixels = torch.randn(1, 3, 64, 64)
+    model = load_quantized(tmp_path / "a")
+    with torch.inference_mode():
+        expected = load_artifact(tmp_path / "a").model(pixels.bfloat16()).logits
+        for call in (lambda: model(pixels), lambda: model(pixel_values=pixels), lambda: model(pixels.bfloat16())):
+            assert torch.equal(call().logits, expected)
+    assert torch.equal(engines.load_quantized(tmp_path / "a")(pixels).logits, expected)
+
+
 def sealed(artifact):
     """Make the digests of a changed artifact right again."""
     info = json.loads((artifact / "quantization.json").read_text())

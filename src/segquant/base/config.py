@@ -56,7 +56,7 @@ __all__ = [
 WandbMode = Literal["offline", "online", "disabled"]
 ALIGNED_PROTOCOL = "aligned-512-v1"
 FIXED_PROTOCOL = re.compile(r"fixed-(\d+)x(\d+)-v1")
-METHOD_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # it becomes a file name
+_METHOD_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # it becomes a file name
 
 
 def check_protocol(protocol: str) -> str:
@@ -88,7 +88,7 @@ class Quant(Section):
 
     def __post_init__(self) -> None:
         for name in self.methods:
-            if not METHOD_NAME.fullmatch(name):
+            if not _METHOD_NAME.fullmatch(name):
                 raise wrong("methods", f"has {shown(name)}: use letters, digits, _ and -, at most 64")
         if "float32" not in self.methods:
             raise wrong("methods", "lacks float32, the baseline for loss and speed")

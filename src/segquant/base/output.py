@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from segquant import __version__
 from segquant.base.errors import ConfigError
-from segquant.base.files import write_json
+from segquant.base.files import TEMPORARY, write_json
 
 MARKER = ".segquant.json"  # which command and version made the folder, and the process that wrote there last
 _LOCK = ".segquant.lock"
@@ -54,6 +54,8 @@ def claimed(folder: Path, command: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / _LOCK, timeout=0):
+            for path in folder.glob(f"{TEMPORARY}*"):  # of a process that was killed
+                shutil.rmtree(path, ignore_errors=True)
             write_json(folder / MARKER, {"command": command, "version": __version__, "process": os.getpid()})
             try:
                 yield

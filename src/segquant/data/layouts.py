@@ -19,7 +19,7 @@ from segquant.data.images import decode_label
 from segquant.data.splits import names_of
 from segquant.data.tree import Archive, Folder
 
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
 # Cityscapes evaluates these labelIds; their trainIds are 0 to 18 in this order (cityscapesscripts.helpers.labels).
 _LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 TRAIN_IDS = {label_id: train_id for train_id, label_id in enumerate(_LABEL_IDS)}

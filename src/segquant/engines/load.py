@@ -66,7 +66,7 @@ def _names(source: str | Path, classes: int) -> dict[int, str]:
 def load_quantized(source: str | Path, device: torch.device | str = "cpu", **pinned: str | None) -> nn.Module:
     """`quant.artifacts.load_quantized`, for artifacts of every engine."""
     if Path(source).is_dir():
-        return load(source, device).model
+        return artifacts.takes_floats(load(source, device).model)
     return artifacts.load_quantized(source, device, **pinned)
 
 

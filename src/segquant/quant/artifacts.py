@@ -216,9 +216,24 @@ def load_quantized(
 ) -> nn.Module:
     """Load a quantized model in eval mode from a folder, a hub id or an https URL (see `hub.locate`).
 
-    Raises the errors of `load_artifact` and `locate`.
+    It takes pixels of any float type. Raises the errors of `load_artifact` and `locate`.
     """
-    return load_artifact(locate(source, revision, sha256), device).model
+    return takes_floats(load_artifact(locate(source, revision, sha256), device).model)
+
+
+def takes_floats(model: nn.Module) -> nn.Module:
+    """Let a model take pixels of another float type than its own, as image processors give them; return the model."""
+
+    def cast(model: nn.Module, args: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        dtype = next(model.parameters()).dtype
+        args, values = (
+            [v.to(dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v for v in values]
+            for values in (args, options.values())
+        )
+        return tuple(args), dict(zip(options, values))
+
+    model.register_forward_pre_hook(cast, with_kwargs=True)
+    return model
 
 
 def _key(name: str, part: str) -> str:
