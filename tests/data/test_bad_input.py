@@ -147,7 +147,8 @@ TABLE = {
     "a file for a folder": bad("'set/x.txt' is a file: give a folder", put("x.txt", b"x"), source="set/x.txt"),
     "no such split": bad("set has no split 'test' in a known layout, images/SPLIT", validation_split="test"),
     "a split without images": bad(
-        "set/val has no images: add images (.bmp, .gif, .jpeg,", lambda root: [p.unlink() for p in (root / "val").iterdir()]
+        "set/val has no images: add images (.bmp, .gif, .jpeg,",
+        lambda root: [p.unlink() for p in (root / "val").iterdir()],
     ),
     "an image without a label": bad(
         "set/val/b.png has no label: add set/valannot/b.png or remove the image", put("valannot/b.png", None)
