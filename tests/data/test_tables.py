@@ -173,6 +173,7 @@ def test_a_cell_may_be_bytes_or_a_path(tmp_path):
     [
         ([{"bytes": png(1), "path": 5}], r"has struct<bytes: binary, path: int64> instead of images in column 'image'"),
         ([{"bytes": [1, 2], "path": "a"}], "instead of images in column 'image'"),
+        (["iVBORw0K" * 900], r"column image names (iVBORw0K){25}\.\.\., which cannot be read .File name too long"),
         ([{"bytes": None, "path": "a\0.png"}], "column image names a\0.png, which cannot be read .embedded null byte"),
     ],
 )

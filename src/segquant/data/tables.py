@@ -83,16 +83,17 @@ class Table:
             return data
         if not path:
             raise DataError(f"{where} is empty: remove the row")
+        short = path if len(path) <= 200 else f"{path[:200]}..."
         file = Path(os.path.normpath(self.rows.folder / path))  # a link in the folder is its owner's
         if Path(os.path.normpath(self.rows.folder)) not in file.parents:
-            raise DataError(f"{where} names {path}, which lies outside of {self.rows.folder}: put the file into it")
+            raise DataError(f"{where} names {short}, which lies outside of {self.rows.folder}: put the file into it")
         try:
             if file.exists() and not file.is_file():
-                raise DataError(f"{where} names {path}, which is no file: put the image there")
+                raise DataError(f"{where} names {short}, which is no file: put the image there")
             return file.read_bytes()
         except (OSError, ValueError) as error:  # a name may hold a zero
             reason = getattr(error, "strerror", None) or error
-            raise DataError(f"{where} names {path}, which cannot be read ({reason}): add the file") from error
+            raise DataError(f"{where} names {short}, which cannot be read ({reason}): add the file") from error
 
 
 def is_table(folder: Path) -> bool:
