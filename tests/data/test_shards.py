@@ -103,17 +103,12 @@ def test_an_id_that_is_no_name_is_refused(name, folder):
 
 
 def test_an_id_that_is_no_name_is_not_written(tmp_path):
-    class Foreign:
+    class Foreign(list):
         classes = ("a",)
 
-        def __len__(self):
-            return 1
-
-        def __getitem__(self, index):
-            return {**open_source("scenes", "train", 1)[0], "id": "../x"}
-
+    source = Foreign([{**open_source("scenes", "train", 1)[0], "id": "../x"}])
     with pytest.raises(DataError, match="split 'train' has the id '../x', which is no name"):
-        shards.write_shards({"train": Foreign()}, tmp_path / "out")
+        shards.write_shards({"train": source}, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -51,7 +51,7 @@ def _is_entry(entry: Any) -> bool:
         isinstance(entry, dict)
         and "path" in entry
         and all(key in kinds and isinstance(value, kinds[key]) for key, value in entry.items())
-        and len(str(entry.get("md5"))) > 2  # a digest that was cut; None is none yet
+        and len(str(entry.get("md5"))) > 2  # a shorter digest was cut off; null, which is none yet, has four letters
     )
 
 

@@ -33,7 +33,7 @@ def _whole(loader: _Loader, node: yaml.ScalarNode) -> int:
 
 # YAML 1.2, as DVC reads it: 010 is ten, and 1:30 and `yes` are text. (DVC also reads dates, of which there are none.)
 _PLAIN = {
-    "null": (r"~|null|Null|NULL|", "~nN\0"),
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
     "int": (r"[-+]?[0-9][0-9_]*|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
     "float": (
@@ -44,8 +44,7 @@ _PLAIN = {
 }
 _Loader.yaml_implicit_resolvers = {}
 for _name, (_pattern, _first) in _PLAIN.items():
-    _tag, _starts = f"tag:yaml.org,2002:{_name}", ["" if letter == "\0" else letter for letter in _first]
-    _Loader.add_implicit_resolver(_tag, re.compile(f"(?:{_pattern})$"), _starts)
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"(?:{_pattern})$"), list(_first))
 _Loader.add_constructor("tag:yaml.org,2002:int", _whole)
 
 

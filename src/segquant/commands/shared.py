@@ -45,6 +45,7 @@ def add_scored(parser: argparse.ArgumentParser) -> None:
 
 
 def add_force(parser: argparse.ArgumentParser) -> None:
+    """Whether a folder that holds other things is written to."""
     parser.add_argument("--force", action="store_true", help="write to --output whatever else it holds")
 
 
