@@ -1,6 +1,8 @@
 import errno
+import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -34,11 +36,17 @@ def test_a_folder_is_replaced_whole(tmp_path):
 FULL = """
 import resource, signal, sys
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 from segquant.base.files import replacing
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-for write in (lambda part: part.write_bytes(bytes(10_000)), lambda part: save_file({"a": np.zeros(10_000)}, part)):
+for write in (
+    lambda part: part.write_bytes(bytes(10_000)),
+    lambda part: save_file({"a": np.zeros(10_000)}, part),
+    lambda part: pq.write_table(pa.table({"a": np.random.default_rng(0).random(10_000)}), part),
+):
     try:
         with replacing(sys.argv[1]) as part:
             write(part)
@@ -48,11 +56,21 @@ for write in (lambda part: part.write_bytes(bytes(10_000)), lambda part: save_fi
 
 
 def test_a_disk_that_takes_no_more_names_the_file(tmp_path):
-    """safetensors raises an error of its own, and Python's write names no file."""
+    """safetensors raises an error of its own, and Python's write and Arrow name no file."""
     command = [sys.executable, "-c", FULL, str(tmp_path / "model.safetensors")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == f"{errno.EFBIG} {tmp_path / 'model.safetensors'}\n" * 2
+    assert done.stdout == f"{errno.EFBIG} {tmp_path / 'model.safetensors'}\n" * 3
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_says_what_to_do_even_before_the_first_byte(tmp_path, monkeypatch, number):
+    def full(**_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    with pytest.raises(SegquantError, match="cannot write .*: .*: free some space, and run it again"):
+        write_json(tmp_path / "a.json", {})
 
 
 def test_nan_never_reaches_a_json_file(tmp_path):

@@ -1,4 +1,4 @@
-"""A lock file that DVC left cut off is named, with what mends it."""
+"""A lock file that DVC left cut off is mended; one in a merge is not touched."""
 
 import random
 import subprocess
@@ -34,15 +34,55 @@ def test_a_lock_is_whole_where_dvc_reads_it(path):
     assert {ours for ours, _ in verdicts} == {True, False}
 
 
-def test_a_lock_that_is_cut_off_says_what_to_do(tmp_path):
-    command = [sys.executable, "-m", "segquant.base.locks"]
+@pytest.fixture
+def repository(tmp_path):
+    """A commit of two lock files; `models/dvc.lock` was written anew since."""
     (tmp_path / "models").mkdir()
-    (tmp_path / "dvc.lock").write_text((ROOT / "dvc.lock").read_text())
-    assert subprocess.run(command, cwd=tmp_path, check=True, capture_output=True).stderr == b""
-    text = (ROOT / "models/dvc.lock").read_text()
-    (tmp_path / "models/dvc.lock").write_text(text[: text.index("    - path: ") + len("    - pa")])
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr == (
-        "error: models/dvc.lock is cut off, as DVC was killed while it wrote it: run `git checkout HEAD -- models/dvc.lock`, "
-        "then go on\n"
+    for name in ("dvc.lock", "models/dvc.lock"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    git = ["git", "-C", tmp_path, "-c", "user.email=a@b.c", "-c", "user.name=T"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"]):
+        subprocess.run([*git, *command], check=True)
+    return tmp_path
+
+
+def mend(folder):
+    return subprocess.run([sys.executable, "-m", "segquant.base.locks"], cwd=folder, capture_output=True, text=True)
+
+
+def test_a_lock_that_is_cut_off_is_as_committed_again(repository):
+    assert mend(repository).stderr == ""
+    path, text = repository / "models/dvc.lock", (ROOT / "models/dvc.lock").read_text()
+    cut = text[: text.index("    - path: ") + len("    - pa")]
+    path.write_text(cut)
+    done = mend(repository)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == (
+        "WARNING segquant.base.locks: models/dvc.lock was cut off, as DVC was killed while it wrote it: it is as in the "
+        "last commit again, and logs/models-dvc.lock has what it was\n"
+    )
+    assert path.read_text() == text and (repository / "logs/models-dvc.lock").read_text() == cut
+    assert mend(repository).stderr == ""
+
+
+@pytest.mark.parametrize("committed", ["", "schema: '2.0'\nstages:\n  a:\n    cm"])
+def test_a_lock_that_no_commit_has_whole_is_removed(repository, committed):
+    (repository / "stages").mkdir()
+    (repository / "stages/dvc.lock").write_text(committed or "schema: '2")
+    if committed:
+        subprocess.run(["git", "-C", repository, "add", "."], check=True)
+        commit = ["-c", "user.email=a@b.c", "-c", "user.name=T", "commit", "-q", "-m", "cut"]
+        subprocess.run(["git", "-C", repository, *commit], check=True)
+    done = mend(repository)
+    assert done.returncode == 0 and "it is removed, as no commit has it" in done.stderr
+    assert not (repository / "stages/dvc.lock").exists() and (repository / "logs/stages-dvc.lock").exists()
+
+
+def test_a_merge_is_for_the_user(repository):
+    text = "<<<<<<< HEAD\nschema: '2.0'\n=======\nschema: '2.0'\n>>>>>>> b\n"
+    (repository / "dvc.lock").write_text(text)
+    done = mend(repository)
+    assert done.returncode == 2 and (repository / "dvc.lock").read_text() == text
+    assert done.stderr == (
+        "error: dvc.lock holds both sides of a merge: resolve it, or run `git checkout HEAD -- dvc.lock`\n"
     )

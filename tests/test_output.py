@@ -11,6 +11,8 @@ from test_cli import quick, segquant  # noqa: F401
 
 from segquant.base.errors import ConfigError
 from segquant.base.output import MARKER, check, claimed
+from segquant.cli import parser
+from segquant.evaluation import sensitivity
 
 
 def contents(folder):
@@ -165,3 +167,13 @@ def test_two_processes_do_not_write_to_one_folder(tmp_path):
         process.kill()  # nothing needs hands afterwards
     with claimed(tmp_path / "out", "run"):
         assert json.loads(Path(tmp_path / "out" / MARKER).read_text())["command"] == "run"
+
+
+def test_sensitivity_holds_its_folder_before_it_works(tiny_folder, tmp_path, monkeypatch):
+    """It measured for minutes, and then could not write."""
+    monkeypatch.setattr(sensitivity, "layers", lambda *_: pytest.fail("the work began"))
+    output = tmp_path / "out"
+    options = ["--model", tiny_folder, "--data", "scenes", "--split", "validation", "--limit", 1, "--output", output]
+    arguments = parser().parse_args(["sensitivity", *map(str, options)])
+    with claimed(output, "sensitivity"), pytest.raises(ConfigError, match="is in use by process"):
+        arguments.main(arguments)

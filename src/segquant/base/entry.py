@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import logging
 import os
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
-from segquant.base.errors import SegquantError, one_line
+from segquant.base.errors import SegquantError, one_line, system_reason
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +114,7 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(_fail(f"error: {one_line(error, 10_000)}", error.exit_code))
     except OSError as error:  # such as a full disk or a read-only folder
         log.debug("stopped", exc_info=True)
-        sys.exit(_fail(f"error: {error.filename or 'input or output'}: {error.strerror or error}{_remedy(error)}", 2))
+        sys.exit(_fail(f"error: {error.filename or 'input or output'}: {system_reason(error)}", 2))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", 130))
     except Exception as error:
@@ -124,11 +123,6 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(_fail(f"{line}: --verbose shows where; please report it", 1))
     finally:
         gc.freeze()  # else a last collection over torch and transformers takes 2 s
-
-
-def _remedy(error: OSError) -> str:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return ": free some space, and run it again" if full else ""
 
 
 def _fail(line: str, code: int) -> int:

@@ -1,5 +1,7 @@
 """Errors that a user can fix. Each message is one line: what is wrong, where, and what to do."""
 
+import errno
+
 
 class SegquantError(Exception):
     """Base class. A command prints the message as one line and exits with `exit_code`."""
@@ -38,3 +40,10 @@ def one_line(error: BaseException, limit: int = 300, end: bool = False) -> str:
     if len(text) <= limit:
         return text
     return f"...{text[-limit:]}" if end else f"{text[:limit]}..."
+
+
+def system_reason(error: OSError) -> str:
+    """What the system says, in one line; for a full disk, what to do as well."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    reason = " ".join((error.strerror or str(error)).split())
+    return f"{reason}: free some space, and run it again" if full else reason

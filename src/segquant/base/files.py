@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from segquant.base.errors import SegquantError
+from segquant.base.errors import SegquantError, system_reason
 
 log = logging.getLogger(__name__)
 TEMPORARY = ".tmp-segquant-"  # also in .gitignore and .dvcignore
@@ -34,7 +34,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         holder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=path.parent))
     except OSError as error:
-        raise SegquantError(f"cannot write {path}: {error.strerror}") from error
+        raise SegquantError(f"cannot write {path}: {system_reason(error)}") from error
     part = holder / path.name
     try:
         yield part

@@ -1,11 +1,12 @@
-"""Look for a lock file that DVC left cut off when it was killed: every later command of DVC fails on it, and does not
-say what to do.
+"""Mend a lock file that DVC left cut off when it was killed: every later command of DVC would fail on it.
 
-    python -m segquant.base.locks
+python -m segquant.base.locks
 """
 
 from __future__ import annotations
 
+import logging
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,33 @@ import yaml
 
 from segquant.base.entry import run
 from segquant.base.errors import SegquantError
+from segquant.base.files import write_text
+
+log = logging.getLogger("segquant.base.locks")  # this is __main__
 
 
 def main() -> None:
     for path in sorted(path for pattern in ("dvc.lock", "*/dvc.lock") for path in Path().glob(pattern)):
-        if not whole(path.read_text()):
-            raise SegquantError(
-                f"{path} is cut off, as DVC was killed while it wrote it: run `git checkout HEAD -- {path}`, then go on"
-            )
+        text = path.read_text(errors="replace")
+        if whole(text):
+            continue
+        if any(line.startswith(("<<<<<<< ", ">>>>>>> ")) for line in text.splitlines()):
+            raise SegquantError(f"{path} holds both sides of a merge: resolve it, or run `git checkout HEAD -- {path}`")
+        _restore(path, text)
+
+
+def _restore(path: Path, text: str) -> None:
+    """Give a lock file its committed text, or remove it; keep `text` in logs/. DVC's run cache knows what was built."""
+    kept = Path("logs", "-".join(path.parts))
+    write_text(kept, text)
+    committed = subprocess.run(["git", "show", f"HEAD:./{path}"], capture_output=True, text=True)
+    if committed.returncode == 0 and whole(committed.stdout):
+        write_text(path, committed.stdout)
+        now = "it is as in the last commit again"
+    else:
+        path.unlink()
+        now = "it is removed, as no commit has it"
+    log.warning("%s was cut off, as DVC was killed while it wrote it: %s, and %s has what it was", path, now, kept)
 
 
 def whole(text: str) -> bool:

@@ -62,8 +62,9 @@ def _layers(
     folder = locate(model, revision, sha256)
     skip = params.eval.on_error == "skip"
     source = open_source(replace(params.data, source=data), split, settings.images, params.eval.on_error)
-    losses = layers(params, settings, folder, list(rows(source, [] if skip else None)), source.classes, label_map)
+    scored_rows = list(rows(source, [] if skip else None))
     with output_folder.claimed(output, "sensitivity"):
+        losses = layers(params, settings, folder, scored_rows, source.classes, label_map)
         write_text(output / "sensitivity.csv", to_csv(losses))
         write_text(output / "sensitivity.svg", standalone(chart(losses)))
     return losses

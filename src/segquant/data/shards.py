@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segquant.base.errors import DataError, SegquantError, one_line
+from segquant.base.errors import DataError, SegquantError, one_line, system_reason
 from segquant.base.files import read_json, replacing, sha256, write_json
 from segquant.base.progress import progress
 from segquant.data.images import IGNORE, decode_annotation
@@ -71,7 +71,7 @@ def write_shards(
             manifest = make_manifest(first.classes, splits)
             write_json(part / "manifest.json", manifest)
     except OSError as error:  # sources raise DataError for files that they cannot read
-        raise SegquantError(f"cannot write {folder}: {error.strerror or error}") from error
+        raise SegquantError(f"cannot write {folder}: {system_reason(error)}") from error
     return manifest
 
 
