@@ -9,6 +9,7 @@ from segquant.base.entry import run
 from segquant.base.failures import missing
 from segquant.base.files import write_json
 from segquant.base.ranks import ranks
+from segquant.base.text import say
 from segquant.training.split import split_of_shards
 from stages import arguments
 
@@ -32,7 +33,7 @@ def main() -> None:
     if not ranks()[0]:
         write_json(a.times, times)
         for kind, reason in missing(times).items():
-            print(f"{a.method} {kind}: {reason}")
+            say(f"{a.method} {kind}: {reason}")
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from types import ModuleType
+from typing import NoReturn
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
 import segquant
 from segquant import commands
 from segquant.base.entry import run
+from segquant.base.text import on_terminal
 from segquant.commands.shared import add_common
 
 _EPILOG = """\
@@ -40,11 +42,16 @@ def _main() -> None:
     arguments.main(arguments)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Shows what it refuses, such as a file's name, by `on_terminal`."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(on_terminal(message))
+
+
 def parser() -> argparse.ArgumentParser:
     """Every command, with `main` set to the function that carries it out."""
-    root = argparse.ArgumentParser(
-        prog="segquant", description=segquant.__doc__, epilog=_EPILOG, formatter_class=_formatter
-    )
+    root = _Parser(prog="segquant", description=segquant.__doc__, epilog=_EPILOG, formatter_class=_formatter)
     root.add_argument("--version", action="version", version=f"segquant {segquant.__version__}")
     _add_commands(root, commands)
     return root

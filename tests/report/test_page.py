@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from samples import HARDWARE, METHODS, RECIPES, write_metrics, write_predictions
 
 from segquant.base.classes import ADE20K
 from segquant.report import page, plots
-from segquant.report.results import collect, with_intervals
+from segquant.report.results import collect, from_json, to_json, with_intervals
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +69,38 @@ def test_the_loss_of_each_layer_is_shown_where_it_was_measured(made, tmp_path):
     assert "#layers" not in path.read_text()
 
 
-def test_class_names_and_ids_from_outside_are_text(made, tmp_path):
-    path, (results, pictures, predictions, *rest) = made
+def test_texts_from_outside_are_text(made, tmp_path):
+    """Names of classes, ids, reasons, protocols, machines and versions, each as a script, an attribute and an entity."""
+    path, (results, pictures, predictions, names, hardware, recipes) = made
+    hostile = "</script><script>alert(1)</script><h1>x\" onload='alert(1) &lt; half \ud800"
     copy = tmp_path / "predictions"
     shutil.copytree(predictions, copy)
     for file in copy.glob("*/classes.csv"):
-        file.write_text(file.read_text().replace("tree", "<script>alert(1)</script>"))
-    page.write_page(tmp_path / "index.html", results, pictures, copy, *rest)
-    assert (tmp_path / "index.html").read_text().count("<script>") == 1
+        file.write_text(file.read_text().replace("tree", '"' + hostile[:-1].replace('"', '""') + '"'))
+    for picture in copy.glob(f"*/{pictures[0]['id']}.png"):
+        picture.rename(picture.with_name("<script>&.png"))
+    content = to_json(results)
+    content["float32"]["protocol"] = content["float32"]["algorithm"] = hostile
+    content["int2"]["speed"] = {**content["int2"]["speed"], "failed": hostile}
+    content["float8_dynamic"] = {"unavailable": hostile}
+    pictures = [{**pictures[0], "id": "<script>&"}]
+    odd = (
+        from_json(content),
+        pictures,
+        copy,
+        [hostile] * len(names),
+        {**hardware, "processor": hostile, "torch": hostile},
+    )
+    page.write_page(tmp_path / "index.html", *odd, recipes)
+    html, before = (tmp_path / "index.html").read_text(), path.read_text()
+    for tag in ("<script", "</script", "<h1", "onload='", "<svg"):
+        assert html.count(tag) == before.count(tag), tag
+    escaped = "&lt;/script&gt;&lt;script&gt;alert(1)&lt;/script&gt;&lt;h1&gt;x&#34; onload=&#39;alert(1) &amp;lt; half \\ud800"
+    assert html.count(escaped) >= 10 and html.count("&lt;script&gt;&amp;") == 5
+    svg = plots.tradeoff([plots.Point(hostile[:-1], 1.0, 50.0, (40.0, 60.0))], hostile[:-1])
+    parts = list(ElementTree.fromstring(svg).iter())
+    assert [part.text for part in parts].count(hostile[:-1]) == 2
+    assert not any(part.tag.endswith(("script", "h1")) or "onload" in part.attrib for part in parts)
 
 
 def test_a_loss_that_is_shown_as_zero_has_no_colour():

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from segquant.base.errors import SegquantError, one_line, system_reason
+from segquant.base.text import on_terminal
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ def setup_logging(verbose: bool = False, file: Path | None = None) -> None:
     Other packages log from WARNING.
     """
     stderr = _Stderr()
-    stderr.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    stderr.setFormatter(_Visible("%(levelname)s %(name)s: %(message)s"))
     stderr.setLevel(logging.DEBUG if verbose else logging.INFO)
     handlers: list[logging.Handler] = [stderr]
     if file:
@@ -57,11 +58,18 @@ class _Stderr(logging.StreamHandler):
     stream = property(lambda self: sys.stderr, lambda self, stream: None)
 
 
+class _Visible(logging.Formatter):
+    """Shows records by `on_terminal`; their further lines are indented, so that no text passes for a record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n    ".join(map(on_terminal, super().format(record).rstrip("\n").split("\n")))
+
+
 def _file_handler(path: Path) -> logging.Handler:
     """A log file that starts with the command, the versions, the machine and params.yaml."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, mode="w")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Visible("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     params = Path("params.yaml")
     lines = [
         f"command: {' '.join(sys.orig_argv)}",
@@ -126,5 +134,5 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _fail(line: str, code: int) -> int:
-    print(line, file=sys.stderr)
+    print(on_terminal(line), file=sys.stderr)
     return code

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from segquant.base.errors import SegquantError, system_reason
+from segquant.base.text import from_csv, in_csv
 
 log = logging.getLogger(__name__)
 TEMPORARY = ".tmp-segquant-"  # also in .gitignore and .dvcignore
@@ -67,7 +68,8 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    write_bytes(path, text.encode())
+    """As UTF-8; half of a character, as a name in JSON may hold, becomes an escape."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
     log.debug("wrote %s, %d characters", path, len(text))
 
 
@@ -77,10 +79,16 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def csv_text(rows: Iterable[Sequence[Any]], header: Sequence[str]) -> str:
-    """A header and rows as CSV, with Unix line ends; None is an empty cell."""
+    """A header and rows as CSV, with Unix line ends and cells by `in_csv`; None is an empty cell."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    csv.writer(text, lineterminator="\n").writerows([header, *(map(in_csv, row) for row in rows)])
     return text.getvalue()
+
+
+def csv_rows(text: str) -> Iterator[dict[str, str]]:
+    """The rows of `csv_text` as {heading: the cell as it was given}; a cell that a row lacks is empty."""
+    for row in csv.DictReader(io.StringIO(text, newline=""), restval=""):
+        yield {heading: from_csv(cell) for heading, cell in row.items() if heading is not None}
 
 
 def read_json(path: str | Path) -> Any:

@@ -5,10 +5,13 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from segquant.base.text import on_terminal
 
 SECONDS = 30  # between two lines in a pipe
-_COLUMNS = ("{task.description}", BarColumn(), "{task.fields[text]}", TimeElapsedColumn(), TimeRemainingColumn())
+_TEXTS = [TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[text]}")]
+_COLUMNS = (_TEXTS[0], BarColumn(), _TEXTS[1], TimeElapsedColumn(), TimeRemainingColumn())
 _console = Console(stderr=True)  # shared by all bars, so that they may nest
 
 
@@ -17,7 +20,7 @@ def progress(*, total: int, desc: str, unit: str, initial: int = 0, quiet: bool 
     """Yield a bar with `update(n)` and `set_postfix(notes)`; `quiet` shows none, `scale` writes bytes as kB, MB, GB."""
     lines = not (quiet or sys.stderr.isatty())
     with Progress(*_COLUMNS, console=_console, disable=quiet or lines, refresh_per_second=4) as bars:
-        bars.add_task(desc, total=total, completed=initial, text="")
+        bars.add_task(on_terminal(desc), total=total, completed=initial, text="")
         yield _Bar(bars, lines, unit, scale)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
+
+from segquant.base.text import say_json
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +27,6 @@ def main(arguments: argparse.Namespace) -> None:
     names = arguments.first, arguments.second
     comparison = compare(*(read_counts(locate_counts(arguments.metrics, name)) for name in names))
     if arguments.json:
-        print(json.dumps(comparison, indent=2))
+        say_json(comparison)
     else:
         terminal.show_comparison(*names, comparison)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from segquant.base import config
+from segquant.base.text import say, say_json
 from segquant.commands.shared import DATA, LABEL_MAP, add_limit, add_protocol, add_split
 
 _NAMES = ("onnx", "data", "split", "engine", "label_map", "protocol", "limit")
@@ -29,10 +29,10 @@ def main(arguments: argparse.Namespace) -> None:
 
     scores = score_graph(config.load(arguments.params), **{name: getattr(arguments, name) for name in _NAMES})
     if arguments.json:
-        print(json.dumps(scores, indent=2))
+        say_json(scores)
         return
     headings = {"mean_iou": "mIoU", "mean_accuracy": "mean accuracy", "overall_accuracy": "pixel accuracy"}
     accuracy = ", ".join(f"{heading} {100 * scores[key]:.2f} %" for key, heading in headings.items())
     skipped = f", {len(scores['skipped'])} skipped" if "skipped" in scores else ""
     images = f"{scores['n_images']} images{skipped}"
-    print(f"{arguments.onnx}: {accuracy} ({scores['protocol']}, {images}, {scores['engine']})")
+    say(f"{arguments.onnx}: {accuracy} ({scores['protocol']}, {images}, {scores['engine']})")

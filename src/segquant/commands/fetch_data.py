@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
+
+from segquant.base.text import say, say_json
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -16,4 +17,7 @@ def main(arguments: argparse.Namespace) -> None:
     from segquant.data.fetch import fetch
 
     folder = fetch(arguments.name, arguments.output)
-    print(json.dumps({"source": str(folder)}) if arguments.json else f"{folder}: pass it to data.source or --data")
+    if arguments.json:
+        say_json({"source": str(folder)}, indent=None)
+    else:
+        say(f"{folder}: pass it to data.source or --data")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 from segquant.base import config
+from segquant.base.text import say, say_json
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -16,11 +16,11 @@ def options(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> None:
     methods = _described(config.load(arguments.params))
     if arguments.json:
-        print(json.dumps(methods, indent=2))
+        say_json(methods)
         return
     for name, method in methods.items():
         reason = f" [unavailable: {method['unavailable']}]" if method["unavailable"] else ""
-        print(f"{name:15} {method['description']}{reason}")
+        say(f"{name:15} {method['description']}{reason}")
 
 
 def _described(params: config.Params) -> dict[str, dict[str, Any]]:

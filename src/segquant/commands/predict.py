@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from segquant.base import config
+from segquant.base.text import say, say_json
 from segquant.commands.shared import ARTIFACT, add_force, add_protocol
 
 
@@ -28,11 +28,11 @@ def main(arguments: argparse.Namespace) -> None:
     check(arguments.output, "predict", [arguments.artifact], arguments.force)
     results = predict_pictures(params, arguments.pictures, arguments.artifact, arguments.output, arguments.protocol)
     if arguments.json:
-        print(json.dumps(results, indent=2))
+        say_json(results)
         return
     for result in results:
         if "skipped" in result:
-            print(f"{result['picture']}: skipped")
+            say(f"{result['picture']}: skipped")
             continue
         largest = list(result["classes"].items())[:4]
-        print(f"{result['overlay']}: {', '.join(f'{name} {100 * share:.0f} %' for name, share in largest)}")
+        say(f"{result['overlay']}: {', '.join(f'{name} {100 * share:.0f} %' for name, share in largest)}")

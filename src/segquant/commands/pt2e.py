@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from segquant.base import config
 from segquant.base.errors import ConfigError, UnavailableError
+from segquant.base.text import say
 from segquant.commands.run import benchmark
 from segquant.commands.shared import add_built, add_scored, at_least
 
@@ -31,7 +32,7 @@ def main(arguments: argparse.Namespace) -> None:
     methods = _methods(params, arguments)
     benchmark(arguments, replace(params, quant=config.Quant("int8_static", methods)), command="pt2e")
     if not arguments.json:
-        print(f"ONNX: {arguments.output / 'artifacts' / list(methods)[-1] / 'model.onnx'}")
+        say(f"ONNX: {arguments.output / 'artifacts' / list(methods)[-1] / 'model.onnx'}")
 
 
 def _methods(params: config.Params, arguments: argparse.Namespace) -> dict[str, config.Method]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from segquant.base import config
 from segquant.base.errors import ConfigError
 from segquant.base.files import read_json
+from segquant.base.text import say, say_json
 from segquant.commands.shared import add_metrics, print_advice
 
 
@@ -24,11 +24,11 @@ def main(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"{arguments.metrics} holds no results: run `dvc repro` first")
     results = with_intervals(results, arguments.metrics)
     if arguments.json:
-        print(json.dumps(to_json(results), indent=2))
+        say_json(to_json(results))
     else:
         terminal.show(results, read_json(arguments.metrics / "hardware.json"))
         print_advice(results)
         page = arguments.metrics / "report" / "index.html"
         if page.is_file():
-            print(f"Report: {page}")
+            say(f"Report: {page}")
     fail_with(failures(results), RETRY)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from segquant.base import config
 from segquant.base.files import write_text
+from segquant.base.text import say, say_json
 from segquant.commands.shared import add_metrics
 
 
@@ -26,9 +26,9 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.output:
         write_text(arguments.output, text)
     if arguments.json:
-        print(json.dumps({"good": good, "max_drop": params.review.max_drop, "markdown": text}))
+        say_json({"good": good, "max_drop": params.review.max_drop, "markdown": text}, indent=None)
     elif arguments.output:
-        print(f"{arguments.output}: {text.splitlines()[2].removeprefix('## ')}")
+        say(f"{arguments.output}: {text.splitlines()[2].removeprefix('## ')}")
     else:
         print(text, end="")
     if not good:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from segquant.base import config
+from segquant.base.text import say, say_json
 from segquant.commands.shared import add_built, add_limit, add_scored, at_least, print_advice, scored
 
 
@@ -47,13 +47,13 @@ def benchmark(
     sets = results if len(arguments.data) > 1 else {"": results}
     shown = {name: from_json(by_method) for name, by_method in sets.items()}
     if arguments.json:
-        print(json.dumps(results, indent=2))
+        say_json(results)
     else:
         if len(shown) > 1:
             terminal.show_several(shown, probe())
         else:
             terminal.show(shown[""], probe())
             print_advice(shown[""])
-        print(f"Results: {arguments.output / 'results.json'}")
+        say(f"Results: {arguments.output / 'results.json'}")
     failed = dict.fromkeys(method for by_method in shown.values() for method in failures(by_method))
     fail_with(failed, f"{arguments.output / 'run.log'} has the details")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from segquant.base import config
+from segquant.base.text import say, say_json
 from segquant.commands.shared import DATA, LABEL_MAP, add_scored, scored
 
 
@@ -25,12 +25,12 @@ def main(arguments: argparse.Namespace) -> None:
     params = config.load(arguments.params)
     rows = _layers(params, _settings(params, arguments), label_map=arguments.label_map, **scored(arguments))
     if arguments.json:
-        print(json.dumps(rows, indent=2))
+        say_json(rows)
         return
-    print(f"{'module':60} bits  loss  SNR dB")
+    say(f"{'module':60} bits  loss  SNR dB")
     for row in sorted(rows, key=lambda row: -row["mean_iou_loss"])[:10]:
-        print(f"{row['module']:60} {row['bits']:4} {row['mean_iou_loss']:5.2f} {row['snr_db'] or math.inf:7.1f}")
-    print(f"The ten worst of {len(rows)}, in points of mIoU; all: {arguments.output / 'sensitivity.csv'}")
+        say(f"{row['module']:60} {row['bits']:4} {row['mean_iou_loss']:5.2f} {row['snr_db'] or math.inf:7.1f}")
+    say(f"The ten worst of {len(rows)}, in points of mIoU; all: {arguments.output / 'sensitivity.csv'}")
 
 
 def _layers(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segquant.base.errors import ConfigError
+from segquant.base.text import say
 
 if TYPE_CHECKING:
     from segquant.report.results import Result
@@ -97,4 +98,4 @@ def print_advice(results: dict[str, Result]) -> None:
     from segquant.report import advice
 
     for heading, method, text in advice.sentences(results):
-        print(f"{heading}: {method}. {text}")
+        say(f"{heading}: {method}. {text}")

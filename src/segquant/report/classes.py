@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from segquant.base.files import csv_text
+from segquant.base.files import csv_rows, csv_text
 from segquant.report.columns import number
 from segquant.report.results import BASELINE
 
@@ -32,20 +31,20 @@ class ClassResult:
 
 def read_classes(predictions: str | Path, methods: Iterable[str]) -> list[ClassResult]:
     """Each class that occurs or is predicted, from `predictions`/METHOD/classes.csv, most pixels first."""
+    names: dict[str, str] = {}
     pixels: dict[str, int] = {}
     scores: dict[str, dict[str, dict[str, float]]] = {"iou": {}, "accuracy": {}}
     for method in methods:
-        with open(Path(predictions) / method / "classes.csv", newline="") as file:
-            for row in csv.DictReader(file):
-                pixels[row["name"]] = int(row["pixels"])
-                for key, by_class in scores.items():
-                    by_method = by_class.setdefault(row["name"], {})
-                    if row[key]:
-                        by_method[method] = 100 * float(row[key])
+        for row in csv_rows((Path(predictions) / method / "classes.csv").read_text()):
+            names[row["id"]], pixels[row["id"]] = row["name"], int(row["pixels"])
+            for key, by_class in scores.items():
+                by_method = by_class.setdefault(row["id"], {})
+                if row[key]:
+                    by_method[method] = 100 * float(row[key])
     total = max(1, sum(pixels.values()))
     classes = [
-        ClassResult(name, 100 * count / total, scores["iou"][name], scores["accuracy"][name])
-        for name, count in pixels.items()
+        ClassResult(names[number], 100 * count / total, scores["iou"][number], scores["accuracy"][number])
+        for number, count in pixels.items()
     ]
     return sorted(classes, key=lambda result: -result.share)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import subprocess
@@ -12,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from segquant.base.errors import ConfigError, SegquantError
+from segquant.base.files import csv_rows
+from segquant.base.text import in_markdown
 from segquant.report.columns import COLUMN, Column
 from segquant.report.notes import protocol
 from segquant.report.results import ACCURACY, Result, collect, from_json, measured
@@ -41,14 +42,16 @@ def review(base: str, metrics: str | Path, methods: list[str], max_drop: float) 
     kinds = {kind for kind, _ in changes}
     good = kinds.isdisjoint(("drop", "failed"))
     compared = any(comparable(before.get(method), result) for method, result in measured(now).items())
+    revision = in_markdown(base) if "`" in base else f"`{base}`"
     if "failed" in kinds and "drop" not in kinds:
         heading = "A method failed"
     else:
-        heading = f"{'No' if good else 'A'} method lost more than {max_drop:g} points of mean IoU against `{base}`"
+        heading = f"{'No' if good else 'A'} method lost more than {max_drop:g} points of mean IoU against {revision}"
     parts = [
         MARKER,
-        f"## {heading}" if compared or not good else f"## Nothing could be compared with `{base}`",
-        "\n".join(f"- {words}" for _, words in changes) or f"- No method's accuracy differs from `{base}`'s.",
+        f"## {heading}" if compared or not good else f"## Nothing could be compared with {revision}",
+        "\n".join(f"- {in_markdown(words)}" for _, words in changes)
+        or f"- No method's accuracy differs from {revision}'s.",
         table(before, now),
         _chart("Accuracy against size", now, lambda result: result.size_mb, ("smaller", "larger", "MB")),
         _chart(
@@ -57,8 +60,8 @@ def review(base: str, metrics: str | Path, methods: list[str], max_drop: float) 
             lambda result: result.relative_latency,
             ("faster", "slower", "of float32's time"),
         ),
-        _folded("Parameters", _dvc("params", "diff", base, "--md")),
-        _folded("Metrics", _dvc("metrics", "diff", base, "--md")),
+        _folded("Parameters", _difference("params", base, {"old": base, "new": "workspace"})),
+        _folded("Metrics", _difference("metrics", base, {"old": base, "new": "workspace", "diff": "Change"})),
     ]
     return "\n\n".join(part for part in parts if part) + "\n", good
 
@@ -118,8 +121,8 @@ def table(before: Mapping[str, Result], now: Mapping[str, Result]) -> str:
     )
     columns = [COLUMN["method"], miou, change("mean_iou"), loss, agreement, size, change("size_mb"), eager]
     return markdown(measured(now).values(), columns) + (
-        f"\n\n{protocol(now)}; loss in points of mIoU against float32; x eager: times as fast as PyTorch's eager "
-        "float32, on the machine that ran this."
+        f"\n\n{in_markdown(protocol(now))}; loss in points of mIoU against float32; x eager: times as fast as "
+        "PyTorch's eager float32, on the machine that ran this."
     )
 
 
@@ -157,7 +160,7 @@ def _committed(base: str, metrics: str | Path, methods: list[str]) -> dict[str, 
     def text(name: str) -> str:
         return _output(["git", "show", f"{base}:./{metrics}/{name}"]) or ""
 
-    listed = [row["method"] for row in csv.DictReader(text("results.csv").splitlines())]
+    listed = [row["method"] for row in csv_rows(text("results.csv"))]
     texts = {method: text(ACCURACY.format(method)) for method in dict.fromkeys([*methods, *listed])}
     return _with_labels(from_json({method: json.loads(part) for method, part in texts.items() if part}), text)
 
@@ -167,10 +170,24 @@ def _with_labels(results: Mapping[str, Result], read: Callable[[str], str]) -> d
     below the metrics folder."""
 
     def labels(method: str) -> dict[str, str]:
-        rows = csv.DictReader(read(f"classes/{method}.csv").splitlines())
+        rows = csv_rows(read(f"classes/{method}.csv"))
         return {row["name"]: row["pixels"] for row in rows if row["pixels"] != "0"}
 
     return dict(results) | {method: replace(r, labels=labels(method)) for method, r in measured(results).items()}
+
+
+def _difference(kind: str, base: str, columns: Mapping[str, str]) -> str:
+    """What `dvc KIND diff` finds, as a Markdown table with `columns`, {key of DVC's JSON: heading}; empty where nothing
+    differs. (DVC's own Markdown holds names and values as they are.)"""
+    files = json.loads(_dvc(kind, "diff", base, "--json") or "{}")
+    lines = [["Path", kind.removesuffix("s").capitalize(), *map(in_markdown, columns.values())]]
+    lines.append(["---"] * len(lines[0]))
+    for path, changes in sorted(files.items()):
+        for key, change in sorted(changes.items()):
+            values = (change.get(column) for column in columns)
+            values = (round(value, 5) if isinstance(value, float) else value for value in values)
+            lines.append([*map(in_markdown, (path, key)), *("-" if v is None else in_markdown(v) for v in values)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if files else ""
 
 
 def _dvc(*arguments: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from segquant.base.files import csv_text
+from segquant.base.text import in_markdown
 from segquant.report.columns import ALL, Column
 from segquant.report.results import Result, measured
 
@@ -29,7 +30,7 @@ def markdown(results: Iterable[Result], columns: Sequence[Column]) -> str:
     """A Markdown table in which a figure's range, where it is known, stands behind it in brackets."""
     lines = [[column.heading for column in columns], ["---", *["---:"] * (len(columns) - 1)]]
     for result in results:
-        texts = [(column.text(result), column.range(result)) for column in columns]
+        texts = [(in_markdown(column.text(result)), column.range(result)) for column in columns]
         lines.append([f"{text} ({ends})" if ends else text for text, ends in texts])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

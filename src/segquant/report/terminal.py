@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from segquant.base.text import on_terminal
 from segquant.evaluation.bootstrap import FEWEST, METRICS
 from segquant.report.columns import COLUMN, LANES, RANKED, SHOWN, Column
 from segquant.report.notes import footnotes
@@ -66,7 +67,7 @@ def _fitting(results: Sequence[Result], width: int) -> list[Column]:
     """As many columns as fit, the most important ones."""
     fitting, left = [], width + 2  # two blanks part columns
     for column in (*RANKED, *(column for column in SHOWN if column.rank is None)):
-        left -= 2 + max(map(len, (column.heading, *(column.text(result) for result in results))))
+        left -= 2 + max(map(len, (column.heading, *(on_terminal(column.text(result)) for result in results))))
         if left < 0:
             break
         fitting.append(column)
@@ -75,22 +76,25 @@ def _fitting(results: Sequence[Result], width: int) -> list[Column]:
 
 def _console() -> Console:
     """As wide as the terminal; where there is none, as wide as the widest table."""
-    console = Console(markup=False)  # names and reasons may hold brackets
-    return console if console.is_terminal else Console(markup=False, width=max(console.width, 240))
+    console = Console(markup=False, emoji=False)  # names and reasons may hold [red] or :car:
+    if not console.is_terminal:
+        console.width = max(console.width, 240)
+    return console
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False, title=title, title_justify="left")
     for number, heading in enumerate(headings):
+        heading = "\n".join(map(on_terminal, heading.split("\n")))
         table.add_column(heading, justify="right" if number else "left", no_wrap=not number)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(on_terminal, row))
     return table
 
 
 def _print_notes(console: Console, notes: Iterable[str]) -> None:
     for note in notes:
-        console.print(note, style="dim", highlight=False, soft_wrap=True)
+        console.print(on_terminal(note), style="dim", highlight=False, soft_wrap=True)
 
 
 def _show_lanes(console: Console, results: Mapping[str, Result]) -> None:

@@ -15,6 +15,7 @@ from segquant.base.config import Params, Phase, Training
 from segquant.base.files import digest, replacing, sha256, write_json, write_text
 from segquant.base.hub import files
 from segquant.base.ranks import ranks
+from segquant.base.text import in_markdown
 from segquant.data.fingerprint import fingerprint
 from segquant.data.label_map import class_names, match_classes
 from segquant.data.preprocessing import IMAGENET, Preprocessing
@@ -166,9 +167,11 @@ def publish(
         }
         write_json(part / "metrics.json", metrics)
         present = result.scores.pixels > 0
-        data = {"source": params.data.source, "split": params.data.train_split, "images": images}
+        data = {"source": params.data.source, "split": params.data.train_split}
+        words = {**data, "validation": params.data.validation_split, "title": card.pop("title")}
         steps = "; then ".join(f"{p.steps} of {p.batch_size} crops of {p.crop}x{p.crop}" for p in phases)
         text = card.pop("text").format(classes=len(present), known=int(present.sum()), **asdict(options))
-        fields = {**asdict(options), **metrics, **data, **card, "steps": steps, "text": text}
-        write_text(part / "README.md", CARD.format(**fields, validation=params.data.validation_split))
+        fields = {**asdict(options), **metrics, **card, "images": images, "steps": steps, "text": text}
+        fields |= {key: in_markdown(value) for key, value in words.items()}
+        write_text(part / "README.md", CARD.format(**fields))
     Path(checkpoint).unlink()  # so that the next run starts over

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from segquant.base.errors import ConfigError
 from segquant.base.output import holds_anything
+from segquant.base.text import say, say_json
 from segquant.commands.shared import NEW_FOLDER, add_model
 
 
@@ -31,10 +31,10 @@ def main(arguments: argparse.Namespace) -> None:
     opset = OPSET if arguments.opset is None else arguments.opset
     files = export_onnx(folder, arguments.output, opset, arguments.classes)
     if arguments.json:
-        print(json.dumps(files, indent=2))
+        say_json(files)
         return
     for precision in PRECISIONS:
         file = files[precision]
         logits = f"logits within {file['difference']:.1e} of PyTorch's, " if "difference" in file else ""
         path = arguments.output / f"{precision}.onnx"
-        print(f"{path}: {file['bytes'] / 1e6:.2f} MB, {logits}{file['agreement']:.2%} of pixels in the same class")
+        say(f"{path}: {file['bytes'] / 1e6:.2f} MB, {logits}{file['agreement']:.2%} of pixels in the same class")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
+from segquant.base.text import say, say_json
 from segquant.commands.shared import ARTIFACT, NEW_FOLDER
 
 
@@ -19,7 +19,7 @@ def main(arguments: argparse.Namespace) -> None:
 
     size = export_transformers(arguments.artifact, arguments.output)
     if arguments.json:
-        print(json.dumps({"bytes": size}))
+        say_json({"bytes": size}, indent=None)
         return
     model = "AutoModelForSemanticSegmentation.from_pretrained"
-    print(f"{arguments.output}: {size / 1e6:.2f} MB of weights, for {model}")
+    say(f"{arguments.output}: {size / 1e6:.2f} MB of weights, for {model}")
