@@ -2,12 +2,8 @@ import json
 import os
 import pickle
 import shutil
-import ssl
 import subprocess
 import sys
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,10 +11,10 @@ import torch
 import yaml
 from hub_server import COMMIT, TOKEN, Repo, client, of_folder, serve
 
-from segquant import load_quantized, models
+from segquant import models
 from segquant.base import hub
 from segquant.base.config import Recipe
-from segquant.base.errors import ConfigError, ModelError
+from segquant.base.errors import ModelError
 from segquant.base.files import sha256
 from segquant.base.hub import locate
 from segquant.base.repository import open_repository
@@ -256,67 +252,6 @@ def test_a_model_of_the_cache_is_called_by_its_hub_id(hub_cache):
     (hub_cache / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(ModelError, match="^model 'owner/tiny' cannot be loaded"):
         models.load(hub_cache)
-
-
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    """An https server of tmp_path/www whose certificate this process trusts; yields the folder and the address."""
-    if shutil.which("openssl") is None:
-        pytest.skip("needs the openssl command to make a certificate")
-    key, certificate, root = tmp_path / "key.pem", tmp_path / "certificate.pem", tmp_path / "www"
-    root.mkdir()
-    request = (
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
-    )
-    command = [*request.split(), "-keyout", key, "-out", certificate]
-    subprocess.run(command, check=True, capture_output=True)
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *a: None)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=root))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield root, f"https://127.0.0.1:{server.server_port}"
-    server.shutdown()
-
-
-def test_a_url_serves_float_and_quantized_models_and_is_fetched_once(server, tiny_folder):
-    root, address = server
-    shutil.copytree(tiny_folder, root / "float")
-    build(tiny_folder, Recipe("int4", 32, "hqq"), root / "int4", torch.device("cpu"))
-    digest = {name: sha256(root / name / "model.safetensors") for name in ("float", "int4")}
-    folder = locate(f"{address}/float/model.safetensors", sha256=digest["float"])
-    assert torch.equal(_logits(models.load(folder)), _logits(models.load(tiny_folder)))
-    quantized = load_quantized(f"{address}/int4/model.safetensors", sha256=digest["int4"])
-    assert torch.equal(_logits(quantized), _logits(load_quantized(root / "int4")))
-    shutil.rmtree(root / "float")
-    assert locate(f"{address}/float/model.safetensors", sha256=digest["float"]) == folder
-
-
-def test_a_bad_url_leaves_no_files(server, tiny_folder, tmp_path):
-    root, address = server
-    shutil.copytree(tiny_folder, root / "m")
-    url = f"{address}/m/model.safetensors"
-    with pytest.raises(ConfigError, match="needs model.sha256"):
-        locate(url)
-    with pytest.raises(ModelError, match="invalid hash value") as error:
-        locate(url, sha256="0" * 64)
-    assert "\n" not in str(error.value)
-    with pytest.raises(ModelError, match="404"):
-        locate(f"{address}/none/model.safetensors", sha256="0" * 64)
-    with pytest.raises(ModelError, match="is not a safetensors file"):
-        locate(f"{address}/m/pytorch_model.bin", sha256="0" * 64)
-    for part in ("model-00001-of-00002.safetensors", "model.safetensors.index.json"):
-        with pytest.raises(ModelError, match="is one file of a sharded checkpoint, .*: give its hub id, or a folder"):
-            locate(f"{address}/m/{part}", sha256="0" * 64)
-    for bad in ("https://localhost:abc/x.safetensors", "https://[bad/x.safetensors"):
-        with pytest.raises(ModelError, match="cannot be fetched"):
-            locate(bad, sha256="0" * 64)
-    with pytest.raises(ModelError, match="is a file: give the folder"):
-        locate(tiny_folder / "model.safetensors")
-    assert not list((tmp_path / "cache").rglob("*.*"))
 
 
 class _Payload:

@@ -11,6 +11,7 @@ import yaml
 
 from segquant.base.config import Params
 from segquant.base.files import digest, sha256
+from segquant.base.https import shown
 from segquant.base.hub import weights_sha256
 
 
@@ -33,7 +34,7 @@ def lineage(params: Params, baseline: str | Path, manifest: dict[str, Any], lock
     sources = ("src", "stages", "params.yaml", "dvc.yaml", "data/label_maps")  # what a run does not write itself
     return {
         "model": {
-            "source": params.model.source,
+            "source": shown(params.model.source),
             "revision": params.model.revision,
             "sha256": weights_sha256(baseline),
         },

@@ -75,7 +75,7 @@ class Model(Section):
 
     source: str = Field(description="A folder, a hub id, or the https URL of a safetensors file.")
     revision: str | None = Field(None, description="Commit of a hub id; null: the newest.")
-    sha256: str | None = Field(None, description="Of the file behind a URL, where it is required.")
+    sha256: str | None = Field(None, description="Of the files behind a URL, where it is required (docs/models.md).")
 
 
 @dataclass(frozen=True)

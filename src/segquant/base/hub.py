@@ -6,37 +6,41 @@ import hashlib
 import os
 import re
 import sys
-import urllib.error
-from http.client import HTTPException
+from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from segquant.base import files as disk
-from segquant.base.errors import ConfigError, ModelError, one_line
+from segquant.base import https
+from segquant.base.errors import ConfigError, ModelError
 from segquant.base.files import replacing
 from segquant.base.repository import HUB_ID, called, open_repository
 from segquant.base.weights import INDEX, SAFETENSORS, choose, shards
 
 CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json", "quantization.json")
 _SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
+_INSTEAD = "check the URL, or give a folder with its files"
+_LIMITS = {**dict.fromkeys(CONFIGS, 8 << 20), SAFETENSORS: 8 << 30}  # bytes of what a URL fetches, in this order
 
 
 def locate(source: str | Path, revision: str | None = None, sha256: str | None = None) -> Path:
     """Return the local folder of a model, with its config.json and weights.
 
     `source` is a folder, a hub id (owner/name; `revision` is a commit, tag or branch), or the https URL of a
-    safetensors file beside its config.json (`sha256` of the file is required). Downloads are cached.
-    Raises ModelError when the model does not exist, ConfigError for a URL without `sha256`.
+    safetensors file beside its config.json (`sha256`, which is required, is `listed_sha256` of the files there).
+    Downloads are cached, and checked each time.
+    Raises ModelError when the model does not exist or is not that of `sha256`, ConfigError for a URL without it.
     """
     text = str(source)
-    if Path(source).is_dir():
-        return Path(source)
     if text.startswith("https://"):
         return _download(text, sha256)
-    if HUB_ID.fullmatch(text) and not Path(source).exists():
-        return _snapshot(text, revision)
-    if Path(source).exists():
+    if os.path.isdir(source):
+        return Path(source)
+    if os.path.exists(source):
         raise ModelError(f"model '{source}' is a file: give the folder that holds it, with its config.json")
-    raise ModelError(f"model '{source}' is not there: give a folder, a hub id (owner/name) or an https URL")
+    if HUB_ID.fullmatch(text):
+        return _snapshot(text, revision)
+    raise ModelError(f"model '{https.shown(text)}' is not there: give a folder, a hub id (owner/name) or an https URL")
 
 
 def files(folder: Path) -> list[Path]:
@@ -51,6 +55,12 @@ def weights_sha256(folder: str | Path) -> str:
     """SHA-256 (hexadecimal) of a model's weights file; of several files, of the list of theirs."""
     digests = [disk.sha256(path) for path in _weights(Path(folder))]
     return digests[0] if len(digests) == 1 else disk.digest(digests)
+
+
+def listed_sha256(folder: Path) -> str:
+    """SHA-256 (hexadecimal) of the list that `sha256sum *` prints of the files in `folder`, in the order of names."""
+    paths = sorted(path for path in folder.iterdir() if path.is_file())
+    return hashlib.sha256("".join(f"{disk.sha256(path)}  {path.name}\n" for path in paths).encode()).hexdigest()
 
 
 def _weights(folder: Path) -> list[Path]:
@@ -76,40 +86,53 @@ def _snapshot(name: str, revision: str | None) -> Path:
 
 
 def _download(url: str, sha256: str | None) -> Path:
-    from torch.hub import download_url_to_file
-
-    name = url.split("?")[0].rsplit("/", 1)[1]
+    model = https.shown(url)
+    if problem := https.problem(url):
+        raise ModelError(f"model '{model}' cannot be fetched: it {problem}: {_INSTEAD}")
+    beside, _, name = urlsplit(url).path.rpartition("/")
     if name.endswith(INDEX) or _SHARD.search(name):
         raise ModelError(
-            f"model '{url}' is one file of a sharded checkpoint, and a URL fetches no others: give its hub id, or a "
+            f"model '{model}' is one file of a sharded checkpoint, and a URL fetches no others: give its hub id, or a "
             "folder with config.json, the index and all shards"
         )
     if not name.endswith(".safetensors"):
         raise ModelError(
-            f"model '{url}' is not a safetensors file: give one, because a pickle from the network can run code"
+            f"model '{model}' is not a safetensors file: give one, because a pickle from the network can run code"
         )
     if not re.fullmatch(r"[0-9a-f]{64}", sha256 or ""):
-        raise ConfigError(f"model '{url}' needs model.sha256: set it to the SHA-256 of the file, 64 hexadecimal digits")
+        raise ConfigError(
+            f"model '{model}' needs model.sha256 (--sha256): the 64 hexadecimal digits that `{_command()}` prints in a "
+            "folder with its files"
+        )
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "segquant" / f"{sha256}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
-    if folder.is_dir():
+    folder = cache / "segquant" / sha256
+    if folder.is_dir() and listed_sha256(folder) == sha256:
         return folder
-    try:
-        with replacing(folder) as part:
-            part.mkdir()
-            for name in CONFIGS:
-                _download_config(f"{url.split('?')[0].rsplit('/', 1)[0]}/{name}", part / name, name == "config.json")
-            download_url_to_file(url, str(part / SAFETENSORS), hash_prefix=sha256, progress=sys.stderr.isatty())
-    except (OSError, RuntimeError, ValueError, HTTPException) as error:  # RuntimeError: the hash is wrong
-        raise ModelError(f"model '{url}' cannot be fetched: {one_line(error)}") from error
+    with replacing(folder) as part:
+        part.mkdir()
+        for name, limit in _LIMITS.items():
+            file = urlsplit(url)._replace(path=f"{beside}/{name}", query="", fragment="").geturl()
+            weights = name == SAFETENSORS
+            try:
+                https.fetch(url if weights else file, part / name, limit, quiet=not (weights and sys.stderr.isatty()))
+            except https.FetchError as error:
+                if error.status != 404 or name in ("config.json", SAFETENSORS):
+                    raise ModelError(f"model '{model}' cannot be fetched: {name}: {error}: {_INSTEAD}") from error
+        _check(part, model, sha256)
     return folder
 
 
-def _download_config(url: str, target: Path, required: bool) -> None:
-    from torch.hub import download_url_to_file
+def _check(folder: Path, model: str, sha256: str) -> None:
+    """Raise ModelError unless `sha256` is that of the list of all files in `folder`."""
+    if (actual := listed_sha256(folder)) == sha256:
+        return
+    alone = " (that of the weights alone)" if disk.sha256(folder / SAFETENSORS) == sha256 else ""
+    names = sorted(path.name for path in folder.iterdir())
+    raise ModelError(
+        f"model '{model}' is not that of model.sha256: for its files `{_command(names)}` prints {actual}, not {sha256}"
+        f"{alone}: check the files, then set model.sha256 (--sha256)"
+    )
 
-    try:
-        download_url_to_file(url, str(target), progress=False)
-    except urllib.error.HTTPError as error:
-        if required or error.code != 404:
-            raise
+
+def _command(names: Sequence[str] = ("config.json", SAFETENSORS, "preprocessor_config.json")) -> str:
+    return f"sha256sum {' '.join(names)} | sha256sum"

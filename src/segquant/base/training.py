@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from segquant.base.validate import Pair, Section, Several
+from segquant.base.validate import Pair, Section, Several, wrong
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Train(Training):
 class Distill(Training):
     """Training of a student on labels and on the predictions of a larger teacher."""
 
-    teacher: str = Field(description="A folder, a hub id or a URL.")
-    student: str = Field(description="A folder, a hub id or a URL; training starts from its weights.")
+    teacher: str = Field(description="A folder or a hub id.")
+    student: str = Field(description="A folder or a hub id; training starts from its weights.")
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     crop: int | None = Field(
@@ -83,6 +83,10 @@ class Distill(Training):
         (0.75, 1.5), description="Images are resized by a factor in this range before cropping."
     )
 
+    def __post_init__(self) -> None:
+        _no_url("teacher", self.teacher)
+        _no_url("student", self.student)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Qat(Training):
@@ -95,12 +99,15 @@ class Qat(Training):
     )
     teacher: str = Field(
         "float32",
-        description="float32: the model itself before quantization; none: the labels; else another model's location.",
+        description="float32: the model itself before quantization; none: the labels; else a folder or a hub id.",
     )
     range_learning: bool = Field(True, description="Learn scales and zeros too.")
     lr: float = Field(0.004, ge=0, description="Codes a step.")
     warmup: int = Field(20, ge=0, description="Steps of linear warm-up.")
     schedule: Literal["poly", "cosine"] = Field("cosine", description="How the learning rate falls to zero.")
+
+    def __post_init__(self) -> None:
+        _no_url("teacher", self.teacher)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,3 +128,8 @@ class Finetune(Training):
     def __post_init__(self) -> None:
         if self.ema:
             raise ValueError("train of a graph takes no ema: the ranges of the graph do not fit averaged weights")
+
+
+def _no_url(key: str, source: str) -> None:
+    if "://" in source:
+        raise wrong(key, "is a URL, whose files no digest covers here: give a folder or a hub id")

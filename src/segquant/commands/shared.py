@@ -33,7 +33,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """Which float model to take."""
     parser.add_argument("--model", required=True, help="folder, hub id (owner/name), or https URL of safetensors")
     parser.add_argument("--revision", help="commit, tag or branch of a hub id")
-    parser.add_argument("--sha256", help="checksum of the file behind a URL")
+    parser.add_argument("--sha256", help="checksum of the files behind a URL, as docs/models.md computes it")
 
 
 def add_scored(parser: argparse.ArgumentParser) -> None:
