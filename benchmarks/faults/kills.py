@@ -18,7 +18,7 @@ import yaml
 
 from faults.outputs import contents, difference, temporary
 from faults.place import ENVIRONMENT, METHODS, ROOT, SPLIT, Place
-from faults.trial import LIMIT_SECONDS, MARK, Ended, judge, survivors
+from faults.trial import GRACE_SECONDS, LIMIT_SECONDS, MARK, Ended, judge, survivors
 
 PIPELINE = "python -m segquant.base.locks && python -m segquant.warm dvc repro"  # what `make repro` runs
 BUILT = ["data/shards", "data/reference", "data/source.json", "models/baseline", "models/onnx", "models/quantized"]
@@ -137,7 +137,7 @@ class Kills:
         except subprocess.TimeoutExpired:
             _kill(process.pid, "all")
             return f"hang: after the kill of a {victim} at {delay:.1f} s"
-        if left := survivors(mark):
+        if left := survivors(mark, max(GRACE_SECONDS, self.seconds)):
             return f"left: processes {left} after the kill of {victim} at {delay:.1f} s"
         if "Traceback" in stderr:
             return f"traceback: after the kill of {victim} at {delay:.1f} s: {stderr[-300:]}"

@@ -70,6 +70,7 @@ def forked(main: Callable[[], None], folder: Path, limit: float = LIMIT_SECONDS)
         os.setsid()
         for number, name in ((1, "stdout"), (2, "stderr")):
             os.dup2(os.open(folder / name, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), number)
+            setattr(sys, name, os.fdopen(number, "w"))  # the caller's may be another file
         code = 1
         try:
             run(main)
