@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 
 from segquant import cli
+from segquant.base.errors import one_line
 
 
 def _stage(folder, *arguments, **environment):
@@ -65,6 +66,12 @@ def test_a_fault_of_the_program_is_one_line_and_the_traceback_is_logged(tmp_path
     line = "error: a fault of the program, KeyError: 'key': --verbose shows where; please report it\n"
     assert quiet.returncode == loud.returncode == 1 and quiet.stderr == line
     assert "Traceback" in loud.stderr and loud.stderr.endswith(line)
+
+
+def test_a_value_from_a_file_is_shortened_in_a_message_and_a_path_is_not():
+    path = "/".join(["folder"] * 100)
+    line = one_line(ValueError(f"{path} names\nthe class {'x' * 10_000}: remove it"), 10_000)
+    assert line == f"{path} names the class {'x' * 100}... remove it"
 
 
 def test_a_full_disk_is_one_line_that_says_what_to_do(tmp_path):

@@ -34,9 +34,11 @@ class MethodsFailed(SegquantError):
 def one_line(error: BaseException, limit: int = 300, end: bool = False) -> str:
     """The message of any error in one line of at most `limit` characters, of a longer one the start or the `end`.
 
-    An error without a message gives the name of its type.
+    Of a word that is longer than any path, such as a value from a file, only the start is given. An error without a
+    message gives the name of its type.
     """
-    text = " ".join(str(error).split()) or type(error).__name__
+    words = (word if len(word) <= 1000 else f"{word[:100]}..." for word in str(error).split())
+    text = " ".join(words) or type(error).__name__
     if len(text) <= limit:
         return text
     return f"...{text[-limit:]}" if end else f"{text[:limit]}..."
