@@ -8,12 +8,15 @@ import time
 from functools import partial
 
 import pytest
+import torch
 from clones import ENV
 from conftest import ROOT
 
 from segquant.warm import SOCKET
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks are made on Linux only")
+for_cuda = torch.version.cuda is not None
+forked = pytest.mark.skipif(for_cuda, reason="with a torch built for CUDA, every stage is plain Python")
 
 SLEEPER = """
 import os, pathlib, sys, time
@@ -57,6 +60,7 @@ def gone(process):
     return False
 
 
+@forked
 def test_a_stage_is_a_fork_with_its_own_arguments_output_and_exit_code(folder, warm):
     stopped = start(folder, warm, "stop")
     assert stopped.communicate() == ("True False None ['stop']\n", "") and stopped.returncode == 7
@@ -73,6 +77,13 @@ def test_a_stage_is_plain_python_elsewhere(folder, warm, changed):
     assert plain.communicate()[0].startswith("False False") and plain.returncode == 7
 
 
+@pytest.mark.skipif(not for_cuda, reason="needs a torch built for CUDA")
+def test_with_a_torch_for_cuda_a_stage_is_plain_python(folder, warm):
+    plain = start(folder, warm, "stop")
+    assert plain.communicate()[0] == f"False False {warm[SOCKET]} ['stop']\n" and plain.returncode == 7
+
+
+@forked
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGKILL, -signal.SIGKILL)]
 )
@@ -86,6 +97,7 @@ def test_a_signal_ends_the_fork_too(folder, warm, number, code):
     assert gone(fork)
 
 
+@forked
 def test_an_ignored_signal_does_not_reach_the_fork(folder, warm):
     stage = start(folder, warm, ignored=signal.SIG_IGN)
     assert stage.stdout.readline().startswith("True")
@@ -95,6 +107,7 @@ def test_an_ignored_signal_does_not_reach_the_fork(folder, warm):
     stage.kill()
 
 
+@forked
 def test_a_fork_that_is_killed_is_no_success(folder, warm):
     stage = start(folder, warm)
     assert stage.stdout.readline().startswith("True")
@@ -112,6 +125,7 @@ def test_a_command_that_is_none_is_one_line(command, line):
     assert done.returncode == 2 and done.stderr.startswith(f"error: {line}") and done.stderr.count("\n") == 1
 
 
+@forked
 def test_nothing_is_left_of_a_command_that_ends_or_is_killed(folder):
     script = f"{sys.executable} -m stages.sleeper stop; echo $SEGQUANT_WARM; exit 5"
     command = [sys.executable, "-m", "segquant.warm", "sh", "-c", script]

@@ -155,7 +155,7 @@ def test_a_timing_ends_with_the_process_that_asked_for_it(tiny_folder, tmp_path)
     command = [sys.executable, "-m", "segquant.evaluation.speed", "--attached"]
     command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert "loaded" in process.stderr.readline()
+        assert any("loaded" in line for line in process.stderr)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(1)
         process.stdin.close()
