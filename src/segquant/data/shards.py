@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from segquant.base.errors import DataError, SegquantError, one_line
 from segquant.base.files import read_json, replacing, sha256, write_json
 from segquant.base.progress import progress
-from segquant.data.images import IGNORE, decode_annotation
+from segquant.data.images import IGNORE, decode_annotation, histogram
 from segquant.data.rows import OnError, rows
 
 log = logging.getLogger(__name__)
@@ -228,7 +228,7 @@ class LabelCounts:
         )
         self.content.update(name + image + label)
         self.digests[image] = row["id"]
-        self.pixels += np.bincount(decode_annotation(row["annotation"]).ravel(), minlength=256)
+        self.pixels += histogram(decode_annotation(row["annotation"]))
 
     def summary(self) -> dict[str, Any]:
         present = {str(c): int(self.pixels[c]) for c in np.nonzero(self.pixels)[0] if c != IGNORE}
