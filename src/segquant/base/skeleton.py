@@ -7,6 +7,7 @@ gives every tensor's shape without its values, and PyTorch's meta device builds 
 from __future__ import annotations
 
 import math
+import re
 import threading
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +19,12 @@ import torch
 from safetensors import safe_open
 from torch import nn
 from torch.nn.modules import module as hooks
-from transformers import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING, AutoConfig, AutoModelForSemanticSegmentation
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
+    AutoConfig,
+    AutoModelForSemanticSegmentation,
+)
 from transformers.initialization import no_init_weights
 
 from segquant.base.errors import ModelError, SegquantError, one_line
@@ -27,6 +33,7 @@ from segquant.base.validate import shown
 
 _LARGEST = 1 << 20  # bytes of a config.json; one of 255 classes has 20 kB
 _MOST = 100_000  # of a whole number in it, and of a list's together: they count channels, layers and pixels
+_LAYERS = re.compile("depths|layers")  # keys that count layers, and make lists as long before the first is built
 _USUAL = 512  # a larger number that is no side of a weight is tried on the meta device, which takes half a second
 _MOST_OUTPUTS = 1 << 28  # numbers that a layer may give for an image: 1 GB
 _MOST_SIDE = 2048  # pixels of the image that a model is tried with
@@ -79,22 +86,22 @@ def read_config(source: str | Path, folder: Path) -> dict[str, Any]:
         raise ModelError(f"model '{source}' cannot be loaded: {error}") from error
     if not isinstance(config, dict):
         raise ModelError(f"model '{source}' has a config.json that is no JSON object")
-    for key, number in _numbers({**config, "num_labels": None}):  # which has a limit of its own
+    for key, number in _numbers({**config, "num_labels": None}, sums=True):  # which has a limit of its own
         if abs(number) > _MOST:
             raise ModelError(f"model '{source}' has {key} {shown(number)} in config.json: at most {_MOST} works")
     return config
 
 
-def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
-    """(key, number) for all whole numbers in a value of JSON, and for the sum of those in a list."""
+def _numbers(value: Any, sums: bool = False, key: str = "") -> Iterator[tuple[str, int]]:
+    """(key, number) for all whole numbers in a value of JSON, with `sums` for that of each list too."""
     if isinstance(value, dict):
         for name, part in value.items():
-            yield from _numbers(part, shown(str(name)))
+            yield from _numbers(part, sums, shown(str(name)))
     elif isinstance(value, list):
-        numbers = []
         for part in value:
-            numbers += [number for _, number in _numbers(part, key)]
-        yield from ((key, number) for number in (*numbers, sum(map(abs, numbers))))
+            yield from _numbers(part, sums, key)
+        if sums:
+            yield key, sum(abs(part) for part in value if isinstance(part, int))
     elif isinstance(value, int):
         yield key, value
 
@@ -102,18 +109,21 @@ def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
 def skeleton(source: str | Path, folder: Path, tensors: Mapping[str, Stored], codes: int = 1) -> nn.Module:
     """The model of the config.json in `folder` on the meta device, where it takes no memory, with no weights.
 
-    `tensors` are those in its file, and each number of them stands for up to `codes` weights. Raises ModelError for a
-    config.json that transformers cannot follow, or whose model has far more weights than the file.
+    `tensors` are those in its file, and each number of them stands for up to `codes` weights. transformers knows its
+    model_type (`models.check_config`). Raises ModelError for a config.json that transformers cannot follow, or whose
+    model has far more weights than the file.
     """
     config = read_config(source, folder)
     weights = codes * sum(tensor.numbers for tensor in tensors.values())
     sides = {side for tensor in tensors.values() for side in tensor.shape}
+    kind, most = config["model_type"], 4 * len(tensors) + 100  # some are split as they load, others left out
+    if any(number > most and _LAYERS.search(key) for key, number in _numbers(config)):
+        raise _larger(source)
     try:
+        if CONFIG_MAPPING[kind] not in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
+            raise ModelError(f"model '{source}' is of the type {shown(kind)}: give a model for semantic segmentation")
         described = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if type(described) not in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
-            kind = shown(config.get("model_type"))
-            raise ModelError(f"model '{source}' is of the type {kind}: give a model for semantic segmentation")
-        with _counted(source, 4 * len(tensors) + 100, 4 * weights + 1_000_000), no_init_weights(), torch.device("meta"):
+        with _counted(source, most, 4 * weights + 1_000_000), no_init_weights(), torch.device("meta"):
             model = AutoModelForSemanticSegmentation.from_config(described, trust_remote_code=False).eval()
     except SegquantError:
         raise
@@ -124,6 +134,10 @@ def skeleton(source: str | Path, folder: Path, tensors: Mapping[str, Stored], co
     if any(number > _USUAL and number not in sides for _, number in _numbers(config)):
         _check_outputs(source, model)
     return model
+
+
+def _larger(source: str | Path) -> ModelError:
+    return ModelError(f"model '{source}' has a config.json of a far larger model than its weights: fetch both again")
 
 
 @contextmanager
@@ -137,9 +151,7 @@ def _counted(source: str | Path, most: int, most_numbers: int) -> Iterator[None]
             return
         count, numbers = count + 1, numbers + tensor.numel()
         if count > most or numbers > most_numbers:
-            raise ModelError(
-                f"model '{source}' has a config.json of a far larger model than its weights: fetch both again"
-            )
+            raise _larger(source)
 
     handles = [
         hooks.register_module_parameter_registration_hook(register),

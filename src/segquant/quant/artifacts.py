@@ -215,7 +215,11 @@ def load_artifact(folder: str | Path, device: torch.device | str = "cpu") -> Art
     check_config(folder, folder)
     path = folder / SAFETENSORS
     try:
-        empty = skeleton(folder, folder, headers([path]), codes=8)  # a byte holds 8 codes at most
+        stored = headers([path])
+    except Exception as error:  # as safetensors raises
+        raise ModelError(f"{folder} cannot be loaded: {one_line(error)}; quantize again") from error
+    empty = skeleton(folder, folder, stored, codes=8)  # a byte holds 8 codes at most
+    try:
         rewrite(empty, info["linear_convs"])
         state = state_of({name: aligned(tensor) for name, tensor in load_file(path).items()}, info)
         check_state(state, empty.state_dict(), info["recipe"]["weights"])

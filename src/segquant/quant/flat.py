@@ -62,7 +62,7 @@ def state_of(tensors: dict[str, torch.Tensor], info: Mapping[str, Any]) -> dict[
 
 def _check_described(described: Mapping[str, Any]) -> None:
     """Raise ModelError unless torchao's metadata name each tensor once, of a kind that segquant writes."""
-    names = json.loads(described.get(_NAMES, "[]"))
+    names = json.loads(described.get(_NAMES, "null"))
     if not isinstance(names, list) or sorted(map(str, names)) != sorted(described.keys() - {_NAMES}):
         raise ModelError(f"quantization.json does not list the tensors that it describes in {_NAMES}")
     for name in names:
@@ -70,6 +70,18 @@ def _check_described(described: Mapping[str, Any]) -> None:
         kind = entry.get("_type") if isinstance(entry, dict) else entry
         if kind not in _KINDS:
             raise ModelError(f"quantization.json has {name} as {shown(kind)}, which segquant does not write")
+
+
+def _check_codes(name: str, tensor: torch.Tensor) -> None:
+    """Raise ModelError for codes or scales that no algorithm writes, some of which would be broadcast."""
+    if tensor.qdata.dtype not in _CODES:
+        raise ModelError(f"it has codes of {name} as {dtype_name(tensor.qdata.dtype)}")
+    blocks = [side // block for side, block in zip(tensor.shape, tensor.block_size, strict=True)]
+    zero = getattr(tensor, "zero_point", None)
+    for part, values in {"scales": tensor.scale, "zeros": tensor.scale if zero is None else zero}.items():
+        if list(values.shape) != blocks or values.dtype == torch.float64:
+            form = f"{list(values.shape)} of {dtype_name(values.dtype)}"
+            raise ModelError(f"it has {part} of {name} as {form}, which segquant does not write")
 
 
 def check_state(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], weights: str) -> None:
@@ -82,8 +94,7 @@ def check_state(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.
         if tensor.shape != shape:
             raise ModelError(f"it has {name} as {list(tensor.shape)}, but config.json has {list(shape)}")
         if is_quantized(tensor):
-            if tensor.qdata.dtype not in _CODES:
-                raise ModelError(f"it has codes of {name} as {dtype_name(tensor.qdata.dtype)}")
+            _check_codes(name, tensor)
         elif tensor.is_floating_point() and tensor.dtype != CASTS.get(weights, torch.float32):
             raise ModelError(f"it has {name} as {dtype_name(tensor.dtype)}, which segquant does not write")
         elif not tensor.is_floating_point() and expected[name].is_floating_point():
