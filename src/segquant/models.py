@@ -8,13 +8,13 @@ import pickle
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from safetensors import safe_open
+import transformers
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
@@ -25,10 +25,12 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from segquant.base.errors import ModelError, one_line
-from segquant.base.files import is_lfs_pointer, read_json
+from segquant.base.errors import ModelError, SegquantError, one_line
+from segquant.base.files import is_lfs_pointer
 from segquant.base.hub import files
 from segquant.base.repository import called
+from segquant.base.skeleton import Stored, headers, read_config, size_of, skeleton
+from segquant.base.validate import shown
 from segquant.data.preprocessing import PREPROCESSOR, read_preprocessing
 
 log = logging.getLogger(__name__)
@@ -67,9 +69,11 @@ def load(source: str | Path) -> nn.Module:
         raise ModelError(f"model '{source}' has a Git LFS pointer in place of {pointer}: run git lfs pull")
     check_config(source, folder)
     read_preprocessing(folder)  # raises before any data are read
-    _check_dtypes(source, paths)
     start, before = time.perf_counter(), psutil.Process().memory_info().rss
     try:
+        tensors = headers(paths)
+        _check_dtypes(source, tensors)
+        skeleton(source, folder, tensors)
         model, report = AutoModelForSemanticSegmentation.from_pretrained(
             folder,
             dtype=torch.float32,
@@ -80,11 +84,13 @@ def load(source: str | Path) -> nn.Module:
         )
     except pickle.UnpicklingError as error:
         raise ModelError(f"model '{source}' is unsafe: its pickle can run code; save it as safetensors") from error
+    except SegquantError:
+        raise
     except Exception as error:  # transformers and safetensors raise many types of exception
         raise ModelError(f"model '{source}' cannot be loaded: {one_line(error)}") from error
     _check_weights(source, model, report)
     model.config.return_dict, model.config.output_attentions, model.config.output_hidden_states = True, False, False
-    _try(source, model)
+    check_runs(source, model)
     if model.config.num_labels == 1:
         two_classes(source, model)
     count = sum(p.numel() for p in model.parameters())
@@ -103,30 +109,40 @@ def load(source: str | Path) -> nn.Module:
 
 def check_config(source: str | Path, folder: Path) -> None:
     """Raise ModelError for a model that is not one of segmentation, takes no RGB, or names its classes amiss."""
-    config = read_json(folder / "config.json")
-    if not isinstance(config, dict):
-        raise ModelError(f"model '{source}' has a config.json that is no JSON object")
+    config = read_config(source, folder)
     architectures = config.get("architectures") or []
-    architectures = [architectures] if isinstance(architectures, str) else architectures
-    if config.get("auto_map") and config.get("model_type") not in CONFIG_MAPPING:
+    architectures = architectures if isinstance(architectures, list) else [architectures]
+    known = isinstance(config.get("model_type"), str) and config["model_type"] in CONFIG_MAPPING
+    if not known and config.get("auto_map"):
         raise ModelError(
             f"model '{source}' brings code of its own (auto_map), and no code of a model is run: choose another"
         )
     if config.get("quantization_config"):
         raise ModelError(f"model '{source}' is already quantized: give the float model that it was made from")
     if architectures and not any("Segmentation" in str(kind) for kind in architectures):
-        raise ModelError(f"model '{source}' is a {architectures[0]}: give a model for semantic segmentation")
+        raise ModelError(f"model '{source}' is a {str(architectures[0])[:100]}: give a model for semantic segmentation")
+    if not known:
+        raise ModelError(
+            f"model '{source}' is of the type {shown(config.get('model_type'))}, which transformers "
+            f"{transformers.__version__} does not know: give a model for semantic segmentation"
+        )
     for part in (config, config.get("backbone_config") or {}):
         if isinstance(part, dict) and part.get("num_channels", 3) != 3:
-            raise ModelError(f"model '{source}' takes {part['num_channels']} channels: only RGB images work")
+            raise ModelError(f"model '{source}' takes {shown(part['num_channels'])} channels: only RGB images work")
+        if isinstance(part, dict) and part.get("attn_implementation") not in (None, "eager", "sdpa"):
+            # transformers would fetch a kernel by this name from the hub, and run it
+            kernel = shown(part["attn_implementation"])
+            raise ModelError(f"model '{source}' has attn_implementation {kernel} in config.json: remove it")
     labels = config.get("id2label")
     count = len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)
     if not isinstance(count, int) or not 1 <= count <= MAX_CLASSES:
-        raise ModelError(f"model '{source}' has {count!r} classes: 1 to {MAX_CLASSES} work")
+        raise ModelError(f"model '{source}' has {shown(count)} classes: 1 to {MAX_CLASSES} work")
     if labels is None:
         return
     if not isinstance(labels, dict) or set(labels) != set(map(str, range(len(labels)))):
         raise ModelError(f"model '{source}' has an id2label in config.json whose ids are not 0, 1, 2, ... without gaps")
+    if others := [name for name in labels.values() if not isinstance(name, str)]:
+        raise ModelError(f"model '{source}' names a class {shown(others[0])} in its config.json: give it a text")
     check_names(source, labels.values())
 
 
@@ -137,19 +153,11 @@ def check_names(source: str | Path, names: Iterable[Any]) -> None:
         raise ModelError(f"model '{source}' names two classes '{twice[0]}': rename one in id2label of its config.json")
 
 
-def _check_dtypes(source: str | Path, paths: Sequence[Path]) -> None:
+def _check_dtypes(source: str | Path, tensors: Mapping[str, Stored]) -> None:
     """Raise ModelError for weights that are whole or complex numbers, such as codes whose scales are elsewhere."""
-    for path in paths:
-        if path.suffix != ".safetensors":
-            continue
-        try:
-            with safe_open(path, "pt") as file:
-                dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}
-        except Exception as error:  # safetensors raises many types
-            raise ModelError(f"model '{source}' cannot be loaded: {one_line(error)}") from error
-        for name, dtype in dtypes.items():
-            if not dtype.startswith(("F", "BF")) and not name.endswith(_COUNTERS):
-                raise ModelError(f"model '{source}' has {name} as {dtype}: only float weights work")
+    for name, tensor in tensors.items():
+        if not tensor.floats and not name.endswith(_COUNTERS):
+            raise ModelError(f"model '{source}' has {name} as {tensor.dtype}: only float weights work")
 
 
 def _check_weights(source: str | Path, model: nn.Module, report: dict[str, Any]) -> None:
@@ -172,20 +180,27 @@ def _check_weights(source: str | Path, model: nn.Module, report: dict[str, Any])
             )
 
 
-@torch.no_grad()
-def _try(source: str | Path, model: nn.Module) -> None:
-    """Raise ModelError unless the model gives logits of as many classes as its config says."""
+@torch.inference_mode()
+def check_runs(source: str | Path, model: nn.Module) -> None:
+    """Raise ModelError unless a model in eval mode gives logits (1, classes, h, w), all of them numbers, of an image.
+
+    It is of 64x64 pixels, or of the size that the model was configured for where it takes no other.
+    """
     try:
-        logits = model.eval()(noise(model)).logits
-        fits = logits.ndim == 4 and logits.shape[1] == model.config.num_labels
+        try:
+            logits = model(_noise(model, 64, 64)).logits
+        except Exception:
+            logits = model(noise(model)).logits
+        fits = logits.ndim == 4 and logits.shape[:2] == (1, model.config.num_labels) and logits.numel() > 0
     except Exception as error:  # models raise many types
-        raise ModelError(f"model '{source}' does not run: {one_line(error)}") from error
-    if not logits.isfinite().all():
-        raise ModelError(f"model '{source}' gives logits that are no numbers: train it again or fetch the file again")
+        reason = one_line(error)
+        raise ModelError(f"model '{source}' does not run: {reason}; fetch it again, or choose another") from error
     if not fits:
         raise ModelError(
             f"model '{source}' gives {list(logits.shape)}: logits (B, {model.config.num_labels}, h, w) work"
         )
+    if not logits.isfinite().all():
+        raise ModelError(f"model '{source}' gives logits that are no numbers: train it again or fetch the file again")
 
 
 @torch.no_grad()
@@ -215,14 +230,14 @@ def two_classes(source: str | Path, model: nn.Module) -> None:
 
 
 def noise(model: nn.Module) -> torch.Tensor:
-    """A fixed image of noise float32 (1, 3, H, W) of the size that the model was configured for, else of 64x64."""
-    size = getattr(model.config, "image_size", None)
-    size = [size, size] if isinstance(size, int) else size
-    fits = (
-        isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
-    )
-    height, width = size if fits else (64, 64)
-    return torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+    """A fixed image of noise (1, 3, H, W), of the size that the model was configured for (`size_of`)."""
+    return _noise(model, *size_of(model))
+
+
+def _noise(model: nn.Module, height: int, width: int) -> torch.Tensor:
+    parameter = next(model.parameters())
+    image = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+    return image.to(parameter.device, parameter.dtype)
 
 
 def save(

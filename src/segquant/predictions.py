@@ -20,7 +20,7 @@ from segquant.base.errors import DataError, one_line
 from segquant.base.files import TEMPORARY, write_bytes
 from segquant.base.output import MARKER, claimed, maker
 from segquant.base.progress import progress
-from segquant.data.images import as_rgb, decode_image, image_size, open_unlimited
+from segquant.data.images import as_rgb, decode_image, histogram, image_size, open_unlimited
 from segquant.data.label_map import class_names
 from segquant.data.layouts import IMAGES
 from segquant.data.palette import palette
@@ -165,7 +165,7 @@ def _upright(path: Path, max_pixels: int) -> tuple[bytes, tuple[int, int]]:
 
 def by_share(ids: np.ndarray) -> list[tuple[int, float]]:
     """(class id, share of the pixels) of a class map uint8 (H, W), the largest share first."""
-    counts = np.bincount(ids.ravel())
+    counts = histogram(ids)
     return sorted(((int(i), float(counts[i] / ids.size)) for i in np.nonzero(counts)[0]), key=lambda pair: -pair[1])
 
 

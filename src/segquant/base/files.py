@@ -16,10 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from segquant.base.errors import SegquantError, system_reason
+from segquant.base.errors import SegquantError, one_line, system_reason
 from segquant.base.text import from_csv, in_csv
 
 log = logging.getLogger(__name__)
+_LONGEST = 1 << 26  # bytes of a JSON file: its values take several times as much memory
 TEMPORARY = ".tmp-segquant-"  # also in .gitignore and .dvcignore
 
 
@@ -92,15 +93,19 @@ def csv_rows(text: str) -> Iterator[dict[str, str]]:
 
 
 def read_json(path: str | Path) -> Any:
-    """Raises SegquantError when the file is missing or not JSON."""
+    """Raises SegquantError when the file is missing or not JSON, or larger than 64 MB."""
     try:
+        if not Path(path).is_file():
+            raise SegquantError(f"{path} {'is no file' if Path(path).exists() else 'does not exist'}")
+        if (size := Path(path).stat().st_size) > _LONGEST:
+            raise SegquantError(f"{path} has {size} bytes, more than the {_LONGEST} of any such file: replace it")
         if is_lfs_pointer(Path(path)):
             raise SegquantError(f"{path} is a Git LFS pointer: run git lfs pull")
         return json.loads(Path(path).read_text())
-    except FileNotFoundError as error:
-        raise SegquantError(f"{path} does not exist") from error
+    except RecursionError as error:
+        raise SegquantError(f"{path} is not readable JSON: its values are nested too deeply") from error
     except (OSError, ValueError) as error:
-        raise SegquantError(f"{path} is not readable JSON: {error}") from error
+        raise SegquantError(f"{path} is not readable JSON: {one_line(error)}") from error
 
 
 def is_lfs_pointer(path: Path) -> bool:

@@ -17,6 +17,7 @@ from segquant.base.errors import DataError
 _LOSSLESS = set("PNG BMP GIF PPM raw packbits tiff_lzw tiff_deflate tiff_adobe_deflate lzma zstd".split())
 IGNORE = 255  # class id of pixels without a label
 _OPENING = threading.Lock()
+_STRIP = 1 << 22  # pixels that a step holds in wider numbers: 32 MB of int64
 
 
 class Photo(NamedTuple):
@@ -35,6 +36,19 @@ class Pair(NamedTuple):
     label: bytes
     image_name: str
     label_name: str
+
+
+def strips(pixels: np.ndarray) -> Iterator[np.ndarray]:
+    """Views of consecutive rows of `pixels` (H, W, ...), together all of them: wider copies of a whole photograph of
+    100 million pixels would take gigabytes."""
+    rows = max(1, _STRIP // max(1, pixels.shape[1]))
+    for start in range(0, len(pixels), rows):
+        yield pixels[start : start + rows]
+
+
+def histogram(ids: np.ndarray) -> np.ndarray:
+    """How many pixels of ids uint8 (H, W) have each value: int64 (256,)."""
+    return sum((np.bincount(strip.ravel(), minlength=256) for strip in strips(ids)), np.zeros(256, np.int64))
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
@@ -71,9 +85,12 @@ def image_size(data: bytes, name: str, max_pixels: int, labelled: bool = False) 
 def decode_annotation(data: bytes, name: str = "an annotation") -> np.ndarray:
     """Decode the annotation of a shard row to uint8 (H, W). Raises DataError with `name` when it is broken."""
     try:
-        return np.array(open_unlimited(data))
+        label = np.array(open_unlimited(data))
     except Exception as error:  # as in _readable
         raise DataError(f"{name} has no readable label ({error}): run prepare_shards again") from error
+    if label.dtype != np.uint8:
+        raise DataError(f"{name} has a label of {label.dtype}, not uint8: run prepare_shards again")
+    return label
 
 
 def decode_label(data: bytes, name: str, max_pixels: int, colors: bool = False) -> np.ndarray:
@@ -109,7 +126,7 @@ def decode_label(data: bytes, name: str, max_pixels: int, colors: bool = False) 
             f"{name} has {kind} pixels: a label must be 8-bit with one class id per pixel"
             + (", or its colours must stand in data.label_values" if image.mode in ("RGB", "RGBA") else "")
         )
-    values = np.array(image).astype(np.uint8)
+    values = np.array(image).view(np.uint8)  # of a bilevel image bool
     if image.mode == "L" and image.format == "PNG":  # Pillow scales 2-bit and 4-bit grey to 0..255
         values //= 255 // (2 ** data[24] - 1)  # IHDR's bit depth
     return values

@@ -13,7 +13,7 @@ import numpy as np
 from segquant.base import classes
 from segquant.base.config import Data
 from segquant.base.errors import ConfigError, DataError
-from segquant.data.images import IGNORE
+from segquant.data.images import IGNORE, histogram, strips
 from segquant.data.layouts import Layout
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Labels:
         so that no `eval.on_error` leaves it out.
         """
         ids = self._of_values(stored, name) if self.colors is None else self._of_colors(stored, name)
-        self.pixels[:] += np.bincount(ids.ravel(), minlength=256)
+        self.pixels[:] += histogram(ids)
         return ids
 
     def check(self, name: str) -> None:
@@ -75,7 +75,7 @@ class Labels:
             )
 
     def _of_values(self, stored: np.ndarray, name: str) -> np.ndarray:
-        present = np.flatnonzero(np.bincount(stored.ravel(), minlength=256))
+        present = np.flatnonzero(histogram(stored))
         for value, class_id in zip(present, self.values[present]):
             if class_id == _NO_CLASS:
                 raise ConfigError(
@@ -91,15 +91,19 @@ class Labels:
 
     def _of_colors(self, stored: np.ndarray, name: str) -> np.ndarray:
         known = np.array(sorted(self.colors))
-        packed = stored.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
-        index = np.searchsorted(known, packed).clip(max=len(known) - 1)
-        unknown = packed[known[index] != packed]
-        if unknown.size:
-            raise ConfigError(
-                f"{name} holds the colour '#{unknown[0]:06x}', which data.label_values lacks: give it a class there, "
-                "or null if it does not count"
-            )
-        return np.array([self.colors[color] for color in known.tolist()], np.uint8)[index]
+        ids_of_known = np.array([self.colors[color] for color in known.tolist()], np.uint8)
+        ids = []
+        for strip in strips(stored):
+            packed = strip.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
+            index = np.searchsorted(known, packed).clip(max=len(known) - 1)
+            unknown = packed[known[index] != packed]
+            if unknown.size:
+                raise ConfigError(
+                    f"{name} holds the colour '#{unknown[0]:06x}', which data.label_values lacks: give it a class "
+                    "there, or null if it does not count"
+                )
+            ids.append(ids_of_known[index])
+        return np.concatenate(ids)
 
 
 def listed(names: Sequence[str]) -> str:

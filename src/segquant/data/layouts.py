@@ -137,7 +137,8 @@ def _listed(tree: Folder | Archive, pairs: Sequence[tuple[str, str, str]], names
         if key not in by_id and name.suffix.lower() in IMAGES:
             key = _pair_id([str(name.with_suffix(""))])
         if line and key not in by_id:
-            raise DataError(f"{where} names '{line}' in line {number}: there is no such image, or it is listed twice")
+            name = f"'{line[:99]}' in line {number}"
+            raise DataError(f"{where} names {name}: there is no such image, or it is listed twice")
         chosen += by_id.pop(key) if line else []
     if not chosen:
         raise DataError(f"{where} lists no image: write the name of an image in each line")

@@ -21,6 +21,7 @@ from PIL import Image
 
 from segquant.base.errors import ModelError, one_line
 from segquant.base.files import read_json
+from segquant.base.validate import shown
 
 PREPROCESSOR = "preprocessor_config.json"
 _ORDER = {"RGB": [0, 1, 2], "BGR": [2, 1, 0]}
@@ -31,9 +32,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _as_json(value: Any) -> str:
+    """A value as its file has it, cut where it is long."""
+    text = json.dumps(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
 def _positive(name: str, value: Any) -> float:
     if not _is_number(value) or value <= 0:
-        raise ValueError(f"{name} must be a number above 0, not {json.dumps(value)}")
+        raise ValueError(f"{name} must be a number above 0, not {_as_json(value)}")
     return float(value)
 
 
@@ -43,7 +50,7 @@ def _three(name: str, value: Any, positive: bool = False) -> tuple[float, float,
     numbers = isinstance(values, Sequence) and len(values) == 3 and all(map(_is_number, values))
     if not numbers or (positive and min(values) <= 0):
         kind = "numbers above 0" if positive else "finite numbers"
-        raise ValueError(f"{name} must be three {kind}, not {json.dumps(value)}")
+        raise ValueError(f"{name} must be three {kind}, not {_as_json(value)}")
     first, second, third = map(float, values)
     return first, second, third
 
@@ -67,9 +74,16 @@ class Preprocessing:
         object.__setattr__(self, "std", _three("std", self.std, positive=True))
         object.__setattr__(self, "scale", _positive("scale", self.scale))
         if not isinstance(self.channels, str) or self.channels not in _ORDER:
-            raise ValueError(f"channels must be RGB or BGR, not {self.channels!r}")
+            raise ValueError(f"channels must be RGB or BGR, not {shown(self.channels)}")
         if not isinstance(self.resample, str) or self.resample.upper() not in Image.Resampling.__members__:
-            raise ValueError(f"resample must be one of Pillow's filters, not {self.resample!r}")
+            raise ValueError(f"resample must be one of Pillow's filters, not {shown(self.resample)}")
+        with np.errstate(all="ignore"):
+            divisors = np.array([*self.std, self.scale], np.float32)
+            if not np.isfinite([*self._table.ravel(), *divisors, *1 / divisors]).all():
+                raise ValueError(
+                    f"mean {shown(self.mean)}, std {shown(self.std)} and scale {shown(self.scale)} make pixels that "
+                    "float32 cannot hold"
+                )
 
     @property
     def filter(self) -> Image.Resampling:
@@ -170,7 +184,8 @@ def _processor(path: Path) -> Any:
         name = str(name).removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast")
         kind = getattr(transformers, f"{name}Pil", None) or getattr(transformers, name, None)
         if not (isinstance(kind, type) and issubclass(kind, transformers.BaseImageProcessor)):
-            raise ModelError(f"{path} names the processor {name}, which transformers {transformers.__version__} lacks")
+            name, version = name[:100], transformers.__version__
+            raise ModelError(f"{path} names the processor {name}, which transformers {version} lacks")
         return kind.from_dict(settings)
     except ModelError:
         raise
@@ -201,4 +216,5 @@ def _filter(value: Any) -> str:
             raise ValueError
         return Image.Resampling(Image.Resampling.BILINEAR if value is None else value).name.lower()
     except ValueError:
-        raise ValueError(f"resample must be the number of one of Pillow's filters, 0 to 5, not {value!r}") from None
+        message = f"resample must be the number of one of Pillow's filters, 0 to 5, not {shown(value)}"
+        raise ValueError(message) from None

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from segquant.base.errors import DataError, SegquantError, one_line, system_reason
 from segquant.base.files import read_json, replacing, sha256, write_json
 from segquant.base.progress import progress
-from segquant.data.images import IGNORE, decode_annotation
+from segquant.data.images import IGNORE, decode_annotation, histogram
 from segquant.data.rows import OnError, rows
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ SCHEMA = pa.schema(
         ("height", pa.int32()),
     ]
 )
+_KINDS = {"image": bytes, "annotation": bytes, "width": int, "height": int}
 SHARD_BYTES = 4_000_000
 
 
@@ -83,8 +84,31 @@ def make_manifest(classes: Sequence[str], splits: dict[str, Any]) -> dict[str, A
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """Raises SegquantError when the folder has no readable manifest."""
-    return read_json(Path(folder) / "manifest.json")
+    """Raises SegquantError when the folder has no manifest of the form that `write_shards` gives it."""
+    path = Path(folder) / "manifest.json"
+    manifest = read_json(path)
+    kinds = {"classes": list, "splits": dict, "fingerprint": str}
+    fits = isinstance(manifest, dict) and all(isinstance(manifest.get(key), kind) for key, kind in kinds.items())
+    fits = fits and _texts(manifest["classes"]) and 0 < len(manifest["classes"]) <= IGNORE
+    if not fits or not all(map(_is_split, manifest["splits"].values())):
+        raise DataError(f"{path} is not as prepare_shards writes it: run prepare_shards again")
+    return manifest
+
+
+def _texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
+
+
+def _is_split(split: Any) -> bool:
+    kinds = {"images": int, "content": str, "class_pixels": dict, "shards": list}
+    fits = isinstance(split, dict) and all(isinstance(split.get(key), kind) for key, kind in kinds.items())
+    return fits and all(map(_is_shard, split["shards"]))
+
+
+def _is_shard(entry: Any) -> bool:
+    kinds = {"file": str, "rows": int, "sha256": str}
+    fits = isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in kinds.items())
+    return fits and _texts(entry.get("skipped", [])) and entry["file"] == PurePath(entry["file"]).name != ""
 
 
 @dataclass(frozen=True)
@@ -129,8 +153,11 @@ def shard_rows(shard: Shard) -> Iterator[dict]:
             for group in range(file.num_row_groups):
                 for row in file.read_row_group(group).to_pylist():
                     check_id(row.get("id"), f"shard {shard.path}")
+                    for key, kind in _KINDS.items():
+                        if not isinstance(row.get(key), kind):
+                            raise DataError(f"shard {shard.path} has no {key} of {row['id']}: run prepare_shards again")
                     yield row
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: an id that is no UTF-8
         raise DataError(f"shard {shard.path} cannot be read ({one_line(error)}): run prepare_shards again") from error
 
 
@@ -228,7 +255,7 @@ class LabelCounts:
         )
         self.content.update(name + image + label)
         self.digests[image] = row["id"]
-        self.pixels += np.bincount(decode_annotation(row["annotation"]).ravel(), minlength=256)
+        self.pixels += histogram(decode_annotation(row["annotation"]))
 
     def summary(self) -> dict[str, Any]:
         present = {str(c): int(self.pixels[c]) for c in np.nonzero(self.pixels)[0] if c != IGNORE}

@@ -71,7 +71,7 @@ class Table:
         where = [f"{self.name} row {index} ({self.ids[index]}), column {column}" for column in columns]
         try:
             cells = self.rows.cells(index, columns)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: a path that is no UTF-8
             raise DataError(f"{where[0]} cannot be read ({one_line(error)}): fetch or save it again") from error
         return [self._bytes(cell, place) for cell, place in zip(cells, where)], where
 

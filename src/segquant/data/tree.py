@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import lzma
 import os
 import zipfile
-import zlib
 from pathlib import Path, PurePosixPath
 
-from segquant.base.errors import DataError
+from segquant.base.errors import DataError, one_line
 
 LARGEST = 1 << 30  # bytes of an unpacked file; protects the memory from decompression bombs
 
@@ -51,9 +49,14 @@ class Folder:
         return name.removeprefix("./")
 
     def read(self, name: str) -> bytes:
-        """Raises DataError when the file cannot be read."""
+        """Raises DataError when the file cannot be read, is larger than LARGEST or no file, such as a named pipe."""
+        path = self.root / name
         try:
-            return (self.root / name).read_bytes()
+            if path.exists() and not path.is_file():
+                raise DataError(f"{self.where(name)} is no file: remove it")
+            if (size := path.stat().st_size) > LARGEST:
+                raise DataError(f"{self.where(name)} has {size} bytes, too many for an image: remove it")
+            return path.read_bytes()
         except OSError as error:
             raise DataError(f"{self.where(name)} cannot be read ({error.strerror}): replace or remove it") from error
 
@@ -119,8 +122,11 @@ class Archive:
             return self._file().read(stored)
         except RuntimeError as error:  # it is encrypted, or Python lacks the compression
             raise DataError(f"{self.where(name)} cannot be read ({error}): unpack the archive to a folder") from error
-        except (OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
-            raise DataError(f"{self.where(name)} cannot be read ({error}): fetch the archive again") from error
+        except DataError:
+            raise
+        except Exception as error:  # zipfile and its decompressors raise many types
+            reason = one_line(error)
+            raise DataError(f"{self.where(name)} cannot be read ({reason}): fetch the archive again") from error
 
     def where(self, name: str) -> str:
         return f"{self.path}:{self.top}{name}"
@@ -130,8 +136,9 @@ class Archive:
         if self._opened is None or self._opened[0] != os.getpid():
             try:
                 self._opened = os.getpid(), zipfile.ZipFile(self.path)
-            except (OSError, ValueError, zipfile.BadZipFile) as error:  # ValueError: undecodable names
-                raise DataError(f"{self.path} is not a readable zip archive ({error}): fetch it again") from error
+            except Exception as error:  # zipfile raises many types
+                reason = one_line(error)
+                raise DataError(f"{self.path} is not a readable zip archive ({reason}): fetch it again") from error
         return self._opened[1]
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from segquant.base.config import Eval
 from segquant.base.errors import DataError, SegquantError
 from segquant.base.progress import progress
-from segquant.data.images import IGNORE, decode_annotation
+from segquant.data.images import IGNORE, decode_annotation, strips
 from segquant.data.preprocessing import IMAGENET, Preprocessing
 from segquant.evaluation import metric
 from segquant.evaluation.predict import predict
@@ -135,7 +135,7 @@ def tally(
         if reference_map is not None:
             same += (reference_map.to(device) == classes).sum()
             result.pixels += reference_map.numel()
-        mapped = classes if to_data_class is None else to_data_class[classes.long()]
+        mapped = classes if to_data_class is None else metric.mapped(classes, to_data_class)
         names.append(name)
         confusions.append(metric.update(result.confusion, mapped, label.to(device)))
         if len(names) == _FETCHED:
@@ -175,12 +175,13 @@ def row_label(row: dict, name: str, num_classes: int) -> torch.Tensor:
     if label.shape != (row["height"], row["width"]):
         sizes = f"{label.shape[1]}x{label.shape[0]} for an image of {row['width']}x{row['height']}"
         raise DataError(f"{name} has a label of {sizes}: give a label of the image's size")
-    invalid = label[(label >= num_classes) & (label != IGNORE)]
-    if invalid.size:
-        raise DataError(
-            f"{name} has class id {invalid[0]} in its label, but there are {num_classes} classes: "
-            f"use ids below {num_classes}, or {IGNORE} to ignore a pixel"
-        )
+    for strip in strips(label):
+        invalid = strip[(strip >= num_classes) & (strip != IGNORE)]
+        if invalid.size:
+            raise DataError(
+                f"{name} has class id {invalid[0]} in its label, but there are {num_classes} classes: "
+                f"use ids below {num_classes}, or {IGNORE} to ignore a pixel"
+            )
     return torch.from_numpy(label)
 
 

@@ -16,6 +16,8 @@ import torch
 from segquant.data.images import IGNORE
 from segquant.evaluation.means import by_class, means
 
+_STRIP = 1 << 22  # pixels that a step holds as wider integers; a photograph may have 100 million
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -42,12 +44,19 @@ def update(confusion: torch.Tensor, prediction: torch.Tensor, label: torch.Tenso
     not waited for: masks and torch.bincount would wait four times an image.
     """
     n = confusion.shape[0]
-    pairs = (label.int() * (n + 1) + prediction.int().clamp(max=n)).flatten()
-    one = torch.ones((), dtype=torch.int64, device=pairs.device)
-    counts = torch.zeros((IGNORE + 1) * (n + 1), dtype=torch.int64, device=pairs.device)
-    image_confusion = counts.index_add_(0, pairs, one.expand(pairs.shape)).view(IGNORE + 1, n + 1)[:n]
+    counts = torch.zeros((IGNORE + 1) * (n + 1), dtype=torch.int64, device=label.device)
+    one = torch.ones((), dtype=torch.int64, device=label.device)
+    for labels, predictions in zip(label.flatten().split(_STRIP), prediction.flatten().split(_STRIP)):
+        pairs = labels.int() * (n + 1) + predictions.int().clamp(max=n)
+        counts.index_add_(0, pairs, one.expand(pairs.shape))
+    image_confusion = counts.view(IGNORE + 1, n + 1)[:n]
     confusion += image_confusion
     return image_confusion
+
+
+def mapped(classes: torch.Tensor, to_data_class: torch.Tensor) -> torch.Tensor:
+    """The data set's class of each pixel of the model's `classes` uint8 (H, W), by the table uint8 (model classes,)."""
+    return torch.cat([to_data_class[part.long()] for part in classes.flatten().split(_STRIP)]).view(classes.shape)
 
 
 def cells(confusion: torch.Tensor) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import groupby, islice
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from segquant.quant.tensors import finite
 
 log = logging.getLogger(__name__)
 _WINDOW = 64  # consecutive rows among which images of the same input size are batched
+_HELD = 1 << 28  # encoded bytes of a window: fewer rows where the photographs are large
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ def predict(
                 actual, expected = f"{image.width}x{image.height}", f"{row['width']}x{row['height']}"
                 raise DataError(f"{name} is {actual} but its row says {expected}: make the shards again")
             pixels = model_input(image, protocol, preprocessing, name)
+            del image  # of a large photograph hundreds of megabytes, before its label is decoded
             return batch, Prediction(index, row, None, extra(index, row, name) if extra else None), pixels
         except DataError as error:
             if settings.on_error != "skip":
@@ -119,8 +121,8 @@ def predict(
 
 def _batches(rows: Iterable[dict], protocol: str, size: int) -> Iterator[tuple[int, int, dict]]:
     """Yield (batch number, index, row); in each window of rows, a batch takes rows of the same input size."""
-    batch, numbered = 0, enumerate(rows)
-    while window := list(islice(numbered, _WINDOW)):
+    batch = 0
+    for window in _windows(rows):
         by_size: dict[tuple[int, int], list[tuple[int, dict]]] = {}
         for index, row in window:
             by_size.setdefault(resize_steps(protocol, row["width"], row["height"])[-1], []).append((index, row))
@@ -128,6 +130,19 @@ def _batches(rows: Iterable[dict], protocol: str, size: int) -> Iterator[tuple[i
             for position, (index, row) in enumerate(group):
                 yield batch + position // size, index, row
             batch += -(-len(group) // size)
+
+
+def _windows(rows: Iterable[dict]) -> Iterator[list[tuple[int, dict]]]:
+    """Consecutive (index, row), up to _WINDOW of them, and no more once they hold _HELD bytes."""
+    window, held = [], 0
+    for index, row in enumerate(rows):
+        window.append((index, row))
+        held += len(row["image"]) + len(row.get("annotation") or b"")
+        if len(window) == _WINDOW or held >= _HELD:
+            yield window
+            window, held = [], 0
+    if window:
+        yield window
 
 
 def _ahead(call: Callable, items: Iterable, workers: int, ahead: int) -> Iterator:

@@ -21,24 +21,28 @@ import psutil
 import torch
 from safetensors.torch import load_file, save
 from torch import nn
-from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict, unflatten_tensor_state_dict
+from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 from transformers.initialization import no_init_weights
 
 from segquant.base.allocator import aligned
-from segquant.base.config import Method, Recipe
-from segquant.base.errors import ModelError, UnavailableError, one_line
+from segquant.base.config import Method, Recipe, build
+from segquant.base.errors import ConfigError, ModelError, SegquantError, UnavailableError, one_line
 from segquant.base.failures import missing
 from segquant.base.files import digest, read_json, replacing, sha256, write_bytes, write_json
-from segquant.base.hub import locate
-from segquant.models import check_config, save_preprocessor
+from segquant.base.hub import CONFIGS, locate
+from segquant.base.skeleton import headers, skeleton
+from segquant.base.validate import shown
+from segquant.base.weights import SAFETENSORS
+from segquant.models import check_config, check_runs, save_preprocessor
 from segquant.quant.coverage import LinearConv2d, rewrite
+from segquant.quant.flat import check_state, key_of, pack_codes, state_of
 from segquant.quant.float8 import compute_in_bfloat16
-from segquant.quant.packing import pack, unpack
-from segquant.quant.tensors import CASTS, bits, dtype_name, is_quantized, narrowed
+from segquant.quant.tensors import CASTS, bits, is_quantized, narrowed
 
 log = logging.getLogger(__name__)
 FORMAT = "segquant-2"
+QUANTIZATION = "quantization.json"
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,8 @@ def save_quantized(
     packed, parts = {}, {}
     for name, tensor in state.items():
         if is_quantized(tensor):
-            keys = [_key(name, part) for part in json.loads(metadata[name])["_tensor_data_names"]]
-            packed |= _pack(tensors, keys, bits(tensor))
+            keys = [key_of(name, part) for part in json.loads(metadata[name])["_tensor_data_names"]]
+            packed |= pack_codes(tensors, keys, bits(tensor))
             parts[name] = [key for key in keys if key in tensors]
     if recipe.weights not in CASTS:
         tensors = {name: narrowed(tensor) for name, tensor in tensors.items()}
@@ -104,7 +108,7 @@ def save_quantized(
         model.config.save_pretrained(part)
         save_preprocessor(part, baseline)
         # safetensors' save_file would make the file readable by its owner only.
-        write_bytes(part / "model.safetensors", save({k: v.contiguous() for k, v in sorted(tensors.items())}))
+        write_bytes(part / SAFETENSORS, save({k: v.contiguous() for k, v in sorted(tensors.items())}))
         seal(part, recipe, info)
 
 
@@ -127,24 +131,52 @@ def describe_artifact(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "quantization.json"
     if not path.is_file():
         raise ModelError(f"{folder} is not a quantized model: it has no quantization.json; give another folder")
-    info = read_json(path)
+    try:
+        info = read_json(path)
+    except SegquantError as error:
+        raise ModelError(f"{error}: quantize again") from error
     if not isinstance(info, dict) or info.get("format") != FORMAT:
         actual = info.get("format") if isinstance(info, dict) else None
-        raise ModelError(f"{path} has format {actual!r}, but this version reads {FORMAT!r}: quantize again")
+        raise ModelError(f"{path} has format {shown(actual)}, but this version reads {FORMAT!r}: quantize again")
     if info.pop("digest", None) != digest(info):
         raise ModelError(f"{path} is not as it was written: quantize again")
-    kinds = {"recipe": dict}
-    if not missing(info):
-        kinds |= {"files": dict}
-        if isinstance(info.get("recipe"), dict) and "engine" not in info["recipe"]:
-            kinds |= {"linear_convs": list, "modules": dict, "packed": dict, "tensors": dict}
-    for key, kind in kinds.items():
-        if not isinstance(info.get(key), kind):
+    for key, expected in _kinds(info).items():
+        if type(info.get(key)) not in expected:
             raise ModelError(f"{path} has no '{key}' as segquant writes it: quantize again")
-    names = info.get("files", {})
-    if not missing(info) and ("config.json" not in names or any(Path(name).name != name for name in names)):
+    try:
+        build(Method, info["recipe"], "recipe")
+    except ConfigError as error:
+        raise ModelError(f"{path} has no 'recipe' as segquant writes it ({error}): quantize again") from error
+    if missing(info):
+        return info
+    names = info["files"]
+    if "config.json" not in names or any(Path(name).name != name for name in names):
         raise ModelError(f"{path} lists other files than segquant writes: quantize again")
+    if info["parameters"] < 1 or info["float32_bytes"] < 1 or not 0 <= info["quantized_fraction"] <= 1:
+        raise ModelError(f"{path} has counts of weights that no model has: quantize again")
     return info
+
+
+def _kinds(info: Mapping[str, Any]) -> dict[str, tuple[type, ...]]:
+    """The keys of a quantization.json that are read later, and the types that they may have."""
+    if reason := missing(info):
+        return {"recipe": (dict,), **{key: (str,) for key in reason}}
+    kinds = {
+        "recipe": (dict,),
+        "files": (dict,),
+        "parameters": (int,),
+        "float32_bytes": (int,),
+        "quantized_fraction": (int, float),
+    }
+    if isinstance(info.get("recipe"), dict) and "engine" in info["recipe"]:
+        return kinds
+    return kinds | {
+        "bytes": (dict,),
+        "linear_convs": (list,),
+        "modules": (dict,),
+        "packed": (dict,),
+        "tensors": (dict,),
+    }
 
 
 def check_present(folder: str | Path, info: Mapping[str, Any]) -> None:
@@ -162,6 +194,9 @@ def intact(folder: str | Path, info: dict[str, Any]) -> None:
         path = Path(folder) / name
         if not path.is_file() or sha256(path) != expected:
             raise ModelError(f"{path} is missing or not as it was written: quantize again")
+    for name in (*CONFIGS, SAFETENSORS):
+        if name not in info["files"] and name != QUANTIZATION and (Path(folder) / name).exists():
+            raise ModelError(f"{Path(folder) / name} has no digest in {QUANTIZATION}: remove it, or quantize again")
 
 
 def load_artifact(folder: str | Path, device: torch.device | str = "cpu") -> Artifact:
@@ -178,9 +213,16 @@ def load_artifact(folder: str | Path, device: torch.device | str = "cpu") -> Art
     start, memory_before = time.perf_counter(), psutil.Process().memory_info().rss
     intact(folder, info)
     check_config(folder, folder)
-    path = folder / "model.safetensors"
+    path = folder / SAFETENSORS
     try:
-        state = _unpack({name: aligned(tensor) for name, tensor in load_file(path).items()}, info)
+        stored = headers([path])
+    except Exception as error:  # as safetensors raises
+        raise ModelError(f"{folder} cannot be loaded: {one_line(error)}; quantize again") from error
+    empty = skeleton(folder, folder, stored, codes=8)  # a byte holds 8 codes at most
+    try:
+        rewrite(empty, info["linear_convs"])
+        state = state_of({name: aligned(tensor) for name, tensor in load_file(path).items()}, info)
+        check_state(state, empty.state_dict(), info["recipe"]["weights"])
         with no_init_weights():
             model = AutoModelForSemanticSegmentation.from_config(
                 AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -189,22 +231,14 @@ def load_artifact(folder: str | Path, device: torch.device | str = "cpu") -> Art
         model.load_state_dict(state, assign=True)
         compute_in_bfloat16(model)
     except Exception as error:  # safetensors, torch and transformers raise many types
-        message = one_line(error)
-        raise ModelError(f"{folder} cannot be loaded: {message}; quantize again") from error
+        raise ModelError(f"{folder} cannot be loaded: {one_line(error)}; quantize again") from error
     model = model.to(device).eval().requires_grad_(False)
-    _check_codes(folder, state)
     seconds, size = time.perf_counter() - start, path.stat().st_size
     memory = psutil.Process().memory_info().rss - memory_before
     log.info("loaded %s: %.2f MB on disk, %.2f s, %+.1f MB memory", folder, size / 1e6, seconds, memory / 1e6)
+    if info["recipe"]["activations"] != "float8" or next(model.parameters()).is_cuda:  # kernels of a GPU
+        check_runs(folder, model)
     return Artifact(model, info, size, seconds)
-
-
-def _check_codes(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
-    """Raise ModelError for codes that no algorithm writes, which load and fail when the model runs."""
-    for name, tensor in state.items():
-        dtype = getattr(getattr(tensor, "qdata", None), "dtype", torch.int8)
-        if dtype not in (torch.int8, torch.float8_e4m3fn):
-            raise ModelError(f"{folder} has codes of {name} as {dtype_name(dtype)}: quantize again")
 
 
 def load_quantized(
@@ -236,43 +270,7 @@ def takes_floats(model: nn.Module) -> nn.Module:
     return model
 
 
-def _key(name: str, part: str) -> str:
-    """torchao's key for a part of a flattened tensor: `a.b.weight`, `qdata` -> `a.b._weight_qdata`."""
-    module, leaf = name.rsplit(".", 1)
-    return f"{module}._{leaf}_{part}"
-
-
 def _module(name: str, convs: list[str]) -> str:
     """The float model's name for a weight's layer: a LinearConv2d's own name, not that of the Linear inside it."""
     module = name.removesuffix(".weight")
     return module.removesuffix(".linear") if module.removesuffix(".linear") in convs else module
-
-
-def _pack(tensors: dict[str, torch.Tensor], keys: list[str], width: int) -> dict[str, dict[str, Any]]:
-    """Pack the codes among `tensors[keys]` and drop all-zero zero points, in place; return how to undo it."""
-    packed = {}
-    for key in keys:
-        if key.endswith("_zero_point") and not tensors[key].any():
-            packed[key] = {"zeros": list(tensors[key].shape), "dtype": dtype_name(tensors.pop(key).dtype)}
-        elif key.endswith("_qdata") and width < 8:
-            packed[key] = {"bits": width, "shape": list(tensors[key].shape)}
-            tensors[key] = pack(tensors[key], width)
-    return packed
-
-
-def _unpack(tensors: dict[str, torch.Tensor], info: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Reverse `_pack`, the rounding to float16 and torchao's flattening."""
-    if info["recipe"]["weights"] not in CASTS:
-        tensors = {k: v.float() if v.dtype == torch.float16 else v for k, v in tensors.items()}
-    largest = 8 * max((tensor.numel() for tensor in tensors.values()), default=0)
-    for key, entry in info["packed"].items():
-        if "zeros" in entry:
-            if math.prod(entry["zeros"]) > largest:
-                raise ModelError(f"quantization.json has more zeros in {key} than the model has weights")
-            tensors[key] = torch.zeros(entry["zeros"], dtype=getattr(torch, entry["dtype"]))
-        else:
-            tensors[key] = unpack(tensors[key], entry["bits"], tuple(entry["shape"]))
-    state, leftover = unflatten_tensor_state_dict(tensors, info["tensors"])
-    if leftover:
-        raise ModelError(f"model.safetensors has tensors that quantization.json does not name: {sorted(leftover)[:3]}")
-    return state

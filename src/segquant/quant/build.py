@@ -84,5 +84,4 @@ def take(
 @torch.inference_mode()
 def _probe(model: nn.Module) -> torch.Tensor:
     """Logits of a fixed noise image, of the size the model was configured for."""
-    parameter = next(model.parameters())
-    return model(models.noise(model).to(parameter.device, parameter.dtype)).logits
+    return model(models.noise(model)).logits

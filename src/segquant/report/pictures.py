@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from segquant.data.images import decode_annotation, decode_image
+from segquant.data.images import decode_annotation, decode_image, open_unlimited
 from segquant.data.palette import palette
 from segquant.report.results import BASELINE
 
@@ -47,7 +47,7 @@ def class_maps(row: dict, methods: Iterable[str], predictions: str | Path) -> di
     for method in methods:
         file = Path(predictions) / method / f"{row['id']}.png"
         if file.is_file():
-            maps[method] = np.asarray(Image.open(file))
+            maps[method] = np.asarray(open_unlimited(file.read_bytes()))
     return maps
 
 

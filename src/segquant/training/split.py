@@ -117,12 +117,12 @@ class TrainSplit:
 
 def split_of_shards(params: Params, baseline: str | Path, shards: str | Path) -> TrainSplit:
     """The train split of the pipeline's shards."""
+    train, validation = (ShardRows(shards, name) for name in ("train", "validation"))
     manifest = read_manifest(shards)
     split, classes = manifest["splits"]["train"], manifest["classes"]
     # Scenes are drawn on the spot and may differ in a last bit between processors; their labels do not.
     content = split["class_pixels"] if params.data.source == "scenes" else split["content"]
     identity = [params.data.source, split["images"], content]
-    train, validation = (ShardRows(shards, name) for name in ("train", "validation"))
     label_map = params.data.label_map
     return TrainSplit(params, Path(baseline), train, lambda: (train, classes), identity, validation, classes, label_map)
 

@@ -1,0 +1,280 @@
+"""Manifests, shards and archives that strangers made, with right digests, and photographs of 100 million pixels."""
+
+import io
+import json
+import os
+import tracemalloc
+import zipfile
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from segquant.base.errors import ConfigError, DataError, SegquantError
+from segquant.base.files import sha256
+from segquant.data import images, shards
+from segquant.data.images import decode_annotation, histogram
+from segquant.data.labels import Labels
+from segquant.data.sources import open_source
+from segquant.data.tree import Archive, Folder
+from segquant.evaluation import loop, metric
+
+
+@pytest.fixture
+def folder(tmp_path):
+    shards.write_shards({"validation": open_source("scenes", "validation", 2)}, tmp_path / "shards")
+    return tmp_path / "shards"
+
+
+def rewritten(folder, **columns):
+    """Put other columns into the only shard (None: without it), and make its digest right again."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    entry = manifest["splits"]["validation"]["shards"][0]
+    table = pq.read_table(folder / entry["file"])
+    for name, column in columns.items():
+        table = table.drop_columns([name])
+        table = table if column is None else table.append_column(name, column)
+    pq.write_table(table, folder / entry["file"])
+    entry["sha256"] = sha256(folder / entry["file"])
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+COLUMNS = {
+    "no image": {"image": None},
+    "no annotation": {"annotation": None},
+    "no width": {"width": None},
+    "image as text": {"image": pa.array(["x", "y"])},
+    "image as number": {"image": pa.array([1, 2])},
+    "image null": {"image": pa.array([None, b"x"], pa.binary())},
+    "annotation null": {"annotation": pa.array([b"x", None], pa.binary())},
+    "width as text": {"width": pa.array(["4", "4"])},
+    "height null": {"height": pa.array([None, None], pa.int32())},
+}
+
+
+@pytest.mark.parametrize("kind", list(COLUMNS))
+def test_a_shard_whose_columns_are_others_is_one_line(kind, folder):
+    """They were a KeyError, TypeError or AttributeError where the row was used."""
+    rewritten(folder, **COLUMNS[kind])
+    with pytest.raises(DataError, match=f"shard .* has no {kind.split()[-1 if kind[:3] == 'no ' else 0]} of .*: run"):
+        list(shards.read_rows(folder, "validation"))
+
+
+def test_an_id_that_is_no_text_is_one_line(folder):
+    wrong = pa.array([b"\xff\xfe", b"\xff"], pa.binary())
+    rewritten(folder, id=pa.Array.from_buffers(pa.string(), 2, wrong.buffers()))
+    with pytest.raises(DataError, match="shard .* cannot be read .*utf-8.*: run prepare_shards again"):
+        list(shards.read_rows(folder, "validation"))
+
+
+SHARD = ("splits", "validation", "shards", 0)
+MANIFESTS = [
+    ((), []),
+    ((), None),
+    (("classes",), None),
+    (("classes",), [1, 2]),
+    (("classes",), ["a"] * 1000),
+    (("splits",), []),
+    (("splits", "validation"), 5),
+    (("splits", "validation", "shards"), None),
+    (("splits", "validation", "class_pixels"), 7),
+    (SHARD, "x"),
+    ((*SHARD, "file"), 5),
+    ((*SHARD, "file"), "../../x.parquet"),
+    ((*SHARD, "file"), "/abs/x.parquet"),
+    ((*SHARD, "file"), ""),
+    ((*SHARD, "rows"), "2"),
+    ((*SHARD, "sha256"), None),
+    ((*SHARD, "skipped"), 5),
+    ((*SHARD, "skipped"), [5]),
+    (("fingerprint",), {}),
+]
+
+
+@pytest.mark.parametrize(("at", "value"), MANIFESTS)
+def test_a_manifest_of_another_form_is_one_line(at, value, folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    *parents, last = at or [None]
+    place = manifest
+    for key in parents:
+        place = place[key]
+    if at:
+        place[last] = value
+    (folder / "manifest.json").write_text(json.dumps(manifest if at else value))
+    with pytest.raises(DataError, match="manifest.json is not as prepare_shards writes it: run prepare_shards again"):
+        shards.open_shards(folder, "validation")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "1" * 5000], ids=["lists", "objects", "digits"])
+def test_json_that_no_parser_takes_is_one_line(text, folder):
+    """A RecursionError with a traceback."""
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(SegquantError, match="manifest.json is not (readable JSON|as prepare_shards)"):
+        shards.read_manifest(folder)
+
+
+def test_json_larger_than_any_is_not_read(folder):
+    with open(folder / "manifest.json", "r+b") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(SegquantError, match="manifest.json has 1073741824 bytes, more than"):
+        shards.read_manifest(folder)
+
+
+def test_an_annotation_of_a_foreign_shard_holds_bytes(folder):
+    """Classes of 16 bits or floats went on to the score."""
+    for array in (np.full((3, 4), 300, np.uint16), np.full((3, 4), 0.5, np.float32)):
+        file = io.BytesIO()
+        Image.fromarray(array).save(file, "TIFF")
+        with pytest.raises(DataError, match="a has a label of (uint16|float32), not uint8: run prepare_shards again"):
+            decode_annotation(file.getvalue(), "a")
+
+
+def archive(path, change):
+    """A zip archive with an image, whose bytes `change` edits."""
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("val/a.png", b"nothing")
+        file.writestr("val/b.png", b"nothing")
+    data = bytearray(path.read_bytes())
+    change(data, data.rindex(b"PK\x01\x02"), data.index(b"PK\x03\x04"))
+    path.write_bytes(data)
+
+
+def put(offset, value, local=False):
+    def change(data, central, first):
+        at = (first if local else central) + offset
+        data[at : at + len(value)] = value
+
+    return change
+
+
+# Offsets in a central header: version 6, flags 8, method 10, CRC 16, sizes 20 and 24, local header 42.
+HEADERS = {
+    "version": put(6, b"\xff\x00"),
+    "encrypted": put(8, b"\x01\x00"),
+    "method": put(10, b"\x63\x00"),
+    "lzma": put(10, b"\x0e\x00"),
+    "crc": put(16, b"\0\0\0\0"),
+    "size": put(24, b"\xff\xff\xff\x0f"),
+    "packed size": put(20, b"\xff\xff\xff\x0f"),
+    "packed size 0": put(20, b"\0\0\0\0"),
+    "place": put(42, b"\xff\xff\xff\x7f"),
+    "name is no UTF-8": lambda data, central, first: (
+        put(8, b"\0\x08")(data, central, first),
+        put(46, b"\xff")(data, central, first),
+    ),
+    "zip64": put(20, b"\xff\xff\xff\xff\xff\xff\xff\xff"),
+    "extra": put(30, b"\xff\xff"),
+    "comment": put(32, b"\xff\xff"),
+}
+
+
+@pytest.mark.parametrize("kind", list(HEADERS))
+def test_an_archive_with_odd_headers_is_one_line(kind, tmp_path):
+    archive(tmp_path / "a.zip", HEADERS[kind])
+    with pytest.raises(DataError) as caught:
+        tree = Archive(tmp_path / "a.zip")
+        assert [tree.read(name) for name in tree.names()] == [b"nothing"] * 2, "which is all that it holds"
+        raise DataError("right")
+    assert "\n" not in str(caught.value)
+
+
+def scramble(rng, everywhere, data, central, first):
+    start = central if everywhere else len(data) - 22
+    for at in rng.integers(start, len(data), rng.integers(1, 4)):
+        data[at] = rng.integers(256)
+
+
+def test_archives_with_wrong_bytes_are_refused_or_right(tmp_path):
+    for seed in range(300):
+        archive(tmp_path / "a.zip", partial(scramble, np.random.default_rng(seed), seed % 2))
+        try:
+            tree = Archive(tmp_path / "a.zip")
+            assert all(tree.read(name) == b"nothing" for name in tree.names())
+        except DataError:
+            pass
+
+
+def test_a_named_pipe_and_a_file_larger_than_any_image_are_not_read(tmp_path):
+    """A named pipe was waited for without end."""
+    os.mkfifo(tmp_path / "pipe.png")
+    with open(tmp_path / "large.png", "wb") as file:
+        file.truncate(1 << 31)
+    with pytest.raises(DataError, match="pipe.png is no file: remove it"):
+        Folder(tmp_path).read("pipe.png")
+    with pytest.raises(DataError, match="large.png has 2147483648 bytes, too many for an image"):
+        Folder(tmp_path).read("large.png")
+
+
+SHAPE = (2500, 4000)
+PIXELS = SHAPE[0] * SHAPE[1]
+
+
+def peak(call):
+    """Bytes of NumPy a pixel that `call` takes at once."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1] / PIXELS
+    finally:
+        tracemalloc.stop()
+
+
+def row_of(label):
+    file = io.BytesIO()
+    Image.fromarray(label).save(file, "PNG", compress_level=1)
+    return {"id": "a", "image": b"", "annotation": file.getvalue(), "width": SHAPE[1], "height": SHAPE[0]}
+
+
+def test_labels_take_a_few_bytes_a_pixel():
+    """Values took 9 bytes a pixel and colours 60: 6.5 GB of a photograph of 108 million pixels."""
+    label = np.random.default_rng(0).integers(0, 9, SHAPE, np.uint8)
+    values = Labels([str(i) for i in range(9)], np.arange(256, dtype=np.int16))
+    colors = Labels(values.classes, values.values, {0x010101 * i: i for i in range(9)})
+    assert peak(lambda: values.ids(label, "a")) < 5
+    assert peak(lambda: shards.LabelCounts().add(row_of(label))) < 6
+    rgb = np.stack([label] * 3, -1)
+    assert np.array_equal(colors.ids(rgb, "a"), label)
+    assert peak(lambda: colors.ids(rgb, "a")) < 45
+    assert peak(lambda: loop.row_label(row_of(label), "a", 9)) < 6
+
+
+def plain_update(confusion, prediction, label):
+    n = len(confusion)
+    valid = label != 255
+    pairs = label[valid].long() * (n + 1) + prediction[valid].long().clamp(max=n)
+    return confusion + torch.bincount(pairs, minlength=n * (n + 1)).view(n, n + 1)
+
+
+@given(st.integers(1, 20), st.integers(1, 30), st.integers(1, 30), st.integers(1, 200), st.integers(0, 2**31))
+@settings(deadline=None, max_examples=200)
+def test_strips_count_what_a_plain_computation_counts(classes, height, width, strip, seed):
+    generator = np.random.default_rng(seed)
+    label, prediction = generator.integers(0, classes, (2, height, width), np.uint8)
+    label[generator.random(label.shape) < 0.1] = 255
+    table = generator.integers(0, 256, classes, np.uint8)
+    before = images._STRIP, metric._STRIP
+    images._STRIP = metric._STRIP = strip
+    try:
+        confusion = metric.new_confusion(classes)
+        mapped = metric.mapped(torch.from_numpy(prediction), torch.from_numpy(table))
+        alone = metric.update(confusion, mapped, torch.from_numpy(label))
+        assert np.array_equal(mapped.numpy(), table[prediction])
+        expected = plain_update(metric.new_confusion(classes), mapped, torch.from_numpy(label))
+        assert torch.equal(confusion, expected) and torch.equal(alone, expected)
+        assert np.array_equal(histogram(label), np.bincount(label.ravel(), minlength=256))
+        colors = Labels(["x"] * 256, np.arange(256), {0x010203 * i % (1 << 24): i for i in range(256)})
+        of = {i: color for color, i in colors.colors.items()}
+        packed = np.array([of[i] for i in range(256)])[prediction]
+        rgb = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], -1).astype(np.uint8)
+        assert np.array_equal(colors.ids(rgb, "a"), prediction)
+        rgb[-1, -1] = 255, 254, 253
+        with pytest.raises(ConfigError, match="a holds the colour '#fffefd'"):
+            colors.ids(rgb, "a")
+    finally:
+        images._STRIP, metric._STRIP = before
