@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from torchao.prototype.safetensors.safetensors_support import flatten_tensor_sta
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 from transformers.initialization import no_init_weights
 
+import segquant
 from segquant.base.allocator import aligned
 from segquant.base.config import Method, Recipe
 from segquant.base.errors import ModelError, UnavailableError, one_line
@@ -38,7 +40,7 @@ from segquant.quant.packing import pack, unpack
 from segquant.quant.tensors import CASTS, bits, dtype_name, is_quantized, narrowed
 
 log = logging.getLogger(__name__)
-FORMAT = "segquant-2"
+FORMAT = "segquant-2"  # another number when older versions cannot read it; CHANGELOG.md says which version writes it
 
 
 @dataclass(frozen=True)
@@ -128,9 +130,7 @@ def describe_artifact(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ModelError(f"{folder} is not a quantized model: it has no quantization.json; give another folder")
     info = read_json(path)
-    if not isinstance(info, dict) or info.get("format") != FORMAT:
-        actual = info.get("format") if isinstance(info, dict) else None
-        raise ModelError(f"{path} has format {actual!r}, but this version reads {FORMAT!r}: quantize again")
+    _check_format(path, info.get("format") if isinstance(info, dict) else None)
     if info.pop("digest", None) != digest(info):
         raise ModelError(f"{path} is not as it was written: quantize again")
     kinds = {"recipe": dict}
@@ -145,6 +145,19 @@ def describe_artifact(folder: str | Path) -> dict[str, Any]:
     if not missing(info) and ("config.json" not in names or any(Path(name).name != name for name in names)):
         raise ModelError(f"{path} lists other files than segquant writes: quantize again")
     return info
+
+
+def _check_format(path: Path, stored: Any) -> None:
+    """Raise ModelError for any format but FORMAT, with what to do about a newer, an older and an unknown one."""
+    if stored == FORMAT:
+        return
+    number = re.fullmatch(r"segquant-([0-9]{1,9})", stored) if isinstance(stored, str) else None
+    if not number:
+        raise ModelError(f"{path} names no format of segquant's: quantize again")
+    remedy = "quantize again"
+    if int(number[1]) > int(FORMAT.removeprefix("segquant-")):
+        remedy = "update segquant, whose changelog says which version reads it"
+    raise ModelError(f"{path} has format {stored}, and segquant {segquant.__version__} reads {FORMAT}: {remedy}")
 
 
 def check_present(folder: str | Path, info: Mapping[str, Any]) -> None:
