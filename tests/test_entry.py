@@ -59,6 +59,14 @@ def test_heavy_imports_print_nothing(tmp_path):
     assert not (tmp_path / "logs").exists()
 
 
+@pytest.mark.parametrize("triton", [False, True])
+def test_a_torch_for_cuda_has_nothing_to_list_as_python_ends(triton):
+    """What triton's bindings leave uncollected is a line each: nothing stays frozen where triton is loaded."""
+    code = f"import gc, sys; from segquant.base import entry; sys.modules |= {{'triton': sys}} if {triton} else {{}}"
+    code += "; entry.run(lambda: None); sys.stdout.write(str(gc.get_freeze_count() > 0))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == str(not triton)
+
+
 def test_a_fault_of_the_program_is_one_line_and_the_traceback_is_logged(tmp_path):
     (tmp_path / "broken.py").write_text(
         "from segquant.base.entry import run\ndef main():\n    {}['key']\nif __name__ == '__main__':\n    run(main)\n"

@@ -130,7 +130,10 @@ def run(main: Callable[[], None]) -> None:
         line = f"error: a fault of the program, {type(error).__name__}: {one_line(error)}"
         sys.exit(_fail(f"{line}: --verbose shows where; please report it", 1))
     finally:
-        gc.freeze()  # else a last collection over torch and transformers takes 2 s
+        if "triton" in sys.modules:  # of a torch for CUDA: as Python ends it lists what was not collected, on stderr
+            gc.unfreeze()
+        else:
+            gc.freeze()  # else a last collection over torch and transformers takes 2 s
 
 
 def _fail(line: str, code: int) -> int:

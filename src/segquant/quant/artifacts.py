@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from torchao.prototype.safetensors.safetensors_support import flatten_tensor_sta
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 from transformers.initialization import no_init_weights
 
+import segquant
 from segquant.base.allocator import aligned
 from segquant.base.config import Method, Recipe, build
 from segquant.base.errors import ConfigError, ModelError, SegquantError, UnavailableError, one_line
@@ -32,7 +34,6 @@ from segquant.base.failures import missing
 from segquant.base.files import digest, read_json, replacing, sha256, write_bytes, write_json
 from segquant.base.hub import CONFIGS, locate
 from segquant.base.skeleton import headers, skeleton
-from segquant.base.validate import shown
 from segquant.base.weights import SAFETENSORS
 from segquant.models import check_config, check_runs, save_preprocessor
 from segquant.quant.coverage import LinearConv2d, rewrite
@@ -41,7 +42,7 @@ from segquant.quant.float8 import compute_in_bfloat16
 from segquant.quant.tensors import CASTS, bits, is_quantized, narrowed
 
 log = logging.getLogger(__name__)
-FORMAT = "segquant-2"
+FORMAT = "segquant-2"  # another number when older versions cannot read it; CHANGELOG.md says which version writes it
 QUANTIZATION = "quantization.json"
 
 
@@ -135,9 +136,7 @@ def describe_artifact(folder: str | Path) -> dict[str, Any]:
         info = read_json(path)
     except SegquantError as error:
         raise ModelError(f"{error}: quantize again") from error
-    if not isinstance(info, dict) or info.get("format") != FORMAT:
-        actual = info.get("format") if isinstance(info, dict) else None
-        raise ModelError(f"{path} has format {shown(actual)}, but this version reads {FORMAT!r}: quantize again")
+    _check_format(path, info.get("format") if isinstance(info, dict) else None)
     if info.pop("digest", None) != digest(info):
         raise ModelError(f"{path} is not as it was written: quantize again")
     for key, expected in _kinds(info).items():
@@ -177,6 +176,19 @@ def _kinds(info: Mapping[str, Any]) -> dict[str, tuple[type, ...]]:
         "packed": (dict,),
         "tensors": (dict,),
     }
+
+
+def _check_format(path: Path, stored: Any) -> None:
+    """Raise ModelError for any format but FORMAT, with what to do about a newer, an older and an unknown one."""
+    if stored == FORMAT:
+        return
+    number = re.fullmatch(r"segquant-([0-9]{1,9})", stored) if isinstance(stored, str) else None
+    if not number:
+        raise ModelError(f"{path} names no format of segquant's: quantize again")
+    remedy = "quantize again"
+    if int(number[1]) > int(FORMAT.removeprefix("segquant-")):
+        remedy = "update segquant, whose changelog says which version reads it"
+    raise ModelError(f"{path} has format {stored}, and segquant {segquant.__version__} reads {FORMAT}: {remedy}")
 
 
 def check_present(folder: str | Path, info: Mapping[str, Any]) -> None:
