@@ -105,3 +105,17 @@ def test_verbose_logs_more(tmp_path):
     quiet, loud = (_stage(tmp_path, "segquant", "report", *more) for more in ((), ("--verbose",)))
     assert quiet.returncode == loud.returncode == 2 and quiet.stderr.count("\n") == 1
     assert "DEBUG segquant.base.entry: stopped" in loud.stderr and loud.stderr.splitlines()[-1] == quiet.stderr.strip()
+
+
+def test_a_log_keeps_no_secret_of_a_url_and_replaces_a_link(tmp_path):
+    (tmp_path / "params.yaml").write_text("source: 'https://user:pass@host/x?sig=S3CRET'\nother: s3://b/k#S3CRET\n")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "logs/select.log").symlink_to(tmp_path / "mine")
+    url = "https://example.org/m/model.safetensors?X-Sig=S3CRET"
+    _stage(tmp_path, "stages.select", "--results", url, "--output", "x", "--confusion", "x")
+    text = (tmp_path / "logs/select.log").read_text()
+    start = text[: text.index(" DEBUG ")]  # messages are their writers' matter
+    assert "S3CRET" not in start and "pass" not in start
+    assert "https://example.org/m/model.safetensors?..." in start and "https://...@host/x?..." in start
+    assert (tmp_path / "mine").read_text() == "mine"

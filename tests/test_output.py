@@ -1,15 +1,20 @@
 """An output folder is new, or the same command made it; it holds nothing that is read, and one process writes to it."""
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import ade20k_folder
+from conftest import ROOT, ade20k_folder
 from test_cli import quick, segquant  # noqa: F401
 
-from segquant.base.errors import ConfigError
+from segquant import runs
+from segquant.base import config
+from segquant.base.errors import ConfigError, ModelError
+from segquant.base.files import write_text
 from segquant.base.output import MARKER, check, claimed
 from segquant.cli import parser
 from segquant.evaluation import sensitivity
@@ -101,6 +106,8 @@ def test_a_new_folder_is_gone_where_nothing_was_written(tmp_path):
         with pytest.raises(ValueError), claimed(tmp_path / "out", "run"):
             raise ValueError
         assert (tmp_path / "out").exists() == old
+    with pytest.raises(ValueError), claimed(tmp_path / "new/x/../out", "run"):
+        raise ValueError
     with pytest.raises(ValueError), claimed(tmp_path / "new/deep/out", "run"):
         raise ValueError
     assert not (tmp_path / "new").exists()
@@ -144,6 +151,121 @@ def test_a_forced_run_removes_nothing_of_the_users(tiny_folder, quick, tmp_path)
     options += ["--params", quick, "--methods", "float32", "--output", tmp_path / "out"]
     assert segquant("run", "--model", tiny_folder, *options).returncode == 0
     assert mine.read_text() == "mine"
+
+
+def test_what_the_user_adds_is_never_replaced(tmp_path):
+    """Files in folders that are replaced whole were gone, and a link led a run to replace the model that it read."""
+    out, other = tmp_path / "out", tmp_path / "other"
+    for again in (False, True):
+        with claimed(out, "run") as claim:
+            assert claim.again == again
+            write_text(out / "a/x.json", "ours")
+            write_text(out / "b/nested/y", "ours")
+            claim.check(out / "a", out / "b", out / "none")
+    other.mkdir()
+    (out / "a/mine").write_text("mine")
+    (out / "b/z").write_text("mine")
+    (out / "c").symlink_to(other)
+    (out / "run.log").symlink_to(out / "a/mine")
+    (out / "a/.tmp-segquant-x").mkdir()  # of a process that was killed
+    (out / "a/.tmp-segquant-x/y").write_text("half")
+    before = contents(tmp_path)
+    with claimed(out, "run") as claim:
+        for path in ("a", "b/z", "run.log"):
+            for write in (claim.check, lambda path: write_text(path, "ours")):
+                with pytest.raises(ConfigError, match="segquant did not write it: move it, or give another --output"):
+                    write(out / path)
+        for write in (claim.check, lambda path: write_text(path, "ours")):
+            with pytest.raises(ConfigError, match="lies behind a link that leads out of .*/out: remove the link"):
+                write(out / "c/x")
+        write_text(out / "a/x.json", "ours")
+    after = contents(tmp_path)
+    assert {name: before[name] for name in before if "/." not in name} == {n: after[n] for n in after if "/." not in n}
+
+
+OTHER = """
+import sys
+from pathlib import Path
+from segquant.base.files import write_text
+from segquant.base.output import claimed
+with claimed(Path(sys.argv[1]), "run"):
+    write_text(Path(sys.argv[1], "x"), "the other's")
+"""
+
+
+def test_a_folder_that_was_removed_meanwhile_is_left_to_the_next_run(tmp_path):
+    """The results of two runs were mixed."""
+    out = tmp_path / "o"
+    with pytest.raises(ConfigError, match="was removed or replaced while this wrote to it"), claimed(out, "run"):
+        write_text(out / "x", "this one's")
+        shutil.rmtree(out)
+        subprocess.run([sys.executable, "-c", OTHER, out], check=True)
+        write_text(out / "x", "this one's")
+    assert (out / "x").read_text() == "the other's"
+
+
+def test_a_folder_that_another_command_made_meanwhile_is_left_to_it(tmp_path):
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        check(folder, "run")
+        with claimed(folder, "predict"):
+            write_text(folder / "x.png", "")
+    with pytest.raises(ConfigError, match="holds what `segquant predict` wrote"), claimed(tmp_path / "a", "run"):
+        pass
+    with claimed(tmp_path / "b", "run", force=True) as claim:
+        assert not claim.again
+
+
+BOUND = """
+import subprocess, sys
+from segquant.base.output import check
+from pathlib import Path
+data, output = map(Path, sys.argv[1:])
+subprocess.run(["mount", "--bind", data, output], check=True)
+check(output / "new", "run", [data], force=True)
+"""
+
+
+def test_a_folder_mounted_a_second_time_is_the_same(tmp_path):
+    unshare = ["unshare", "--map-root-user", "--mount"]
+    if not shutil.which("unshare") or subprocess.run([*unshare, "true"], capture_output=True).returncode:
+        pytest.skip("needs Linux namespaces")
+    for name in ("data", "out"):
+        (tmp_path / name).mkdir()
+    command = [*unshare, sys.executable, "-c", BOUND, tmp_path / "data", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "contain one another" in done.stderr
+
+
+def test_a_run_is_refused_before_it_replaces_what_the_user_added(tiny_folder, quick, tmp_path):  # noqa: F811
+    options = ["--data", "scenes", "--split", "validation", "--limit", "1", "--protocol", "fixed-64x64-v1"]
+    options += ["--params", quick, "--methods", "float32", "--output", tmp_path / "out"]
+    assert segquant("run", "--model", tiny_folder, *options).returncode == 0
+    assert segquant("run", "--model", tiny_folder, *options).returncode == 0
+    for name in ("artifacts/float32/notes.md", "shards/mine.txt", "reference/x", "partial/y", "speed/float32.json"):
+        path = tmp_path / "out" / name
+        kept = path.read_bytes() if path.exists() else None
+        path.parent.mkdir(exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.symlink_to(tiny_folder) if kept else path.write_text("mine")
+        before = contents(tmp_path)
+        for force in ([], ["--force"]):
+            done = segquant("run", "--model", tiny_folder, *options, *force)
+            assert done.returncode == 2 and "segquant did not write it" in done.stderr
+        assert contents(tmp_path).keys() == before.keys()
+        path.unlink()
+        if kept:
+            path.write_bytes(kept)
+
+
+def test_a_model_that_changes_during_a_run_gives_no_result(tiny_folder, tmp_path, monkeypatch):
+    """int8 was compared with another float32 than the one that was scored."""
+    states = iter("ab")
+    monkeypatch.setattr(runs, "_digests", lambda baseline: next(states))
+    params = replace(config.load(ROOT / "params.yaml"), protocol="fixed-64x64-v1")
+    options = {"data": ["scenes"], "split": "validation", "limit": 1, "methods": ["float32"]}
+    with pytest.raises(ModelError, match="changed while it was read: run it again"):
+        runs.run(params, model=str(tiny_folder), output=tmp_path / "out", **options)
+    assert not list((tmp_path / "out").glob("accuracy/*")) and not (tmp_path / "out/results.json").exists()
 
 
 HOLD = """

@@ -14,7 +14,7 @@ from transformers import SegformerImageProcessorPil
 import segquant as package
 from segquant.base import config
 from segquant.base.config import Recipe
-from segquant.base.errors import DataError
+from segquant.base.errors import ConfigError, DataError
 from segquant.data.palette import palette
 from segquant.data.sources import open_source
 from segquant.predictions import _upright, find, overlay, predict_pictures
@@ -168,3 +168,28 @@ def test_a_legend_that_is_too_long_says_how_many_more(tmp_path):
     sheet = overlay(Image.new("RGB", (60, 50)), ids, {})
     (tmp_path / "sheet.png").write_bytes(sheet)
     assert Image.open(tmp_path / "sheet.png").height > 300
+
+
+def test_a_picture_of_the_users_is_never_replaced_by_an_overlay(tiny_folder, photos, tmp_path):
+    build(tiny_folder, Recipe("int8"), tmp_path / "int8", torch.device("cpu"))
+    params = config.load(ROOT / "params.yaml")
+
+    def predict(*pictures, output):
+        return predict_pictures(
+            params, list(map(str, pictures)), tmp_path / "int8", output, "fixed-64x64-v1", force=True
+        )
+
+    out = tmp_path / "out"
+    predict(photos / "a.png", output=out)
+    (out / "b.png").write_bytes(b"mine")
+    before = {path: path.read_bytes() for path in [*out.glob("*.png"), *photos.rglob("*.png")]}
+    with pytest.raises(ConfigError, match="b.png would be replaced, and segquant did not write it"):
+        predict(photos, output=out)
+    Image.open(photos / "a.png").convert("RGB").save(photos / "more/a.jpg")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/more").symlink_to(photos)  # more/a.jpg would be written over photos/a.png
+    with pytest.raises(ConfigError, match="lies behind a link"):
+        predict(photos, output=tmp_path / "linked")
+    assert {path: path.read_bytes() for path in before} == before
+    (out / "b.png").unlink()
+    assert len(predict(photos / "a.png", photos / "b.png", output=out)) == 2

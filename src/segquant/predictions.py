@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import io
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,7 +35,12 @@ _LEGEND = 20  # the most classes that a legend names
 
 
 def predict_pictures(
-    params: Params, pictures: Sequence[str], artifact: str | Path, output: Path, protocol: str | None = None
+    params: Params,
+    pictures: Sequence[str],
+    artifact: str | Path,
+    output: Path,
+    protocol: str | None = None,
+    force: bool = False,
 ) -> list[dict[str, Any]]:
     """Write an overlay with a legend to `output` for each of `pictures`, which are looked up by `find`.
 
@@ -58,7 +63,7 @@ def predict_pictures(
         results[name] = {"picture": str(paths[name]), "skipped": str(error)}
 
     rows = _rows(paths, params.data.max_pixels, skip)
-    with _staging(output) as staging, progress(total=len(paths), desc="predict", unit="image") as bar:
+    with _staging(output, paths, force) as staging, progress(total=len(paths), desc="predict", unit="image") as bar:
         for prediction in predict(model, rows, protocol, settings, read_preprocessing(artifact)):
             bar.update(1)
             if prediction.error:
@@ -75,13 +80,15 @@ def predict_pictures(
 
 
 @contextmanager
-def _staging(output: Path) -> Iterator[Path]:
-    """Hold `output`, and give a folder whose files move there once the block has ended well."""
-    with claimed(output, "predict"), TemporaryDirectory(prefix=TEMPORARY, dir=output) as folder:
+def _staging(output: Path, names: Iterable[str], force: bool) -> Iterator[Path]:
+    """Hold `output`, and give a folder whose files, of these names, move there once the block has ended well."""
+    with claimed(output, "predict", force) as claim, TemporaryDirectory(prefix=TEMPORARY, dir=output) as folder:
+        claim.check(*(output / name for name in names))
         yield Path(folder)
         for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
             target = output / path.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
+            claim.replaces(target, path)
             path.replace(target)
 
 

@@ -12,17 +12,17 @@ from segquant import lanes, models
 from segquant.base import output as output_folder
 from segquant.base.config import Method, Params, Recipe, check_protocol
 from segquant.base.entry import logged
-from segquant.base.errors import DataError
+from segquant.base.errors import DataError, ModelError
 from segquant.base.failures import BASELINE, missing
-from segquant.base.files import write_json
-from segquant.base.hub import locate
+from segquant.base.files import sha256, write_json
+from segquant.base.hub import files, locate
 from segquant.data.label_map import class_names
 from segquant.deploy.onnx_export import write_exports
 from segquant.methods import kind
 from segquant.quant.build import build
 from segquant.report.results import failures, from_json, to_json, with_intervals
 from segquant.training.split import TrainSplit, split_of_source
-from segquant.workspace import DataSet, Workspace, open_sets, prepare
+from segquant.workspace import DataSet, Workspace, forget, open_sets, prepare, targets
 
 
 def run(
@@ -64,12 +64,18 @@ def run(
     train = _train_split(params, recipes, baseline, next(iter(sets.values())), train_data or data[0], train_split)
     lanes.check(params, loaded, recipes, lambda: train)
     del loaded
-    again = output_folder.maker(output) == command
-    with output_folder.claimed(output, command):
+    read = _digests(baseline)
+    with output_folder.claimed(output, command, force) as claim:
+        claim.check(*targets([*sets.values()], recipes, output))
         learned = train.learned if train else frozenset()
-        prepare([*sets.values()], output, int(1e6 * params.data.shard_mb), learned, again)
+        prepare([*sets.values()], output, int(1e6 * params.data.shard_mb), learned, claim)
+        claim.note(output / "run.log", *map(place.speed, recipes))  # which base/files.py does not write here
         with logged(output / "run.log"):
-            results = _lanes(params, recipes, baseline, place, sets, train)
+            results = _scores(params, recipes, baseline, place, sets, train)
+            if _digests(baseline) != read:  # each method reads it again
+                forget(output, claim)
+                raise ModelError(f"model '{model}' changed while it was read: run it again")
+            results = _with_speeds(params, recipes, results, place, sets)
     return results if len(sets) > 1 else results[next(iter(sets))]
 
 
@@ -88,10 +94,15 @@ def _train_split(
         raise DataError(f"{error}; {needed}") from error
 
 
-def _lanes(
+def _digests(baseline: Path) -> list[str]:
+    """The SHA-256 of each of a model's files."""
+    return [sha256(path) for path in files(baseline)]
+
+
+def _scores(
     params: Params, recipes: Mapping[str, Method], baseline: Path, place: Workspace, sets: Mapping[str, DataSet], train
 ) -> dict[str, dict[str, Any]]:
-    """{data set: {method: its results}}, which results.json holds at the end too."""
+    """{data set: {method: its results}} but for speeds."""
     for name, data_set in sets.items():
         data_set.refer(baseline, params, place.partial / name)
     if any(kind(recipe).exports for recipe in recipes.values()):
@@ -101,11 +112,18 @@ def _lanes(
     results: dict[str, dict[str, Any]] = {name: {} for name in sets}
     for method in recipes:
         artifact = place.artifact(method)
-        files = {"exports": place.exports, "checkpoint": place.partial / f"{method}.pt"}
-        times = lanes.quantize(params, method, baseline, artifact, lambda: train, **files)
+        paths = {"exports": place.exports, "checkpoint": place.partial / f"{method}.pt"}
+        times = lanes.quantize(params, method, baseline, artifact, lambda: train, **paths)
         for name, data_set in sets.items():
             metrics = data_set.evaluate(method, artifact, params, place.partial / name)
             results[name][method] = metrics if missing(metrics) else {**metrics, "quantize": times}
+    return results
+
+
+def _with_speeds(
+    params: Params, recipes: Mapping[str, Method], results: dict, place: Workspace, sets: Mapping[str, DataSet]
+) -> dict[str, dict[str, Any]]:
+    """`results` of `_scores` with intervals and speeds, which results.json holds too."""
     for name, data_set in sets.items():
         results[name] = to_json(with_intervals(from_json(results[name]), data_set.folder))
     whole = results if len(sets) > 1 else results[next(iter(sets))]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from segquant.base.config import Data, Params
 from segquant.base.errors import ConfigError, DataError
 from segquant.base.files import TEMPORARY, replacing, write_json
+from segquant.base.output import Claim
 from segquant.data.label_map import match_classes
 from segquant.data.rows import OnError
 from segquant.data.shards import Shard, open_shards, read_manifest, write_shards
@@ -77,6 +78,14 @@ class DataSet:
         options = {"protocol": params.protocol, "settings": params.eval}
         write_reference(baseline, self.shards, self.reference, partial=partial / "reference", **options)
 
+    def outputs(self, method: str) -> dict[str, Path]:
+        """The files of a method's scores, by the names that `write_scores` has for them."""
+        return {
+            "metrics_path": self.folder / "accuracy" / f"{method}.json",
+            "classes_path": self.folder / "classes" / f"{method}.csv",
+            "counts_path": self.folder / "confusion" / f"{method}.parquet",
+        }
+
     def evaluate(self, method: str, artifact: Path, params: Params, partial: Path) -> dict[str, Any]:
         """Score a method's artifact; write and return its metrics, in which a failure stands where figures would."""
         metrics, evaluation = try_score(
@@ -89,11 +98,7 @@ class DataSet:
             settings=replace(params.eval, pictures=0),
             partial=partial / method,
         )
-        outputs = {
-            "metrics_path": self.folder / "accuracy" / f"{method}.json",
-            "classes_path": self.folder / "classes" / f"{method}.csv",
-            "counts_path": self.folder / "confusion" / f"{method}.parquet",
-        }
+        outputs = self.outputs(method)
         for path in outputs.values():
             path.unlink(missing_ok=True)  # of an earlier run
         if evaluation:
@@ -101,10 +106,8 @@ class DataSet:
         return metrics
 
 
-def prepare(
-    sets: Sequence[DataSet], root: Path, shard_bytes: int, learned: Set[bytes] = frozenset(), again: bool = False
-) -> None:
-    """Write each set's shards and manifest.json, once all can be read; `again`, in place of an earlier run's results.
+def prepare(sets: Sequence[DataSet], root: Path, shard_bytes: int, learned: Set[bytes], claim: Claim) -> None:
+    """Write each set's shards and manifest.json, once all can be read, in place of an earlier run's results.
 
     Raises as `DataSet.prepare`, and the folder `root` is as it was.
     """
@@ -112,21 +115,31 @@ def prepare(
         ready = [Path(staging) / str(number) for number, _ in enumerate(sets)]
         for data_set, shards in zip(sets, ready, strict=True):
             data_set.prepare(shards, shard_bytes, learned)
-        if again:
-            forget(root)
+        if claim.again:
+            forget(root, claim)
         for data_set, shards in zip(sets, ready, strict=True):
             with replacing(data_set.folder / "shards") as part:
                 shards.rename(part)
             write_json(data_set.folder / "manifest.json", read_manifest(data_set.folder / "shards"))
 
 
-def forget(root: Path) -> None:
+def forget(root: Path, claim: Claim) -> None:
     """Remove the results of an earlier run, ended or not, which would pass for this one's."""
-    for folder in (root, *(root / "data").glob("*/")):
-        for pattern in ("accuracy/*.json", "classes/*.csv", "confusion/*.parquet", "speed/*.json"):
-            for path in folder.glob(pattern):
-                path.unlink()
-    (root / "results.json").unlink(missing_ok=True)
+    kinds = {"accuracy", "classes", "confusion", "speed"}
+    for name in claim.known:
+        if name == "results.json" or PurePosixPath(name).parent.name in kinds:
+            (root / name).unlink(missing_ok=True)
+
+
+def targets(sets: Sequence[DataSet], methods: Iterable[str], root: Path) -> list[Path]:
+    """All files and folders that a run replaces."""
+    written = [root / name for name in ("artifacts", "onnx", "partial", "results.json", "run.log")]
+    written += [root / "speed" / f"{method}.json" for method in methods]
+    for data_set in sets:
+        written += [data_set.folder / name for name in ("shards", "reference", "manifest.json")]
+        for method in methods:
+            written += data_set.outputs(method).values()
+    return written
 
 
 def open_sets(

@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -68,19 +69,26 @@ class _Visible(logging.Formatter):
 def _file_handler(path: Path) -> logging.Handler:
     """A log file that starts with the command, the versions, the machine and params.yaml."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # not what a link leads to
     handler = logging.FileHandler(path, mode="w")
     handler.setFormatter(_Visible("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     params = Path("params.yaml")
     lines = [
-        f"command: {' '.join(sys.orig_argv)}",
+        f"command: {_public(' '.join(sys.orig_argv))}",
         f"versions: python {platform.python_version()}, "
         + ", ".join(f"{name} {version}" for name in PACKAGES if (version := _version(name))),
         f"machine: {platform.platform()}, {os.cpu_count()} cores",
-        f"params.yaml:\n{params.read_text()}" if params.is_file() else "no params.yaml in this folder",
+        f"params.yaml:\n{_public(params.read_text())}" if params.is_file() else "no params.yaml in this folder",
     ]
     for line in lines:
         handler.emit(logging.LogRecord("segquant", logging.INFO, __file__, 0, "%s", (line,), None))
     return handler
+
+
+def _public(text: str) -> str:
+    """`text` without what its URLs hide: users, passwords, queries and fragments."""
+    text = re.sub(r"(\w://)[^\s/@'\"]*@", r"\1...@", text)
+    return re.sub(r"(\w://[^\s?#'\"]*)[?#][^\s'\"]*", r"\1?...", text)
 
 
 def _version(package: str) -> str | None:

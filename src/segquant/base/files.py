@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,19 @@ from segquant.base.text import from_csv, in_csv
 log = logging.getLogger(__name__)
 _LONGEST = 1 << 26  # bytes of a JSON file: its values take several times as much memory
 TEMPORARY = ".tmp-segquant-"  # also in .gitignore and .dvcignore
+
+
+_watchers: list[Callable[[Path, Path], None]] = []
+
+
+@contextmanager
+def watched(watcher: Callable[[Path, Path], None]) -> Iterator[None]:
+    """Call `watcher` (path, what will be renamed to it) before each of `replacing`'s renames, until the block ends."""
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
 
 
 @contextmanager
@@ -40,6 +53,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     part = holder / path.name
     try:
         yield part
+        for watcher in _watchers:
+            watcher(path, part)
         if path.is_dir() and not path.is_symlink():
             path.rename(holder / "old")
             try:

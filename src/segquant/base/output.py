@@ -6,17 +6,18 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from segquant import __version__
 from segquant.base.errors import ConfigError
-from segquant.base.files import TEMPORARY, write_json
+from segquant.base.files import TEMPORARY, watched, write_json, write_text
 
 MARKER = ".segquant.json"  # which command and version made the folder, and the process that wrote there last
 _LOCK = ".segquant.lock"
+_WRITTEN = ".segquant.files"  # the names of the files that segquant wrote, one a line, as JSON
 
 
 def check(folder: Path, command: str, reads: Iterable[str | Path] = (), force: bool = False) -> None:
@@ -35,8 +36,12 @@ def check(folder: Path, command: str, reads: Iterable[str | Path] = (), force: b
     if force or not folder.is_dir() or not os.listdir(folder):
         return
     if maker(folder) != command:
-        what = f"what `segquant {maker(folder)}` wrote" if maker(folder) else "files that segquant did not write"
-        raise ConfigError(f"--output {folder} holds {what}: give a new folder, or --force to write among them")
+        raise ConfigError(_made_by(folder, maker(folder)))
+
+
+def _made_by(folder: Path, command: str | None) -> str:
+    what = f"what `segquant {command}` wrote" if command else "files that segquant did not write"
+    return f"--output {folder} holds {what}: give a new folder, or --force to write among them"
 
 
 def maker(folder: Path) -> str | None:
@@ -44,26 +49,89 @@ def maker(folder: Path) -> str | None:
     return _marker(folder).get("command")
 
 
+class Claim:
+    """An output folder that this process holds. `again`: the same command wrote there before.
+
+    It knows the files that segquant wrote there, each recorded before it is written, and nothing else is replaced.
+    """
+
+    def __init__(self, folder: Path, again: bool) -> None:
+        self.folder, self.again = Path(os.path.abspath(folder)), again
+        self._lock = os.stat(folder / _LOCK)
+        lines = (folder / _WRITTEN).read_text().splitlines() if (folder / _WRITTEN).is_file() else []
+        self.known = {json.loads(line) for line in lines if line.endswith('"')}
+        self.known = {name for name in self.known if os.path.lexists(folder / name)}
+        write_text(folder / _WRITTEN, "".join(f"{json.dumps(name)}\n" for name in sorted(self.known)))
+
+    def note(self, *paths: Path) -> None:
+        """Record files that will be written; a later run may replace them."""
+        names = {name for path in paths if (name := self._name(path))} - self.known
+        self.known |= names
+        with open(self.folder / _WRITTEN, "a") as file:
+            file.writelines(f"{json.dumps(name)}\n" for name in sorted(names))
+
+    def check(self, *paths: Path) -> None:
+        """Raise ConfigError where one of these is, holds or lies behind a link to what segquant did not write."""
+        for path in paths:
+            if not path.parent.resolve().is_relative_to(self.folder.resolve()):
+                raise ConfigError(f"{path} lies behind a link that leads out of {self.folder}: remove the link")
+            entries = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
+            for entry in entries:
+                name = self._name(entry)
+                unknown = entry.exists() and not entry.is_dir() and name not in self.known
+                if name and (unknown or entry.is_symlink()):  # segquant writes no links
+                    raise ConfigError(
+                        f"{entry} would be replaced, and segquant did not write it: move it, or give another --output"
+                    )
+
+    def replaces(self, path: Path, part: Path) -> None:
+        """Before `part` becomes `path`: record it, and raise as `check`, or ConfigError where the folder is another."""
+        if self._name(path) is None:
+            return
+        try:
+            same = os.path.samestat(os.stat(self.folder / _LOCK), self._lock)
+        except OSError:
+            same = False
+        if not same:
+            raise ConfigError(f"{self.folder} was removed or replaced while this wrote to it: run it again")
+        self.check(path)
+        files = [entry for entry in part.rglob("*") if not entry.is_dir()] if part.is_dir() else [part]
+        self.note(*(path / entry.relative_to(part) for entry in files))
+
+    def _name(self, path: Path) -> str | None:
+        """The name of a file below the folder; None for one elsewhere, and for a temporary one."""
+        path = Path(os.path.abspath(path))
+        if not path.is_relative_to(self.folder) or any(part.startswith(TEMPORARY) for part in path.parts):
+            return None
+        return path.relative_to(self.folder).as_posix()
+
+
 @contextmanager
-def claimed(folder: Path, command: str) -> Iterator[None]:
+def claimed(folder: Path, command: str, force: bool = False) -> Iterator[Claim]:
     """Mark `folder` and hold it for this process. Where the block raises, a folder that was new is gone again.
 
-    Raises ConfigError where another process holds it.
+    Raises ConfigError where another process holds it, and unless `force` where another command has made it meanwhile.
     """
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / _LOCK, timeout=0):
+            made = maker(folder)
+            if made not in (None, command) and not force:
+                raise ConfigError(_made_by(folder, made))
             for path in folder.glob(f"{TEMPORARY}*"):  # of a process that was killed
                 shutil.rmtree(path, ignore_errors=True)
             write_json(folder / MARKER, {"command": command, "version": __version__, "process": os.getpid()})
+            claim = Claim(folder, made == command)
             try:
-                yield
+                with watched(claim.replaces):
+                    yield claim
             except BaseException:
-                if new and {path.name for path in folder.iterdir()} <= {MARKER, _LOCK}:
+                if new and {path.name for path in folder.iterdir()} <= {MARKER, _LOCK, _WRITTEN}:
                     shutil.rmtree(folder)
                     for parent in new[1:]:
-                        parent.rmdir()
+                        with suppress(OSError):  # "new/x/.." is not empty before x is gone
+                            parent.rmdir()
                 raise
     except Timeout as error:
         process = _marker(folder).get("process", "unknown")
@@ -78,18 +146,28 @@ def holds_anything(folder: Path) -> bool:
 
 
 def _contain(first: Path, second: Path) -> bool:
-    """Whether two paths are the same, or one is a folder around the other."""
+    """Whether two paths are the same, or one is a folder around the other, under whatever name."""
     try:
         first, second = first.resolve(), second.resolve()
+        same = first == second or first in second.parents or second in first.parents
+        return same or _identity(first) in _around(second) or _identity(second) in _around(first)
     except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
         raise ConfigError(f"--output {first} cannot be followed: {error}") from error
-    return first == second or first in second.parents or second in first.parents
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What the system knows a file or folder by, also where it is mounted a second time; None where there is none."""
+    return ((status := path.stat()).st_dev, status.st_ino) if path.exists() else None
+
+
+def _around(path: Path) -> set[tuple[int, int] | None]:
+    return {_identity(folder) for folder in (path, *path.parents)} - {None}
 
 
 def _marker(folder: Path) -> dict:
     """What the marker says; nothing where there is none, or a file of somebody else's."""
     try:
         marker = json.loads((folder / MARKER).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return marker if isinstance(marker, dict) else {}

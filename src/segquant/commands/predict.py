@@ -26,7 +26,9 @@ def main(arguments: argparse.Namespace) -> None:
 
     params = config.load(arguments.params)
     check(arguments.output, "predict", [arguments.artifact], arguments.force)
-    results = predict_pictures(params, arguments.pictures, arguments.artifact, arguments.output, arguments.protocol)
+    results = predict_pictures(
+        params, arguments.pictures, arguments.artifact, arguments.output, arguments.protocol, arguments.force
+    )
     if arguments.json:
         say_json(results)
         return

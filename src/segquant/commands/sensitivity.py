@@ -63,7 +63,8 @@ def _layers(
     skip = params.eval.on_error == "skip"
     source = open_source(replace(params.data, source=data), split, settings.images, params.eval.on_error)
     scored_rows = list(rows(source, [] if skip else None))
-    with output_folder.claimed(output, "sensitivity"):
+    with output_folder.claimed(output, "sensitivity", force) as claim:
+        claim.check(output / "sensitivity.csv", output / "sensitivity.svg")
         losses = layers(params, settings, folder, scored_rows, source.classes, label_map)
         write_text(output / "sensitivity.csv", to_csv(losses))
         write_text(output / "sensitivity.svg", standalone(chart(losses)))
