@@ -175,6 +175,7 @@ def resealed(folder, **keys):
 WRITES = "as segquant writes it"
 INFOS = [
     ({"recipe": {}}, f"no 'recipe' {WRITES} .recipe lacks the key 'weights'.: quantize again"),
+    ({"recipe": {"weights": "int8"}}, f"no 'recipe' {WRITES} .recipe lacks the key 'group_size'."),
     ({"recipe": {"weights": "int7"}}, f"no 'recipe' {WRITES} .recipe.weights 'int7' is unknown"),
     ({"recipe": {"weights": ["int8"]}}, f"no 'recipe' {WRITES}"),
     ({"recipe": {"weights": "int8", "engine": "x" * 9999}}, f"no 'recipe' {WRITES}"),

@@ -143,7 +143,9 @@ def describe_artifact(folder: str | Path) -> dict[str, Any]:
         if type(info.get(key)) not in expected:
             raise ModelError(f"{path} has no '{key}' as segquant writes it: quantize again")
     try:
-        build(Method, info["recipe"], "recipe")
+        for key in asdict(build(Method, info["recipe"], "recipe")):
+            if key not in info["recipe"]:
+                raise ConfigError(f"recipe lacks the key '{key}'")
     except ConfigError as error:
         raise ModelError(f"{path} has no 'recipe' as segquant writes it ({error}): quantize again") from error
     if missing(info):
