@@ -14,7 +14,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from segquant.base.data import BY_POSITION, Columns, Data
-from segquant.base.errors import ConfigError, one_line
+from segquant.base.errors import ConfigError, one_line, system_reason
 from segquant.base.keys import has_wandb_key
 from segquant.base.recipes import ENGINES, Calibration, Graph, Method, Override, Recipe, SmallLayers
 from segquant.base.training import Distill, Finetune, Phase, Qat, Train, Training
@@ -214,6 +214,8 @@ def load(path: str | Path | None = None) -> Params:
         tree = read_yaml(path)
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist: run this from the repository's root") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {system_reason(error)}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {one_line(error)}") from error
     _check_names(tree)

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from segquant.base.files import read_file
+
 _CHARACTERS, _VALUES, _DEPTH = 1_000_000, 100_000, 30
 
 
@@ -49,8 +51,8 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _whole)
 
 
 def read_yaml(path: str | Path) -> Any:
-    """Raises OSError, UnicodeDecodeError and yaml.YAMLError."""
-    text = Path(path).read_text()
+    """Raises OSError, also for what is no file, UnicodeDecodeError and yaml.YAMLError."""
+    text = read_file(path, 4 * _CHARACTERS).decode()
     if len(text) > _CHARACTERS:
         raise yaml.YAMLError(f"it has {len(text):,} characters: at most {_CHARACTERS:,} work")
     try:
