@@ -12,6 +12,7 @@ from segquant.base.errors import ConfigError, DataError, SegquantError
 from segquant.base.files import is_lfs_pointer, read_file, read_json, replacing, sha256, write_json
 from segquant.base.yaml_file import read_yaml
 from segquant.data.label_map import match_classes
+from segquant.data.preprocessing import Preprocessing
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path):
@@ -113,6 +114,15 @@ def test_only_files_are_read_also_behind_links(kind, tmp_path):
         config.load(path)
     with pytest.raises(DataError, match="label map .*a.json cannot be read: it is no file"):
         match_classes(["a"], ["b"], path)
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"a":' * 200_000])
+def test_json_that_is_nested_too_deeply_is_one_line(text, tmp_path):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(SegquantError, match="a.json is not readable JSON: its values are nested too deeply"):
+        read_json(tmp_path / "a.json")
+    with pytest.raises(ValueError, match="nested too deeply"):
+        Preprocessing.from_json(text)
 
 
 def test_a_link_to_a_file_is_read_and_a_large_one_not(tmp_path):

@@ -101,15 +101,21 @@ def read_json(path: str | Path) -> Any:
         data = read_file(path, _LONGEST)
         if data.startswith(_POINTER):
             raise SegquantError(f"{path} is a Git LFS pointer: run git lfs pull")
-        return json.loads(data.decode())
+        return parse_json(data.decode())
     except FileNotFoundError as error:
         raise SegquantError(f"{path} does not exist") from error
-    except RecursionError as error:
-        raise SegquantError(f"{path} is not readable JSON: its values are nested too deeply") from error
     except OSError as error:
         raise SegquantError(f"{path} is not readable JSON: {system_reason(error)}") from error
     except ValueError as error:
         raise SegquantError(f"{path} is not readable JSON: {one_line(error)}") from error
+
+
+def parse_json(text: str) -> Any:
+    """Raises ValueError, also for values that are nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its values are nested too deeply") from error
 
 
 def read_file(path: str | Path, most: int) -> bytes:

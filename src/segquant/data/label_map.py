@@ -106,7 +106,7 @@ def _first(name: str) -> str:
 
 
 def _whole(value: Any) -> int:
-    if isinstance(value, str) and value.isdigit():
+    if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value):
         raise DataError(f"has the text '{value}' for a class id: write {value} without quotes")
     if type(value) is not int:
         raise TypeError(f"{value!r} is no class id")
