@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import time
+from argparse import Namespace
 
 import pytest
 import yaml
@@ -10,6 +11,7 @@ from ruamel.yaml import YAML
 from segquant.base import config
 from segquant.base.errors import ConfigError
 from segquant.base.yaml_file import read_yaml
+from segquant.commands.sensitivity import _settings
 
 
 @pytest.fixture
@@ -58,6 +60,11 @@ def test_the_committed_params_are_valid():
             "quant.methods has another float32 than {weights: float32}",
         ),
         (("quant", "methods", "a/b"), {"weights": "int8"}, "quant.methods has 'a/b': use letters"),
+        (("speed", "input_size"), [32, 99999999], "speed.input_size[1] must be at most 8192, not 99999999"),
+        (("speed", "batch_sizes"), [1, 100000], "speed.batch_sizes[1] must be at most 4096, not 100000"),
+        (("data", "shard_mb"), 1e305, "data.shard_mb must be at most 10000, not 1e+305"),
+        (("data", "label_values"), {"٣": 0}, "data.label_values has '٣': use stored values 0 to 255"),
+        (("data", "label_values"), {"9" * 5000: 0}, "data.label_values has '9"),
         (("speed", "input_size"), [0, 512], "speed.input_size[0] must be at least 32, not 0"),
         (("protocol",), "fixed", "protocol 'fixed' is unknown: choose aligned-512-v1 or fixed-HxW-v1"),
         (("data", "label_map"), "map.yaml", "data.label_map 'map.yaml' must be by_position or lie in data/label_maps/"),
@@ -264,7 +271,10 @@ BOMB = "\n".join(
         ("[" * 200 + "]" * 200, "has more than 100,000 values, or 30 levels"),
         ("[" * 5000, "it is nested too deep"),
         ("#" * 1_000_001, "has 1,000,001 characters: at most 1,000,000 work"),
-        ("x: !!timestamp 2024-13-45", "a value cannot be read: month must be in 1..12"),
+        ("x: !!timestamp 2024-13-45", "is not valid YAML: could not determine a constructor for the tag"),
+        ("model: {source: !!binary Zm9v}", "is not valid YAML: could not determine a constructor for the tag"),
+        ("model: {source: !!set {a, b}}", "is not valid YAML: could not determine a constructor for the tag"),
+        ("x: !!int a", "a value cannot be read: invalid literal"),
         ("? [a]\n: b", "is not valid YAML"),
     ],
 )
@@ -301,6 +311,52 @@ def test_a_key_that_stands_twice_is_refused(tmp_path):
     path.write_text(text.replace("  limit: 128", "  limit: 4\n  limit: 128"))
     with pytest.raises(ConfigError, match="is not valid YAML: the key 'limit' stands twice, again in line"):
         config.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": {"label_values": {0: 0, 2: 2, "2": 0}}}, "data.label_values has the keys 2 and '2', which are the"),
+        ({"quant": [{"a": 1, None: 2, "null": 3}]}, r"quant\[0\] has the keys None and 'null', which are the same"),
+        ({True: 1, "true": 2}, "params.yaml has the keys True and 'true', which are the same: keep one"),
+    ],
+)
+def test_keys_that_are_equal_as_text_are_refused(change, message, tree):
+    """The last one won, and the mIoU was wrong."""
+    with pytest.raises(ConfigError, match=message):
+        config.build(config.Params, {**tree, **change})
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        f"fixed-{'9' * 5000}x64-v1",
+        "fixed-99999999x64-v1",
+        "fixed-20000x20000-v1",
+        "fixed-64x8193-v1",
+        "fixed-31x64-v1",
+        "fixed-064x64-v1",
+        "fixed-６４x64-v1",
+    ],
+)
+def test_a_protocol_has_plain_sizes_with_a_bound(protocol):
+    """They were an error of int(), gigabytes of memory, or a protocol of its own."""
+    with pytest.raises(ConfigError, match="is unknown: choose aligned-512-v1 or fixed-HxW-v1") as error:
+        config.check_protocol(protocol)
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("protocol", ["aligned-512-v1", "fixed-32x8192-v1", "fixed-384x512-v1"])
+def test_known_protocols_pass(protocol):
+    assert config.check_protocol(protocol) == protocol
+
+
+@pytest.mark.parametrize("bits", ["²", "２", "9" * 5000, "5", "", "2,²"])
+def test_widths_on_the_command_line_are_plain_numbers(bits, tree):
+    params = config.build(config.Params, tree)
+    with pytest.raises(ConfigError, match=r"sensitivity.bits\[\d\] .* is unknown: choose one of 2, 3, 4, 8"):
+        _settings(params, Namespace(bits=bits or " ", limit=None))
+    assert _settings(params, Namespace(bits="2, 8", limit=None)).bits == (2, 8)
 
 
 def test_keys_may_be_merged_from_an_anchor(tmp_path):

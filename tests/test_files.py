@@ -3,11 +3,16 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 
 import pytest
 
-from segquant.base.errors import SegquantError
-from segquant.base.files import read_json, replacing, write_json
+from segquant.base import config
+from segquant.base.errors import ConfigError, DataError, SegquantError
+from segquant.base.files import is_lfs_pointer, read_file, read_json, replacing, sha256, write_json
+from segquant.base.yaml_file import read_yaml
+from segquant.data.label_map import match_classes
+from segquant.data.preprocessing import Preprocessing
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path):
@@ -88,3 +93,41 @@ def test_unwritable_and_unreadable_paths_are_one_line(tmp_path):
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(SegquantError, match="is not readable JSON"):
         read_json(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "endless", "folder"])
+def test_only_files_are_read_also_behind_links(kind, tmp_path):
+    """A named pipe was waited for without end, and a link to /dev/zero took all memory."""
+    path = tmp_path / "a.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "endless":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    for read in (sha256, partial(read_file, most=10), read_yaml, is_lfs_pointer):
+        with pytest.raises(OSError, match="it is no file"):
+            read(path)
+    with pytest.raises(SegquantError, match="a.json is not readable JSON: it is no file"):
+        read_json(path)
+    with pytest.raises(ConfigError, match="a.json cannot be read: it is no file"):
+        config.load(path)
+    with pytest.raises(DataError, match="label map .*a.json cannot be read: it is no file"):
+        match_classes(["a"], ["b"], path)
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"a":' * 200_000])
+def test_json_that_is_nested_too_deeply_is_one_line(text, tmp_path):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(SegquantError, match="a.json is not readable JSON: its values are nested too deeply"):
+        read_json(tmp_path / "a.json")
+    with pytest.raises(ValueError, match="nested too deeply"):
+        Preprocessing.from_json(text)
+
+
+def test_a_link_to_a_file_is_read_and_a_large_one_not(tmp_path):
+    (tmp_path / "a").write_bytes(b"0123456789")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    assert read_file(tmp_path / "b", 10) == b"0123456789"
+    with pytest.raises(OSError, match="it has 10 bytes, more than the 9 of any such file"):
+        read_file(tmp_path / "b", 9)

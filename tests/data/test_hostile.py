@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from segquant.base.config import Data
 from segquant.base.errors import ConfigError, DataError, SegquantError
 from segquant.base.files import sha256
 from segquant.data import images, shards
@@ -122,7 +123,7 @@ def test_json_that_no_parser_takes_is_one_line(text, folder):
 def test_json_larger_than_any_is_not_read(folder):
     with open(folder / "manifest.json", "r+b") as file:
         file.truncate(1 << 30)
-    with pytest.raises(SegquantError, match="manifest.json has 1073741824 bytes, more than"):
+    with pytest.raises(SegquantError, match="manifest.json is not readable JSON: it has 1073741824 bytes, more than"):
         shards.read_manifest(folder)
 
 
@@ -205,10 +206,50 @@ def test_a_named_pipe_and_a_file_larger_than_any_image_are_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     with open(tmp_path / "large.png", "wb") as file:
         file.truncate(1 << 31)
-    with pytest.raises(DataError, match="pipe.png is no file: remove it"):
+    with pytest.raises(DataError, match="pipe.png cannot be read .it is no file"):
         Folder(tmp_path).read("pipe.png")
-    with pytest.raises(DataError, match="large.png has 2147483648 bytes, too many for an image"):
+    with pytest.raises(DataError, match="large.png cannot be read .it has 2147483648 bytes, more than"):
         Folder(tmp_path).read("large.png")
+
+
+def test_a_list_of_names_is_bounded_before_it_is_unpacked(tmp_path):
+    """One of 500 MB of line ends took gigabytes, from an archive of 0.5 MB."""
+    with zipfile.ZipFile(tmp_path / "voc.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("JPEGImages/a.jpg", "SegmentationClass/a.png"):
+            archive.writestr(name, b"x")
+        archive.writestr("ImageSets/Segmentation/val.txt", b"\n" * ((1 << 26) + 1))
+    with pytest.raises(DataError, match="val.txt unpacks to 67108865 bytes, more than the 67108864 of any such file"):
+        open_source(Data(str(tmp_path / "voc.zip")), "val")
+
+
+@pytest.mark.parametrize("name", ["val.parquet", "set.zip"])
+def test_a_named_pipe_is_no_table_and_no_archive(name, tmp_path):
+    (tmp_path / "set").mkdir()
+    os.mkfifo(tmp_path / "set" / name)
+    source = tmp_path / "set" / (name if name.endswith("zip") else "")
+    with pytest.raises(DataError, match="it is no file"):
+        open_source(Data(str(source), classes="camvid"), "val")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "endless", "large"])
+def test_a_list_of_classes_is_a_small_file(kind, tmp_path):
+    path = tmp_path / "classes.txt"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "endless":
+        path.symlink_to("/dev/zero")
+    else:
+        path.write_bytes(bytes(1 << 21))
+    put_png(tmp_path / "set")
+    with pytest.raises(ConfigError, match="data.classes .* cannot be read: .*it (is no file|has 2097152 bytes)"):
+        open_source(
+            Data(str(tmp_path / "set"), images="{split}/*.png", annotations="{split}/*.png", classes=str(path)), "val"
+        )
+
+
+def put_png(folder):
+    (folder / "val").mkdir(parents=True)
+    Image.new("L", (2, 2), 1).save(folder / "val/a.png")
 
 
 SHAPE = (2500, 4000)

@@ -1,6 +1,7 @@
 """Pixels equal those of transformers' own processors, whatever a model's preprocessor_config.json says."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -124,7 +125,7 @@ def test_two_files_that_differ_are_refused_as_transformers_takes_the_second(tmp_
         ({"rescale_factor": "1/255"}, 'rescale_factor must be a number above 0, not "1/255"'),
         ({"rescale_factor": None}, "rescale_factor must be a number above 0, not null"),
         ({"resample": 9}, "resample must be the number of one of Pillow's filters, 0 to 5, not 9"),
-        ({"image_processor_type": "NewImageProcessor"}, "names the processor NewImageProcessor, which transformers"),
+        ({"image_processor_type": "NewImageProcessor"}, "names the processor NewImageProcessor, which is none of"),
         ({"image_processor_type": "SegformerForSemanticSegmentation"}, "names the processor Segformer"),
         ({"image_processor_type": "MobileViTImageProcessor", "do_normalize": True}, "does more to pixels than"),
         ([1], "is not a JSON object"),
@@ -135,6 +136,27 @@ def test_a_file_that_cannot_be_followed_whole_is_one_line(keys, message, tmp_pat
     with pytest.raises(ModelError, match=message) as caught:
         read_preprocessing(folder_with(tmp_path, keys))
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_processor_that_reads_other_files_is_not_built(named, tmp_path, monkeypatch):
+    """OneFormer's opens what `repo_path` and `class_info_file` name, or asks the hub for it."""
+    (tmp_path / "secret.json").write_text('{"0": {"isthing": 1, "name": "secret"}}')
+    keys = {"repo_path": str(tmp_path), "class_info_file": "secret.json", "num_text": 1}
+    keys |= {"image_processor_type": "OneFormerImageProcessor"} if named else {}
+    opened = []
+    sys.addaudithook(lambda event, details: opened.append(str(details[0])) if event == "open" else None)
+    folder = folder_with(tmp_path, keys, "oneformer")
+    with pytest.raises(ModelError, match="OneFormerImageProcessor, which is none of|names no image_processor_type"):
+        read_preprocessing(folder)
+    assert str(tmp_path / "secret.json") not in opened
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("keys", [{"image_std": [1e-46] * 3}, {"rescale_factor": 1e37}, {"rescale_factor": 1e300}])
+def test_numbers_that_overflow_are_refused_without_warnings(keys, tmp_path):
+    with pytest.raises(ModelError, match="float32 cannot hold|cannot be followed"):
+        read_preprocessing(folder_with(tmp_path, {"image_processor_type": SEGFORMER, **keys}))
 
 
 def test_a_processor_that_does_more_than_it_says_is_refused(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Which Parquet files and rows make a split, and what a cell may hold."""
 
 import io
+import json
 import os
 
 import datasets
@@ -196,7 +197,7 @@ def test_a_path_stays_inside_the_data_folder(tmp_path, path):
 def test_a_named_pipe_is_no_image_and_a_link_of_the_folders_owner_is(tmp_path):
     put(tmp_path / "set/val.parquet", [1], lambda _: "a.png")
     os.mkfifo(tmp_path / "set/a.png")  # reading it would never end
-    with pytest.raises(DataError, match="names a.png, which is no file: put the image there"):
+    with pytest.raises(DataError, match="names a.png, which cannot be read .it is no file"):
         labels(tmp_path / "set", "val")
     (tmp_path / "set/a.png").unlink()
     (tmp_path / "disk.png").write_bytes(png(1))
@@ -236,6 +237,33 @@ def test_damaged_metadata_of_a_saved_data_set_are_one_line(tmp_path, name, text)
     (tmp_path / "saved" / name).write_text(text)
     with pytest.raises(DataError, match="saved cannot be read as a table"):
         labels(tmp_path / "saved", "train")
+
+
+@pytest.mark.parametrize("name", ["../private.arrow", "{outside}", "data/../../private.arrow"])
+def test_a_saved_data_set_names_only_files_of_its_own(name, tmp_path):
+    """`datasets` follows any path in state.json, and any address in dataset_dict.json."""
+    dataset = datasets.Dataset.from_dict({"image": [png(1)], "annotation": [png(1)]})
+    datasets.DatasetDict(train=dataset).save_to_disk(str(tmp_path / "set"))
+    state = tmp_path / "set/train/state.json"
+    arrow = state.with_name("data-00000-of-00001.arrow")
+    arrow.rename(tmp_path / "set/private.arrow")
+    name = name.format(outside=tmp_path / "set/private.arrow")
+    state.write_text(json.dumps({**json.loads(state.read_text()), "_data_files": [{"filename": name}]}))
+    for folder in ("set", "set/train"):
+        with pytest.raises(DataError, match="state.json names .*private.arrow', which lies outside of .*/set/train"):
+            labels(tmp_path / folder, "train")
+    for split in ("../other", "/tmp", "a::https://example.org"):
+        (tmp_path / "set/dataset_dict.json").write_text(json.dumps({"splits": ["train", split]}))
+        with pytest.raises(DataError, match=f"names the split '{split}', which is no folder beside it"):
+            labels(tmp_path / "set", "train")
+
+
+def test_a_named_pipe_in_a_saved_data_set_is_not_waited_for(tmp_path):
+    datasets.Dataset.from_dict({"image": [png(1)], "annotation": [png(1)]}).save_to_disk(str(tmp_path / "set"))
+    (tmp_path / "set/data-00000-of-00001.arrow").unlink()
+    os.mkfifo(tmp_path / "set/data-00000-of-00001.arrow")
+    with pytest.raises(DataError, match="cannot be read as a table .*it is no file"):
+        labels(tmp_path / "set", "train")
 
 
 def test_a_known_layout_takes_precedence_over_a_parquet_file(tmp_path):

@@ -14,7 +14,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from segquant.base.data import BY_POSITION, Columns, Data
-from segquant.base.errors import ConfigError, one_line
+from segquant.base.errors import ConfigError, one_line, system_reason
 from segquant.base.keys import has_wandb_key
 from segquant.base.recipes import ENGINES, Calibration, Graph, Method, Override, Recipe, SmallLayers
 from segquant.base.training import Distill, Finetune, Phase, Qat, Train, Training
@@ -55,16 +55,18 @@ __all__ = [
 
 WandbMode = Literal["offline", "online", "disabled"]
 ALIGNED_PROTOCOL = "aligned-512-v1"
-FIXED_PROTOCOL = re.compile(r"fixed-(\d+)x(\d+)-v1")
+FIXED_PROTOCOL = re.compile(r"fixed-([1-9][0-9]{1,3})x([1-9][0-9]{1,3})-v1")
+MOST_SIDE = 8192  # pixels of a side of a model's input
 _METHOD_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # it becomes a file name
 
 
 def check_protocol(protocol: str) -> str:
     """Return `protocol`, the name of an input protocol (data/protocols.py). Raises ConfigError where there is none."""
     match = FIXED_PROTOCOL.fullmatch(protocol)
-    if protocol != ALIGNED_PROTOCOL and (match is None or min(map(int, match.groups())) < 32):
+    if protocol != ALIGNED_PROTOCOL and not (match and all(32 <= int(side) <= MOST_SIDE for side in match.groups())):
         raise ConfigError(
-            f"protocol '{protocol}' is unknown: choose {ALIGNED_PROTOCOL} or fixed-HxW-v1 (H and W at least 32)"
+            f"protocol {shown(protocol)} is unknown: choose {ALIGNED_PROTOCOL} or fixed-HxW-v1 (H and W from 32 to "
+            f"{MOST_SIDE})"
         )
     return protocol
 
@@ -130,8 +132,10 @@ class Eval(Section):
 class Speed(Section):
     """How speed is measured."""
 
-    input_size: Pair[Annotated[int, Field(ge=32)]] = Field((512, 512), description="Height and width, in pixels.")
-    batch_sizes: Several[Annotated[int, Field(ge=1)]] = Field(
+    input_size: Pair[Annotated[int, Field(ge=32, le=MOST_SIDE)]] = Field(
+        (512, 512), description="Height and width, in pixels."
+    )
+    batch_sizes: Several[Annotated[int, Field(ge=1, le=4096)]] = Field(
         (1, 4), description="Images at a time; tables show the first."
     )
     engines: Several[Literal["eager", "compile"]] = Field(("eager",), description="Tables show the first.")
@@ -214,6 +218,8 @@ def load(path: str | Path | None = None) -> Params:
         tree = read_yaml(path)
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist: run this from the repository's root") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {system_reason(error)}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {one_line(error)}") from error
     _check_names(tree)

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
-from segquant.base.validate import Section, wrong
+from segquant.base.validate import Section, shown, wrong
 
 LABEL_MAPS = "data/label_maps/"
 BY_POSITION = "by_position"
 MAX_PIXELS = 178_956_970  # from where on Pillow suspects a decompression bomb
+_VALUE = re.compile(r"[0-9]{1,3}")
 _COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 
 
@@ -60,7 +61,7 @@ class Data(Section):
     train_split: str = "train"
     validation_split: str = "validation"
     limit: int | None = Field(None, ge=1, description="Images of each split; null: all.")
-    shard_mb: float = Field(4.0, ge=0.1, description="Smallest size of a shard, in megabytes.")
+    shard_mb: float = Field(4.0, ge=0.1, le=10_000, description="Smallest size of a shard, in megabytes.")
     label_map: str | None = Field(
         None,
         description=f"YAML file in {LABEL_MAPS}, from the model's class ids to the data set's; or {BY_POSITION}: equal "
@@ -88,8 +89,10 @@ class Data(Section):
         values, ignore = self.label_values or {}, self.ignore or ()
         keys: dict[str, str] = {}  # of each value or colour, however it is written
         for key in values:
-            if not (_COLOR.fullmatch(key) or key.isdecimal() and int(key) <= 255):
-                raise wrong("label_values", f"has {key!r}: use stored values 0 to 255, or colours such as '#804080'")
+            if not (_COLOR.fullmatch(key) or _VALUE.fullmatch(key) and int(key) <= 255):
+                raise wrong(
+                    "label_values", f"has {shown(key)}: use stored values 0 to 255, or colours such as '#804080'"
+                )
             same = keys.setdefault(key.lower() if key.startswith("#") else str(int(key)), key)
             if same != key:
                 raise wrong("label_values", f"has {same!r} and {key!r}, which are the same: keep one")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -10,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from segquant.base.text import from_csv, in_csv
 
 log = logging.getLogger(__name__)
 _LONGEST = 1 << 26  # bytes of a JSON file: its values take several times as much memory
+_POINTER = b"version https://git-lfs"
 TEMPORARY = ".tmp-segquant-"  # also in .gitignore and .dvcignore
 
 
@@ -110,23 +113,51 @@ def csv_rows(text: str) -> Iterator[dict[str, str]]:
 def read_json(path: str | Path) -> Any:
     """Raises SegquantError when the file is missing or not JSON, or larger than 64 MB."""
     try:
-        if not Path(path).is_file():
-            raise SegquantError(f"{path} {'is no file' if Path(path).exists() else 'does not exist'}")
-        if (size := Path(path).stat().st_size) > _LONGEST:
-            raise SegquantError(f"{path} has {size} bytes, more than the {_LONGEST} of any such file: replace it")
-        if is_lfs_pointer(Path(path)):
+        data = read_file(path, _LONGEST)
+        if data.startswith(_POINTER):
             raise SegquantError(f"{path} is a Git LFS pointer: run git lfs pull")
-        return json.loads(Path(path).read_text())
-    except RecursionError as error:
-        raise SegquantError(f"{path} is not readable JSON: its values are nested too deeply") from error
-    except (OSError, ValueError) as error:
+        return parse_json(data.decode())
+    except FileNotFoundError as error:
+        raise SegquantError(f"{path} does not exist") from error
+    except OSError as error:
+        raise SegquantError(f"{path} is not readable JSON: {system_reason(error)}") from error
+    except ValueError as error:
         raise SegquantError(f"{path} is not readable JSON: {one_line(error)}") from error
+
+
+def parse_json(text: str) -> Any:
+    """Raises ValueError, also for values that are nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its values are nested too deeply") from error
+
+
+def read_file(path: str | Path, most: int) -> bytes:
+    """The bytes of a file of at most `most`. Raises OSError as `size_of_file`, and for one that is larger or grows."""
+    if (size := size_of_file(path)) > most:
+        raise OSError(errno.EFBIG, f"it has {size} bytes, more than the {most} of any such file", str(path))
+    with open(path, "rb") as file:
+        data = file.read(size + 1)
+    if len(data) > size:
+        raise OSError(errno.EFBIG, "it grows while it is read", str(path))
+    return data
+
+
+def size_of_file(path: str | Path) -> int:
+    """The bytes of a file, also behind a link. Raises OSError, also for what is no file: to open a named pipe may wait
+    without end, and a device may have none."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    return status.st_size
 
 
 def is_lfs_pointer(path: Path) -> bool:
     """Whether a file is what git leaves in the place of one that only Git LFS has."""
+    size_of_file(path)
     with open(path, "rb") as file:
-        return file.read(64).startswith(b"version https://git-lfs")
+        return file.read(64).startswith(_POINTER)
 
 
 def digest(value: Any) -> str:
@@ -135,6 +166,7 @@ def digest(value: Any) -> str:
 
 
 def sha256(path: str | Path) -> str:
-    """SHA-256 (hexadecimal) of a file."""
+    """SHA-256 (hexadecimal) of a file. Raises OSError, also for what is no file."""
+    size_of_file(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -60,11 +60,29 @@ def build(cls: type[T], mapping: Any, name: str = "") -> T:
     Raises ConfigError in one line.
     """
     try:  # strict JSON takes a mapping for a dataclass; in strict Python only an instance would do
-        return TypeAdapter(cls).validate_json(json.dumps(mapping, default=str))
+        text = json.dumps(mapping, default=str)
+        _check_keys(mapping, name)
+        return TypeAdapter(cls).validate_json(text)
     except ValidationError as error:
         raise ConfigError(_line(error, name)) from error
     except (TypeError, ValueError) as error:  # of json: a key that is a date, an alias of itself
         raise ConfigError(f"{name or 'params.yaml'} is not made of plain mappings and lists: {error}") from error
+
+
+def _check_keys(value: Any, path: str) -> None:
+    """Raise ConfigError for two keys of a mapping that JSON writes alike, such as 2 and "2": the last would win."""
+    if isinstance(value, dict):
+        keys: dict[str, Any] = {}
+        for key, part in value.items():
+            text = key if isinstance(key, str) else json.dumps(key)
+            if text in keys:
+                both = f"{shown(keys[text])} and {shown(key)}"
+                raise ConfigError(f"{path or 'params.yaml'} has the keys {both}, which are the same: keep one")
+            keys[text] = key
+            _check_keys(part, f"{path}.{text}" if path else text)
+    elif isinstance(value, list | tuple):
+        for number, part in enumerate(value):
+            _check_keys(part, f"{path}[{number}]")
 
 
 def wrong(key: str, message: str) -> ValidationError:

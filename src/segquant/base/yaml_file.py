@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from segquant.base.files import read_file
+
 _CHARACTERS, _VALUES, _DEPTH = 1_000_000, 100_000, 30
 
 
@@ -46,11 +48,18 @@ _Loader.yaml_implicit_resolvers = {}
 for _name, (_pattern, _first) in _PLAIN.items():
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"(?:{_pattern})$"), list(_first))
 _Loader.add_constructor("tag:yaml.org,2002:int", _whole)
+# Without !!binary, !!set, !!timestamp and others, whose values would pass for text.
+_CORE = ("null", "bool", "int", "float", "str", "seq", "map")
+_Loader.yaml_constructors = {
+    tag: constructor
+    for tag, constructor in _Loader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] in _CORE
+}
 
 
 def read_yaml(path: str | Path) -> Any:
-    """Raises OSError, UnicodeDecodeError and yaml.YAMLError."""
-    text = Path(path).read_text()
+    """Raises OSError, also for what is no file, UnicodeDecodeError and yaml.YAMLError."""
+    text = read_file(path, 4 * _CHARACTERS).decode()
     if len(text) > _CHARACTERS:
         raise yaml.YAMLError(f"it has {len(text):,} characters: at most {_CHARACTERS:,} work")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,9 @@ def _settings(params: config.Params, arguments: argparse.Namespace) -> config.Se
     """The section `sensitivity` of params.yaml, with what the options change."""
     settings: dict[str, Any] = {**asdict(params.sensitivity), "bits": list(params.sensitivity.bits)}
     if arguments.bits:
-        settings["bits"] = [int(bits) if bits.strip().isdigit() else bits for bits in arguments.bits.split(",")]
+        settings["bits"] = [
+            int(bits) if re.fullmatch(r"\s*[0-9]{1,9}\s*", bits) else bits for bits in arguments.bits.split(",")
+        ]
     if arguments.limit is not None:
         settings["images"] = arguments.limit
     return config.build(config.Sensitivity, settings, "sensitivity")

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from segquant.base.config import BY_POSITION
-from segquant.base.errors import DataError, one_line
+from segquant.base.errors import DataError, one_line, system_reason
 from segquant.base.yaml_file import read_yaml
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def _first(name: str) -> str:
 
 
 def _whole(value: Any) -> int:
-    if isinstance(value, str) and value.isdigit():
+    if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value):
         raise DataError(f"has the text '{value}' for a class id: write {value} without quotes")
     if type(value) is not int:
         raise TypeError(f"{value!r} is no class id")
@@ -121,6 +121,8 @@ def _read(path: Path, model_classes: int, data_classes: int) -> np.ndarray:
         raise DataError(f"label map {path} {error}") from error
     except FileNotFoundError as error:
         raise DataError(f"label map {path} does not exist") from error
+    except OSError as error:
+        raise DataError(f"label map {path} cannot be read: {system_reason(error)}") from error
     except yaml.YAMLError as error:
         raise DataError(f"label map {path} is not valid YAML: {one_line(error)}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:

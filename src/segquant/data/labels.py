@@ -12,13 +12,15 @@ import numpy as np
 
 from segquant.base import classes
 from segquant.base.config import Data
-from segquant.base.errors import ConfigError, DataError
+from segquant.base.errors import ConfigError, DataError, one_line
+from segquant.base.files import read_file
 from segquant.data.images import IGNORE, histogram, strips
 from segquant.data.layouts import Layout
 
 log = logging.getLogger(__name__)
 CLASSES = {"ade20k": classes.ADE20K, "cityscapes": classes.CITYSCAPES, "camvid": classes.CAMVID, "voc": classes.VOC}
 _NO_CLASS = -1  # of a stored value that may not occur
+_LARGEST = 1 << 20  # bytes of a list of classes
 _NAMED = 12  # the most classes that a line names
 
 
@@ -177,10 +179,13 @@ def _names(data: Data, known: Sequence[str]) -> Sequence[str]:
     if data.classes in CLASSES:
         return CLASSES[data.classes]
     try:
-        names = [line.strip() for line in Path(data.classes).read_text(encoding="utf-8-sig").rstrip().splitlines()]
+        text = read_file(data.classes, _LARGEST).decode("utf-8-sig")
+        names = [line.strip() for line in text.rstrip().splitlines()]
     except UnicodeDecodeError as error:
         raise ConfigError(f"data.classes '{data.classes}' is no text in UTF-8: save it so") from error
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a zero in the name
+        if Path(data.classes).exists():
+            raise ConfigError(f"data.classes '{data.classes}' cannot be read: {one_line(error)}") from error
         raise ConfigError(
             f"data.classes '{data.classes}' is unknown: give one of {', '.join(CLASSES)} or a text file with a class "
             "per line"

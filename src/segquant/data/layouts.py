@@ -32,6 +32,7 @@ class NoLayout(DataError):
     """A folder or archive has no pairs in a known layout, or none by the patterns."""
 
 
+_LIST = 1 << 26  # bytes of a list of names
 _SAMPLE = 8  # labels that are looked into
 
 
@@ -125,7 +126,7 @@ def _listed(tree: Folder | Archive, pairs: Sequence[tuple[str, str, str]], names
     if names not in tree.names(_folder(names)):
         raise DataError(f"{where}, which lists the images of the split, is not there: check data.names and the split")
     try:
-        lines = [line.strip() for line in tree.read(names).decode("utf-8-sig").splitlines()]
+        lines = [line.strip() for line in tree.read(names, _LIST).decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise DataError(f"{where} is no text in UTF-8 ({error}): list the name of an image in each line") from error
     by_id: dict[str, list[tuple[str, str, str]]] = {}

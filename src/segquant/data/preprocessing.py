@@ -1,7 +1,8 @@
 """How pixels become a model's input, as its preprocessor_config.json says; sizes and cropping are the protocol's.
 
 transformers' own processor class fills in what the file leaves out, and is run once on every pixel value: a file whose
-processor does more than this module knows is refused.
+processor does more than this module knows is refused. Only classes are built that are known to read no file: some open
+a file or ask the hub for what the JSON names.
 """
 
 from __future__ import annotations
@@ -20,11 +21,24 @@ import torch
 from PIL import Image
 
 from segquant.base.errors import ModelError, one_line
-from segquant.base.files import read_json
+from segquant.base.files import parse_json, read_json
 from segquant.base.validate import shown
 
 PREPROCESSOR = "preprocessor_config.json"
 _ORDER = {"RGB": [0, 1, 2], "BGR": [2, 1, 0]}
+# The processors of transformers' models for semantic segmentation by the model's type, and others that files name.
+# Each one rescales, normalizes and flips pixels, and reads nothing.
+_OF_TYPE = {
+    "beit": "Beit",
+    "data2vec-vision": "Beit",
+    "dpt": "DPT",
+    "mobilenet_v2": "MobileNetV2",
+    "mobilevit": "MobileViT",
+    "mobilevitv2": "MobileViT",
+    "segformer": "Segformer",
+    "upernet": "Segformer",
+}
+_PROCESSORS = sorted({*_OF_TYPE.values(), "Bit", "CLIP", "ConvNext", "DeiT", "ViT"})
 _SIZES = ("do_resize", "do_center_crop", "do_pad")  # are the protocol's
 
 
@@ -112,7 +126,7 @@ class Preprocessing:
     @classmethod
     def from_json(cls, text: str) -> Preprocessing:
         """Read what `to_json` gives, as JSON. Raises ValueError for a key or value that it cannot hold."""
-        fields = json.loads(text)
+        fields = parse_json(text)
         if not isinstance(fields, dict) or not {"mean", "std"} <= fields.keys():
             raise ValueError("it must be a JSON object with mean and std")
         fields.pop("multiple_of", None)  # of sizes
@@ -168,27 +182,33 @@ def _check_alone(path: Path, other: Path) -> None:
 
 
 def _processor(path: Path) -> Any:
-    """transformers' processor for the file. Without a type in the file, the model's type names it, else SegFormer's."""
+    """transformers' processor for the file. Without a type in the file, the model's type names it.
+
+    Raises ModelError for one that is not of _PROCESSORS.
+    """
     import transformers
 
     settings = read_json(path)
     if not isinstance(settings, dict):
         raise ModelError(f"{path} is not a JSON object: copy the model's own file")
     name = settings.get("image_processor_type") or settings.get("feature_extractor_type")
-    try:
-        if name is None:
-            return transformers.AutoImageProcessor.from_pretrained(
-                path.parent, backend="pil", local_files_only=True, trust_remote_code=False
+    if name is None:
+        config = read_json(path.with_name("config.json"))
+        model_type = config.get("model_type") if isinstance(config, dict) else None
+        if not isinstance(model_type, str) or model_type not in _OF_TYPE:
+            raise ModelError(
+                f"{path} names no image_processor_type, and neither does the model's type {shown(model_type)}: add it"
             )
-        # Files of 2021 to 2023 name the feature extractor that the processor was called then.
-        name = str(name).removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast")
-        kind = getattr(transformers, f"{name}Pil", None) or getattr(transformers, name, None)
-        if not (isinstance(kind, type) and issubclass(kind, transformers.BaseImageProcessor)):
-            name, version = name[:100], transformers.__version__
-            raise ModelError(f"{path} names the processor {name}, which transformers {version} lacks")
-        return kind.from_dict(settings)
-    except ModelError:
-        raise
+        name = f"{_OF_TYPE[model_type]}ImageProcessor"
+    # Files of 2021 to 2023 name the feature extractor that the processor was called then.
+    name = str(name).removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast")
+    if name.removesuffix("ImageProcessor") not in _PROCESSORS or not name.endswith("ImageProcessor"):
+        raise ModelError(
+            f"{path} names the processor {name[:100]}, which is none of {', '.join(_PROCESSORS)}: where it rescales "
+            "and normalizes alone, write SegformerImageProcessor with its mean and standard deviation"
+        )
+    try:
+        return getattr(transformers, f"{name}Pil").from_dict(settings)
     except Exception as error:  # transformers raises many types
         raise ModelError(f"{path} cannot be read by transformers: {one_line(error)}") from error
 
@@ -199,7 +219,9 @@ def _check(path: Path, processor: Any, preprocessing: Preprocessing) -> None:
     image = np.stack([values, values + np.uint8(85), values + np.uint8(170)], axis=-1)  # uint8 wraps around
     off = {name: False for name in _SIZES if getattr(processor, name, None) is not None}
     try:
-        expected = processor(image, return_tensors="pt", input_data_format="channels_last", **off)["pixel_values"][0]
+        with np.errstate(all="ignore"):  # what overflows does not fit
+            pixels = processor(image, return_tensors="pt", input_data_format="channels_last", **off)
+        expected = pixels["pixel_values"][0]
         fits = torch.allclose(preprocessing(image), expected.float(), rtol=1e-5, atol=1e-5)
     except Exception as error:  # transformers raises many types
         raise ModelError(f"{path} cannot be followed: {type(processor).__name__} says {one_line(error)}") from error

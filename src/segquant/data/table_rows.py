@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segquant.base.errors import DataError
+from segquant.base.files import size_of_file
 
 _BYTES = ("binary", "large_binary", "binary_view", "null")  # null: every cell is empty
 _TEXT = ("string", "large_string", "string_view", "null")
@@ -35,7 +36,7 @@ class Parquet:
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.files, self.folder = files, files[0].parent
-        footers = [pq.read_metadata(path) for path in files]
+        footers = [footer_of(path) for path in files]
         first, *others = (footer.schema.to_arrow_schema() for footer in footers)
         self.schema = pa.schema([field for field in first if all(field.name in other.names for other in others)])
         self._schemas = [first, *others]
@@ -93,6 +94,12 @@ class Saved:
     def paths(self, column: str) -> list[str | None]:
         batches = self.dataset.select_columns([column]).iter(1000)
         return [path for batch in batches for path in pc.struct_field(batch[column], "path").to_pylist()]
+
+
+def footer_of(file: Path) -> pq.FileMetaData:
+    """The metadata of a Parquet file. Raises OSError, also for what is no file, and pa.ArrowException."""
+    size_of_file(file)
+    return pq.read_metadata(file)
 
 
 def holds_images(kind: pa.DataType) -> bool:

@@ -10,14 +10,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from segquant.base.config import Data
 from segquant.base.errors import ConfigError, DataError, one_line
+from segquant.base.files import read_file, read_json, size_of_file
+from segquant.base.validate import shown
 from segquant.data.images import Pair, Photo
 from segquant.data.splits import names_of
-from segquant.data.table_rows import Parquet, Rows, Saved, holds_images
-from segquant.data.tree import Folder
+from segquant.data.table_rows import Parquet, Rows, Saved, footer_of, holds_images
+from segquant.data.tree import LARGEST, Folder
 
 _SAVED = ("dataset_dict.json", "state.json")  # save_to_disk writes them for several splits and for one
 # What follows the split in a file's name: -N, -N-of-N, or with a hash, as older push_to_hub wrote it.
@@ -84,13 +85,9 @@ class Table:
         if not path:
             raise DataError(f"{where} is empty: remove the row")
         short = path if len(path) <= 200 else f"{path[:200]}..."
-        file = Path(os.path.normpath(self.rows.folder / path))  # a link in the folder is its owner's
-        if Path(os.path.normpath(self.rows.folder)) not in file.parents:
-            raise DataError(f"{where} names {short}, which lies outside of {self.rows.folder}: put the file into it")
+        file = _inside(self.rows.folder, path, f"{where} names {short}")
         try:
-            if file.exists() and not file.is_file():
-                raise DataError(f"{where} names {short}, which is no file: put the image there")
-            return file.read_bytes()
+            return read_file(file, LARGEST)
         except (OSError, ValueError) as error:  # a name may hold a zero
             reason = getattr(error, "strerror", None) or error
             raise DataError(f"{where} names {short}, which cannot be read ({reason}): add the file") from error
@@ -130,7 +127,7 @@ def open_files(files: Iterable[Path], data: Data, name: str, limit: int | None =
         needed, rows = [], 0
         for file in files:
             needed.append(file)
-            rows += pq.read_metadata(file).num_rows
+            rows += footer_of(file).num_rows
             if limit and rows >= limit:
                 break
         return Table(Parquet(needed), data, name, labels)
@@ -172,6 +169,7 @@ def _saved(folder: Path, split: str) -> Saved:
         ) from error
 
     try:
+        _check_saved(folder)
         saved = datasets.load_from_disk(str(folder))
     except (LookupError, TypeError, AttributeError) as error:  # JSON of another form than it writes
         raise ValueError(f"{_SAVED[0]} or {_SAVED[1]} is damaged, {type(error).__name__}: {error}") from error
@@ -181,6 +179,27 @@ def _saved(folder: Path, split: str) -> Saved:
     if name is None:
         raise DataError(f"{folder} has no split '{split}': choose one of {', '.join(splits)}")
     return Saved(splits[name], folder)
+
+
+def _inside(folder: Path, name: str, what: str) -> Path:
+    """The path of a name in `folder`. Raises DataError, `what` named it, where that lies outside."""
+    path = Path(os.path.normpath(folder / name))  # a link in the folder is its owner's
+    if Path(os.path.normpath(folder)) not in path.parents:
+        raise DataError(f"{what}, which lies outside of {folder}: put the file into it")
+    return path
+
+
+def _check_saved(folder: Path) -> None:
+    """Raise DataError unless the data set that `save_to_disk` wrote names folders and files of its own alone, which
+    `datasets` does not check."""
+    whole = folder / _SAVED[0]
+    splits = read_json(whole)["splits"] if whole.is_file() else []
+    for split in splits:
+        if split != Path(split).name or ":" in split:  # which fsspec takes for an address
+            raise DataError(f"{whole} names the split {shown(split)}, which is no folder beside it: save it again")
+    for state in [path for name in ("", *splits) if (path := folder / name / _SAVED[1]).is_file()]:
+        for file in read_json(state)["_data_files"]:
+            size_of_file(_inside(state.parent, file["filename"], f"{state} names {shown(file['filename'])}"))
 
 
 def _named(names: Sequence[str], split: str) -> tuple[list[str], list[str]]:

@@ -8,8 +8,11 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 from segquant.base.errors import DataError, one_line
+from segquant.base.files import read_file, size_of_file
 
 LARGEST = 1 << 30  # bytes of an unpacked file; protects the memory from decompression bombs
+
+_STEP = 1 << 13  # packed bytes at a time: bzip2 makes twenty thousand times as many of them
 
 
 class Folder:
@@ -48,15 +51,10 @@ class Folder:
         """A path or pattern as names are here."""
         return name.removeprefix("./")
 
-    def read(self, name: str) -> bytes:
-        """Raises DataError when the file cannot be read, is larger than LARGEST or no file, such as a named pipe."""
-        path = self.root / name
+    def read(self, name: str, most: int = LARGEST) -> bytes:
+        """Raises DataError when the file cannot be read, has more bytes than `most` or is no file, as a named pipe."""
         try:
-            if path.exists() and not path.is_file():
-                raise DataError(f"{self.where(name)} is no file: remove it")
-            if (size := path.stat().st_size) > LARGEST:
-                raise DataError(f"{self.where(name)} has {size} bytes, too many for an image: remove it")
-            return path.read_bytes()
+            return read_file(self.root / name, most)
         except OSError as error:
             raise DataError(f"{self.where(name)} cannot be read ({error.strerror}): replace or remove it") from error
 
@@ -112,14 +110,17 @@ class Archive:
         name = name.removeprefix("./")
         return name if self.has(self.top.rstrip("/")) else name.removeprefix(self.top)
 
-    def read(self, name: str) -> bytes:
-        """Raises DataError when the file cannot be read or is larger than LARGEST."""
+    def read(self, name: str, most: int = LARGEST) -> bytes:
+        """Raises DataError when the file cannot be read, or has more bytes than `most` or than its entry says."""
         stored = self._stored[self.top + name]
         try:
             size = self._file().getinfo(stored).file_size
-            if size > LARGEST:
-                raise DataError(f"{self.where(name)} unpacks to {size} bytes, too many for an image: remove it")
-            return self._file().read(stored)
+            if size > most:
+                raise DataError(
+                    f"{self.where(name)} unpacks to {size} bytes, more than the {most} of any such file: remove it"
+                )
+            with self._file().open(stored) as file:  # `read` unpacks up to 2 GB at once, whatever the entry says
+                return b"".join(iter(lambda: file.read(_STEP), b""))
         except RuntimeError as error:  # it is encrypted, or Python lacks the compression
             raise DataError(f"{self.where(name)} cannot be read ({error}): unpack the archive to a folder") from error
         except DataError:
@@ -135,6 +136,7 @@ class Archive:
         """Open the archive once per process: a forked process would share its parent's position in the file."""
         if self._opened is None or self._opened[0] != os.getpid():
             try:
+                size_of_file(self.path)
                 self._opened = os.getpid(), zipfile.ZipFile(self.path)
             except Exception as error:  # zipfile raises many types
                 reason = one_line(error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from segquant.base.errors import ModelError, one_line
+from segquant.base.files import parse_json
 from segquant.data.preprocessing import Preprocessing
 from segquant.engines.extras import STEP
 
@@ -91,7 +91,7 @@ def read_metadata(model: Runtime, path: Path) -> None:
             raise ModelError(f"{path} has metadata `preprocessing` that cannot be followed: {error}") from error
     if "labels" in metadata:
         try:
-            names = json.loads(metadata["labels"])
+            names = parse_json(metadata["labels"])
         except ValueError:
             names = None
         if not isinstance(names, list) or len(names) != classes or not all(isinstance(name, str) for name in names):

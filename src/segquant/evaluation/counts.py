@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segquant.base.errors import DataError, one_line
-from segquant.base.files import csv_text, replacing
+from segquant.base.files import csv_text, parse_json, replacing
 
 _SCHEMA = pa.schema([("image", pa.string()), ("label", pa.uint8()), ("prediction", pa.uint8()), ("pixels", pa.int32())])
 HEADER = ("label", "prediction", "percent")  # of confusion.csv
@@ -84,11 +84,11 @@ def read_counts(path: str | Path) -> Counts:
     try:
         table = pq.read_table(path)
         metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-        ids = json.loads(metadata["images"])
+        ids = parse_json(metadata["images"])
         index = {name: i for i, name in enumerate(ids)}
         columns = (table[name].to_numpy().astype(np.int64) for name in ("label", "prediction", "pixels"))
         image = np.array([index[name] for name in table["image"].to_pylist()], np.int64)
-        return Counts(json.loads(metadata["classes"]), metadata["protocol"], ids, image, *columns)
+        return Counts(parse_json(metadata["classes"]), metadata["protocol"], ids, image, *columns)
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist: evaluate the method first") from error
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:

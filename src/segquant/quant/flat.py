@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
 
 from segquant.base.errors import ModelError
+from segquant.base.files import parse_json
 from segquant.base.validate import shown
 from segquant.quant.packing import pack, unpack
 from segquant.quant.tensors import CASTS, dtype_name, is_quantized
@@ -62,11 +62,11 @@ def state_of(tensors: dict[str, torch.Tensor], info: Mapping[str, Any]) -> dict[
 
 def _check_described(described: Mapping[str, Any]) -> None:
     """Raise ModelError unless torchao's metadata name each tensor once, of a kind that segquant writes."""
-    names = json.loads(described.get(_NAMES, "null"))
+    names = parse_json(described.get(_NAMES, "null"))
     if not isinstance(names, list) or sorted(map(str, names)) != sorted(described.keys() - {_NAMES}):
         raise ModelError(f"quantization.json does not list the tensors that it describes in {_NAMES}")
     for name in names:
-        entry = json.loads(described[name])
+        entry = parse_json(described[name])
         kind = entry.get("_type") if isinstance(entry, dict) else entry
         if kind not in _KINDS:
             raise ModelError(f"quantization.json has {name} as {shown(kind)}, which segquant does not write")
