@@ -164,7 +164,10 @@ def test_a_revision_that_may_move_is_warned_of(tmp_path, monkeypatch, caplog, re
 
 MODELS = {
     "no weights": ({"config.json": b"{}", "tf_model.h5": b"x"}, "has only tf_model.h5 (TensorFlow)"),
-    "broken weights": ({"config.json": b"{}", "model.safetensors": b"x"}, "model 'owner/model' cannot be loaded"),
+    "broken weights": (
+        {"config.json": b'{"model_type": "segformer"}', "model.safetensors": b"x"},
+        "model 'owner/model' cannot be loaded",
+    ),
 }
 
 
