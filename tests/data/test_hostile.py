@@ -273,7 +273,7 @@ def row_of(label):
 
 
 def test_labels_take_a_few_bytes_a_pixel():
-    """Values took 9 bytes a pixel and colours 60: 6.5 GB of a photograph of 108 million pixels."""
+    """Wide copies of a photograph of 108 million pixels took gigabytes."""
     label = np.random.default_rng(0).integers(0, 9, SHAPE, np.uint8)
     values = Labels([str(i) for i in range(9)], np.arange(256, dtype=np.int16))
     colors = Labels(values.classes, values.values, {0x010101 * i: i for i in range(9)})
