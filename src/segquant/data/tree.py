@@ -51,10 +51,13 @@ class Folder:
         """A path or pattern as names are here."""
         return name.removeprefix("./")
 
-    def read(self, name: str, most: int = LARGEST) -> bytes:
-        """Raises DataError when the file cannot be read, has more bytes than `most` or is no file, as a named pipe."""
+    def read(self, name: str, most: int | None = None) -> bytes:
+        """Raises DataError when the file cannot be read, has more bytes than `most` or is no file, as a named pipe.
+
+        `most` is LARGEST where none is given.
+        """
         try:
-            return read_file(self.root / name, most)
+            return read_file(self.root / name, most or LARGEST)
         except OSError as error:
             raise DataError(f"{self.where(name)} cannot be read ({error.strerror}): replace or remove it") from error
 
@@ -110,12 +113,12 @@ class Archive:
         name = name.removeprefix("./")
         return name if self.has(self.top.rstrip("/")) else name.removeprefix(self.top)
 
-    def read(self, name: str, most: int = LARGEST) -> bytes:
+    def read(self, name: str, most: int | None = None) -> bytes:
         """Raises DataError when the file cannot be read, or has more bytes than `most` or than its entry says."""
         stored = self._stored[self.top + name]
         try:
             size = self._file().getinfo(stored).file_size
-            if size > most:
+            if size > (most := most or LARGEST):
                 raise DataError(
                     f"{self.where(name)} unpacks to {size} bytes, more than the {most} of any such file: remove it"
                 )
