@@ -1,6 +1,7 @@
 """What a float model must be like is checked as it is loaded; one class becomes two."""
 
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -223,3 +224,16 @@ class OddlyNamed(torch.nn.Module):
 def test_a_last_layer_that_is_not_found_is_refused():
     with pytest.raises(ModelError, match="model 'm' has one class, and its last layer is not found"):
         models.two_classes("m", OddlyNamed())
+
+
+@pytest.mark.parametrize("kind", ["pipe", "endless"])
+def test_weights_that_are_no_file_are_one_line(kind, tmp_path):
+    """A named pipe was waited for without end."""
+    small_segformer(2).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    if kind == "pipe":
+        os.mkfifo(tmp_path / "model.safetensors")
+    else:
+        (tmp_path / "model.safetensors").symlink_to("/dev/zero")
+    with pytest.raises(ModelError, match="has .*model.safetensors, which cannot be read: it is no file"):
+        models.load(tmp_path)

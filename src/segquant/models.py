@@ -65,7 +65,11 @@ def load(source: str | Path) -> nn.Module:
     paths = files(folder)
     if any(path.name == "quantization.json" for path in paths):
         raise ModelError(f"model '{source}' is already quantized: give the float model that it was made from")
-    if pointer := next((path.name for path in paths if is_lfs_pointer(path)), None):
+    try:
+        pointer = next((path.name for path in paths if is_lfs_pointer(path)), None)
+    except OSError as error:
+        raise ModelError(f"model '{source}' has {error.filename}, which cannot be read: {error.strerror}") from error
+    if pointer:
         raise ModelError(f"model '{source}' has a Git LFS pointer in place of {pointer}: run git lfs pull")
     check_config(source, folder)
     read_preprocessing(folder)  # raises before any data are read

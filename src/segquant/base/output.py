@@ -12,8 +12,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from segquant import __version__
-from segquant.base.errors import ConfigError
-from segquant.base.files import TEMPORARY, watched, write_json, write_text
+from segquant.base.errors import ConfigError, SegquantError
+from segquant.base.files import TEMPORARY, read_json, watched, write_json, write_text
 
 MARKER = ".segquant.json"  # which command and version made the folder, and the process that wrote there last
 _LOCK = ".segquant.lock"
@@ -167,7 +167,7 @@ def _around(path: Path) -> set[tuple[int, int] | None]:
 def _marker(folder: Path) -> dict:
     """What the marker says; nothing where there is none, or a file of somebody else's."""
     try:
-        marker = json.loads((folder / MARKER).read_text())
-    except (OSError, ValueError, RecursionError):
+        marker = read_json(folder / MARKER)
+    except SegquantError:
         return {}
     return marker if isinstance(marker, dict) else {}

@@ -126,7 +126,9 @@ def decode_label(data: bytes, name: str, max_pixels: int, colors: bool = False) 
             f"{name} has {kind} pixels: a label must be 8-bit with one class id per pixel"
             + (", or its colours must stand in data.label_values" if image.mode in ("RGB", "RGBA") else "")
         )
-    values = np.array(image).astype(np.uint8, copy=False)  # of a bilevel image bool
+    if image.mode == "1":  # whose bytes in an array are 1 or 255, by the version of Pillow
+        return np.array(image.convert("L")) // 255
+    values = np.array(image)
     if image.mode == "L" and image.format == "PNG":  # Pillow scales 2-bit and 4-bit grey to 0..255
         values //= 255 // (2 ** data[24] - 1)  # IHDR's bit depth
     return values

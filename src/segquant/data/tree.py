@@ -52,7 +52,10 @@ class Folder:
         return name.removeprefix("./")
 
     def read(self, name: str, most: int | None = None) -> bytes:
-        """Raises DataError when the file cannot be read, has over `most` (LARGEST) bytes, or is none, as a pipe."""
+        """Raises DataError when the file cannot be read, has more bytes than `most` or is no file, as a named pipe.
+
+        `most` is LARGEST where none is given.
+        """
         try:
             return read_file(self.root / name, most or LARGEST)
         except OSError as error:
@@ -111,11 +114,11 @@ class Archive:
         return name if self.has(self.top.rstrip("/")) else name.removeprefix(self.top)
 
     def read(self, name: str, most: int | None = None) -> bytes:
-        """Raises DataError for a file that cannot be read, or has more than `most` (LARGEST) bytes or than stated."""
+        """Raises DataError when the file cannot be read, or has more bytes than `most` or than its entry says."""
         stored = self._stored[self.top + name]
         try:
-            size, most = self._file().getinfo(stored).file_size, most or LARGEST
-            if size > most:
+            size = self._file().getinfo(stored).file_size
+            if size > (most := most or LARGEST):
                 raise DataError(
                     f"{self.where(name)} unpacks to {size} bytes, more than the {most} of any such file: remove it"
                 )
