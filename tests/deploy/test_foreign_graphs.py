@@ -141,9 +141,9 @@ FINE = {"id2label": {"0": "red", "1": "green", "2": "blue"}}
     ("config", "recipe", "message"),
     [
         (FINE, {}, None),
-        (FINE, {"engine": "foo"}, "has no graph for an engine of onnxruntime, openvino"),
-        (FINE, {"engine": "runtime"}, "has no graph for an engine of onnxruntime, openvino"),
-        (FINE, {"compute": None}, "has no graph for an engine of onnxruntime, openvino"),
+        (FINE, {"engine": "foo"}, "recipe.engine 'foo' is unknown: choose one of onnxruntime, openvino"),
+        (FINE, {"engine": "runtime"}, "recipe.engine 'runtime' is unknown: choose one of onnxruntime, openvino"),
+        (FINE, {"compute": None}, "recipe.compute 'None' is unknown: choose one of float32, bfloat16"),
         ([], {}, "has no id2label for the graph's 3 classes"),
         ({"id2label": ["red", "green", "blue"]}, {}, "has no id2label for the graph's 3 classes"),
         ({"id2label": {"0": "red", "a": "green", "2": "blue"}}, {}, "has no id2label for the graph's 3 classes"),
@@ -154,7 +154,8 @@ FINE = {"id2label": {"0": "red", "1": "green", "2": "blue"}}
 def test_a_changed_artifact_of_a_graph_is_one_line_though_its_digests_are_right(config, recipe, message, tmp_path):
     graph(tmp_path / "model.onnx")
     write_json(tmp_path / "config.json", config)
-    seal(tmp_path, Graph(engine="onnxruntime", weights="float32"), {})
+    counts = {"parameters": 1, "float32_bytes": 4, "quantized_fraction": 0.0}
+    seal(tmp_path, Graph(engine="onnxruntime", weights="float32"), counts)
     info = json.loads((tmp_path / "quantization.json").read_text())
     info["recipe"] |= recipe
     del info["digest"]
