@@ -392,7 +392,7 @@ MISTAKES = [
     (artifacts, "load_artifact", "model.to(device)", "model", codes),
     (loop, "tally", "torch.from_numpy(label_map).to(device)", "torch.from_numpy(label_map)", figures),
     (loop, "tally", "dtype=torch.int64, device=device", "dtype=torch.int64", figures),
-    (metric, "update", "(n + 1), dtype=torch.int64, device=pairs.device", "(n + 1), dtype=torch.int64", figures),
+    (metric, "update", "(n + 1), dtype=torch.int64, device=label.device", "(n + 1), dtype=torch.int64", figures),
     (upsample, "dense_class_map", ", device=logits.device", "", figures),
     (reference, "write_reference", ".classes.cpu()", ".classes", figures),
     (predictions, "predict_pictures", ".classes.cpu()", ".classes", test_pictures_are_predicted),
