@@ -15,6 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +29,7 @@ from faults import disks, kills, mutations
 from faults.place import ENVIRONMENT, ROOT, Place
 from faults.trial import BAD, Row
 
+APART = "SEGQUANT_ROBUSTNESS_APART"  # set where this process has mounts of its own
 COLUMNS = {
     "right": "right",
     "refused": "refused in one line",
@@ -104,11 +107,12 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help="folder for what trials need (default: a temporary one)")
     parser.add_argument("--output", type=Path, help="JSON file for counts and finds")
     a = parser.parse_args()
-    if "disks" in a.only and not disks.available():
-        if "SEGQUANT_UNSHARED" in os.environ:
+    if "disks" in a.only and APART not in os.environ:  # mounts of its own, which end with it
+        unshare = ["unshare", "--map-root-user", "--mount"]
+        if not shutil.which("unshare") or subprocess.run([*unshare, "true"], capture_output=True).returncode:
             parser.error("this system lets no process mount disks: --only kills inputs")
-        os.environ["SEGQUANT_UNSHARED"] = "1"
-        os.execvp("unshare", ["unshare", "--map-root-user", "--mount", sys.executable, *sys.argv])
+        os.environ[APART] = "1"
+        os.execvp("unshare", [*unshare, sys.executable, *sys.argv])
     os.environ.update(ENVIRONMENT)
     sys.path.insert(0, str(ROOT))  # for the stages
     import onnxruntime  # noqa: F401  # what every fork would import

@@ -6,12 +6,8 @@ import shutil
 import subprocess
 import sys
 
-import torch
 import yaml
 from conftest import ROOT
-from transformers import SegformerConfig, SegformerForSemanticSegmentation
-
-from segquant import models
 
 ENV = {
     **os.environ,
@@ -43,29 +39,6 @@ def fails_in_one_line(folder, change, message):
     assert "Traceback" not in output
     assert "exited with 2" in output
     sh(folder, "git reset -q --hard")
-
-
-def small_model(folder):
-    """Write a SegFormer of two stages and 150,000 random weights, with the classes of the built-in model."""
-    torch.manual_seed(0)
-    config = SegformerConfig.from_pretrained(
-        ROOT / "models/scenes-b0",
-        num_encoder_blocks=2,
-        depths=[1] * 2,
-        hidden_sizes=[32] * 2,
-        num_attention_heads=[1] * 2,
-        patch_sizes=[7, 3],
-        strides=[4, 2],
-        sr_ratios=[8, 4],
-        mlp_ratios=[4, 4],
-        decoder_hidden_size=64,
-    )
-    model = SegformerForSemanticSegmentation(config)
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias"):  # which would be 0, and tiny once trained
-            torch.nn.init.normal_(parameter, std=0.02)
-    model.decode_head.classifier.weight.data *= 30  # many classes are predicted, and not one by its bias
-    models.save(model, folder)
 
 
 def copied(folder, methods):

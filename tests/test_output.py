@@ -156,9 +156,8 @@ def test_a_forced_run_removes_nothing_of_the_users(tiny_folder, quick, tmp_path)
 def test_what_the_user_adds_is_never_replaced(tmp_path):
     """Files in folders that are replaced whole were gone, and a link led a run to replace the model that it read."""
     out, other = tmp_path / "out", tmp_path / "other"
-    for again in (False, True):
+    for _ in range(2):
         with claimed(out, "run") as claim:
-            assert claim.again == again
             write_text(out / "a/x.json", "ours")
             write_text(out / "b/nested/y", "ours")
             claim.check(out / "a", out / "b", out / "none")
@@ -204,6 +203,26 @@ def test_a_folder_that_was_removed_meanwhile_is_left_to_the_next_run(tmp_path):
     assert (out / "x").read_text() == "the other's"
 
 
+def test_a_record_that_was_cut_off_or_is_foreign_names_no_file(tmp_path):
+    out = tmp_path / ".tmp-segquant-not/out"  # a name as of a temporary folder, around the output
+    with claimed(out, "run"):
+        write_text(out / "x", "ours")
+    (out / ".segquant.files").write_text('"x"\n["y"]\nz"\n"cut\\"')
+    (out / "y").write_text("mine")
+    with claimed(out, "run") as claim:
+        assert claim.known == {"x"}
+        with pytest.raises(ConfigError, match="segquant did not write it"):
+            write_text(out / "y", "ours")
+
+
+def test_a_folder_that_was_removed_stays_removed(tmp_path):
+    """Its removal hid the reason why the run ended."""
+    with pytest.raises(ValueError, match="reason"), claimed(tmp_path / "out", "run"):
+        shutil.rmtree(tmp_path / "out")
+        raise ValueError("reason")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_that_another_command_made_meanwhile_is_left_to_it(tmp_path):
     for folder in (tmp_path / "a", tmp_path / "b"):
         check(folder, "run")
@@ -212,7 +231,7 @@ def test_a_folder_that_another_command_made_meanwhile_is_left_to_it(tmp_path):
     with pytest.raises(ConfigError, match="holds what `segquant predict` wrote"), claimed(tmp_path / "a", "run"):
         pass
     with claimed(tmp_path / "b", "run", force=True) as claim:
-        assert not claim.again
+        assert claim.known == {"x.png"}
 
 
 BOUND = """

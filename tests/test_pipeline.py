@@ -13,8 +13,9 @@ import pytest
 import vl_convert
 import yaml
 from browser import colours, needs_browser, probed, shot
-from clones import copied, fails_in_one_line, ran, sh, small_model
+from clones import copied, fails_in_one_line, ran, sh
 from conftest import ROOT, ade20k_folder
+from faults.place import tiny_model
 from PIL import Image
 from wandb_server import synced
 
@@ -55,7 +56,7 @@ def clone(tmp_path_factory, warm):
         params["quant"]["methods"][name]["small_layers"]["weights"] = 1000
     params["quant"]["methods"]["int8_static"]["calibration"] = {"images": 4}
     params["model"]["source"] = "models/small"
-    small_model(folder / "models/small")
+    tiny_model(folder / "models/small")
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     sh(folder, "git add -A && git commit -qm start")
     output = sh(folder, "env WANDB_MODE=offline dvc repro")

@@ -10,15 +10,12 @@ import time
 
 import pytest
 from conftest import ROOT
+from faults import mutations, trial
+from faults.mistakes import bytes_changed, header_changed, text_changed, value_changed
+from faults.outputs import contents, difference, half_written
+from faults.trial import MARK, Ended, Row, forked, judge, survivors
 
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from faults import mutations, trial  # noqa: E402
-from faults.mistakes import bytes_changed, header_changed, text_changed, value_changed  # noqa: E402
-from faults.outputs import contents, difference, half_written  # noqa: E402
-from faults.trial import MARK, Ended, Row, forked, judge, survivors  # noqa: E402
-
-from segquant.base.errors import DataError  # noqa: E402
+from segquant.base.errors import DataError
 
 
 @pytest.mark.parametrize(

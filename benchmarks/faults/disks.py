@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from faults.outputs import contents, difference, half_written, temporary
-from faults.place import ROOT, SPLIT, Place
+from faults.place import SPLIT, Place
 from faults.trial import LIMIT_SECONDS, Ended, forked, judge
 
 PAGE = 4096
@@ -132,11 +132,3 @@ class Disks:
             remount(work, "ro")
             verdict = judge(self._run(work), lambda: "it succeeds", self.limit)
             return verdict if set(contents(work)) == {"params.yaml"} else f"left: {sorted(contents(work))}"
-
-
-def available() -> bool:
-    """Whether this process may mount disks."""
-    done = subprocess.run(["mount", "-t", "tmpfs", "robustness", ROOT], capture_output=True)
-    if done.returncode == 0:
-        subprocess.run(["umount", ROOT], check=True)
-    return done.returncode == 0

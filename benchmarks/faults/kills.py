@@ -102,20 +102,8 @@ class Kills:
             if self.job.state and lock.exists():
                 lock.unlink()
 
-    def _start(self, mark: str = "") -> subprocess.Popen:
-        return subprocess.Popen(
-            ["bash", "-c", self.job.command],
-            cwd=self.job.folder,
-            env=_environment(self.job.folder, mark),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-
     def _finish(self, limit: float) -> Ended:
-        start, process = time.monotonic(), self._start()
+        start, process = time.monotonic(), _start(self.job)
         try:
             outputs = process.communicate(timeout=limit)
         except subprocess.TimeoutExpired:
@@ -128,7 +116,7 @@ class Kills:
         draw, mark = random.Random(f"{self.name} {seed}"), uuid.uuid4().hex
         self._reset()
         victim, delay = draw.choice(["command", "all", "child"]), self.seconds * draw.random() ** 0.5
-        process = self._start(mark)
+        process = _start(self.job, mark)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(delay)
         _kill(process.pid, victim)
@@ -162,9 +150,7 @@ class Kills:
         draw = random.Random(f"two {seed}")
         self._reset()
         smaller = self.job._replace(command=f"{self.job.command} --limit 2")
-        other = Kills.__new__(Kills)
-        other.job = smaller
-        processes = [runs._start() for runs in draw.sample([self, other], 2)]
+        processes = [_start(job) for job in draw.sample([self.job, smaller], 2)]
         outputs = [process.communicate() for process in processes]
         codes = sorted(process.returncode for process in processes)
         if codes != [0, 2]:
@@ -177,6 +163,20 @@ class Kills:
         if set(counts.values()) != {images} or "is in use by process" not in refused:
             return f"wrong: {counts} of {images} images; {refused[-300:]}"
         return "refused"
+
+
+def _start(job: Job, mark: str = "") -> subprocess.Popen:
+    """Start a job whose processes carry `mark` in their environment."""
+    return subprocess.Popen(
+        ["bash", "-c", job.command],
+        cwd=job.folder,
+        env=_environment(job.folder, mark),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def _kill(process: int, victim: str) -> None:

@@ -17,13 +17,13 @@ PARTIAL = re.compile(r"(^|/)partial/")  # finished shards, from which the next r
 
 def contents(root: Path, parts: Sequence[str] = (".",)) -> dict[str, str]:
     """SHA-256 of each file below these parts of `root`; "whole" for a whole file that differs between runs."""
-    found = {}
+    digests = {}
     for part in parts:
         for path in [root / part, *(root / part).rglob("*")]:
             if path.is_file() and "__pycache__" not in path.parts:
                 name = path.relative_to(root).as_posix()
-                found[name] = _whole(path) if VARIES.search(name) else sha256(path)
-    return found
+                digests[name] = _whole(path) if VARIES.search(name) else sha256(path)
+    return digests
 
 
 def _whole(path: Path) -> str:

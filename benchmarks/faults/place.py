@@ -95,7 +95,7 @@ class Place:
 
 
 def tiny_model(folder: Path) -> None:
-    """Write a SegFormer of two stages with random weights, which predicts many of the built-in model's classes."""
+    """Write a SegFormer of two stages and 150,000 random weights, with the classes of the built-in model."""
     import torch
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
@@ -115,6 +115,9 @@ def tiny_model(folder: Path) -> None:
         decoder_hidden_size=64,
     )
     model = SegformerForSemanticSegmentation(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):  # which would be 0, and tiny once trained
+            torch.nn.init.normal_(parameter, std=0.02)
     model.decode_head.classifier.weight.data *= 30  # many classes are predicted, and not one by its bias
     models.save(model, folder)
 

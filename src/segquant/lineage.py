@@ -11,8 +11,8 @@ import yaml
 
 from segquant.base.config import Params
 from segquant.base.files import digest, sha256
-from segquant.base.https import shown
 from segquant.base.hub import weights_sha256
+from segquant.base.text import shown_url
 
 
 def origin(baseline: str | Path, manifest: dict[str, Any], protocol: str, label_map: str | None) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def lineage(params: Params, baseline: str | Path, manifest: dict[str, Any], lock
     sources = ("src", "stages", "params.yaml", "dvc.yaml", "data/label_maps")  # what a run does not write itself
     return {
         "model": {
-            "source": shown(params.model.source),
+            "source": shown_url(params.model.source),
             "revision": params.model.revision,
             "sha256": weights_sha256(baseline),
         },

@@ -66,7 +66,7 @@ def run(
     del loaded
     read = _digests(baseline)
     with output_folder.claimed(output, command, force) as claim:
-        claim.check(*targets([*sets.values()], recipes, output))
+        claim.check(*targets([*sets.values()], recipes, place))
         learned = train.learned if train else frozenset()
         prepare([*sets.values()], output, int(1e6 * params.data.shard_mb), learned, claim)
         claim.note(output / "run.log", *map(place.speed, recipes))  # which base/files.py does not write here

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from segquant.base.config import Data, Params
 from segquant.base.errors import ConfigError, DataError
+from segquant.base.failures import BASELINE
 from segquant.base.files import TEMPORARY, replacing, write_json
 from segquant.base.output import Claim
 from segquant.data.label_map import match_classes
@@ -115,8 +116,7 @@ def prepare(sets: Sequence[DataSet], root: Path, shard_bytes: int, learned: Set[
         ready = [Path(staging) / str(number) for number, _ in enumerate(sets)]
         for data_set, shards in zip(sets, ready, strict=True):
             data_set.prepare(shards, shard_bytes, learned)
-        if claim.again:
-            forget(root, claim)
+        forget(root, claim)
         for data_set, shards in zip(sets, ready, strict=True):
             with replacing(data_set.folder / "shards") as part:
                 shards.rename(part)
@@ -131,10 +131,10 @@ def forget(root: Path, claim: Claim) -> None:
             (root / name).unlink(missing_ok=True)
 
 
-def targets(sets: Sequence[DataSet], methods: Iterable[str], root: Path) -> list[Path]:
+def targets(sets: Sequence[DataSet], methods: Collection[str], place: Workspace) -> list[Path]:
     """All files and folders that a run replaces."""
-    written = [root / name for name in ("artifacts", "onnx", "partial", "results.json", "run.log")]
-    written += [root / "speed" / f"{method}.json" for method in methods]
+    written = [place.exports, place.partial, place.root / "results.json", place.root / "run.log"]
+    written += [*map(place.artifact, {*methods, BASELINE}), *map(place.speed, methods)]
     for data_set in sets:
         written += [data_set.folder / name for name in ("shards", "reference", "manifest.json")]
         for method in methods:

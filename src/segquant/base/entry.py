@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 from segquant.base.errors import SegquantError, one_line, system_reason
-from segquant.base.text import on_terminal
+from segquant.base.text import on_terminal, shown_url
 
 log = logging.getLogger(__name__)
 
@@ -86,9 +86,8 @@ def _file_handler(path: Path) -> logging.Handler:
 
 
 def _public(text: str) -> str:
-    """`text` without what its URLs hide: users, passwords, queries and fragments."""
-    text = re.sub(r"(\w://)[^\s/@'\"]*@", r"\1...@", text)
-    return re.sub(r"(\w://[^\s?#'\"]*)[?#][^\s'\"]*", r"\1?...", text)
+    """`text` with its URLs by `shown_url`, without passwords and signatures."""
+    return re.sub(r"\w+://[^\s'\"]+", lambda match: shown_url(match[0]), text)
 
 
 def _version(package: str) -> str | None:

@@ -19,6 +19,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from segquant.base.errors import one_line
 from segquant.base.progress import progress
+from segquant.base.text import shown_url
 
 _SECONDS = 30  # without a byte: a host with two addresses that do not answer is given up after a minute
 _CHUNK = 1 << 16
@@ -30,17 +31,6 @@ class FetchError(Exception):
     def __init__(self, reason: str, status: int = 0):
         super().__init__(reason)
         self.status = status
-
-
-def shown(url: str) -> str:
-    """A URL as messages and records give it: without user, password, query and fragment. Other text stays."""
-    scheme, mark, rest = url.partition("://")
-    host, path, secrets = re.fullmatch(r"([^/?#]*)([^?#]*)(.*)", rest, re.DOTALL).groups()
-    if not mark:
-        return url
-    if "@" in host or (":" in host and "@" in rest):  # a password may hold a slash or a question mark
-        return f"{scheme}://..."
-    return f"{scheme}://{host}{path}{'?...' if secrets else ''}"
 
 
 def problem(url: str) -> str | None:
@@ -89,7 +79,7 @@ class _Redirects(HTTPRedirectHandler):
         response.close()  # else its body is read, however long it is
         reason = problem(url) or ("is in a private network" if _leads_inside(request.full_url, url) else None)
         if reason:
-            raise FetchError(f"it redirects to {shown(url)}, which {reason}")
+            raise FetchError(f"it redirects to {shown_url(url)}, which {reason}")
         return Request(url)
 
 

@@ -15,6 +15,7 @@ from segquant.base import https
 from segquant.base.errors import ConfigError, ModelError
 from segquant.base.files import replacing
 from segquant.base.repository import HUB_ID, called, open_repository
+from segquant.base.text import shown_url
 from segquant.base.weights import INDEX, SAFETENSORS, choose, shards
 
 CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json", "quantization.json")
@@ -40,7 +41,7 @@ def locate(source: str | Path, revision: str | None = None, sha256: str | None =
         raise ModelError(f"model '{source}' is a file: give the folder that holds it, with its config.json")
     if HUB_ID.fullmatch(text):
         return _snapshot(text, revision)
-    raise ModelError(f"model '{https.shown(text)}' is not there: give a folder, a hub id (owner/name) or an https URL")
+    raise ModelError(f"model '{shown_url(text)}' is not there: give a folder, a hub id (owner/name) or an https URL")
 
 
 def files(folder: Path) -> list[Path]:
@@ -86,7 +87,7 @@ def _snapshot(name: str, revision: str | None) -> Path:
 
 
 def _download(url: str, sha256: str | None) -> Path:
-    model = https.shown(url)
+    model = shown_url(url)
     if problem := https.problem(url):
         raise ModelError(f"model '{model}' cannot be fetched: it {problem}: {_INSTEAD}")
     beside, _, name = urlsplit(url).path.rpartition("/")

@@ -50,17 +50,15 @@ def maker(folder: Path) -> str | None:
 
 
 class Claim:
-    """An output folder that this process holds. `again`: the same command wrote there before.
+    """An output folder that this process holds.
 
     It knows the files that segquant wrote there, each recorded before it is written, and nothing else is replaced.
     """
 
-    def __init__(self, folder: Path, again: bool) -> None:
-        self.folder, self.again = Path(os.path.abspath(folder)), again
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(os.path.abspath(folder))
         self._lock = os.stat(folder / _LOCK)
-        lines = (folder / _WRITTEN).read_text().splitlines() if (folder / _WRITTEN).is_file() else []
-        self.known = {json.loads(line) for line in lines if line.endswith('"')}
-        self.known = {name for name in self.known if os.path.lexists(folder / name)}
+        self.known = {name for name in _recorded(folder / _WRITTEN) if os.path.lexists(folder / name)}
         write_text(folder / _WRITTEN, "".join(f"{json.dumps(name)}\n" for name in sorted(self.known)))
 
     def note(self, *paths: Path) -> None:
@@ -88,22 +86,35 @@ class Claim:
         """Before `part` becomes `path`: record it, and raise as `check`, or ConfigError where the folder is another."""
         if self._name(path) is None:
             return
-        try:
-            same = os.path.samestat(os.stat(self.folder / _LOCK), self._lock)
-        except OSError:
-            same = False
-        if not same:
+        if not self.holds():
             raise ConfigError(f"{self.folder} was removed or replaced while this wrote to it: run it again")
         self.check(path)
         files = [entry for entry in part.rglob("*") if not entry.is_dir()] if part.is_dir() else [part]
         self.note(*(path / entry.relative_to(part) for entry in files))
 
+    def holds(self) -> bool:
+        """Whether the folder is still the one that was claimed, and not removed or made anew by another process."""
+        try:
+            return os.path.samestat(os.stat(self.folder / _LOCK), self._lock)
+        except OSError:
+            return False
+
     def _name(self, path: Path) -> str | None:
         """The name of a file below the folder; None for one elsewhere, and for a temporary one."""
         path = Path(os.path.abspath(path))
-        if not path.is_relative_to(self.folder) or any(part.startswith(TEMPORARY) for part in path.parts):
+        if not path.is_relative_to(self.folder):
             return None
-        return path.relative_to(self.folder).as_posix()
+        name = path.relative_to(self.folder)
+        return None if any(part.startswith(TEMPORARY) for part in name.parts) else name.as_posix()
+
+
+def _recorded(path: Path) -> set[str]:
+    """The names in a record of files; a line that was cut off, or that somebody else wrote, names none."""
+    names = set()
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        with suppress(ValueError):
+            names.add(str(json.loads(line)))
+    return names
 
 
 @contextmanager
@@ -122,12 +133,12 @@ def claimed(folder: Path, command: str, force: bool = False) -> Iterator[Claim]:
             for path in folder.glob(f"{TEMPORARY}*"):  # of a process that was killed
                 shutil.rmtree(path, ignore_errors=True)
             write_json(folder / MARKER, {"command": command, "version": __version__, "process": os.getpid()})
-            claim = Claim(folder, made == command)
+            claim = Claim(folder)
             try:
                 with watched(claim.replaces):
                     yield claim
             except BaseException:
-                if new and {path.name for path in folder.iterdir()} <= {MARKER, _LOCK, _WRITTEN}:
+                if new and claim.holds() and {path.name for path in folder.iterdir()} <= {MARKER, _LOCK, _WRITTEN}:
                     shutil.rmtree(folder)
                     for parent in new[1:]:
                         with suppress(OSError):  # "new/x/.." is not empty before x is gone

@@ -62,3 +62,14 @@ def in_markdown(text: object) -> str:
     if not _MARKUP.search(line):
         return line
     return f"<code>{_PUNCTUATION.sub(lambda match: f'&#{ord(match[0])};', line)}</code>"
+
+
+def shown_url(url: str) -> str:
+    """A URL as messages and records give it: without user, password, query and fragment. Other text stays."""
+    scheme, mark, rest = url.partition("://")
+    host, path, secrets = re.fullmatch(r"([^/?#]*)([^?#]*)(.*)", rest, re.DOTALL).groups()
+    if not mark:
+        return url
+    if "@" in host or (":" in host and "@" in rest):  # a password may hold a slash or a question mark
+        return f"{scheme}://..."
+    return f"{scheme}://{host}{path}{'?...' if secrets else ''}"
