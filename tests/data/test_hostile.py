@@ -299,8 +299,8 @@ def test_strips_count_what_a_plain_computation_counts(classes, height, width, st
     label, prediction = generator.integers(0, classes, (2, height, width), np.uint8)
     label[generator.random(label.shape) < 0.1] = 255
     table = generator.integers(0, 256, classes, np.uint8)
-    before = images._STRIP, metric._STRIP
-    images._STRIP = metric._STRIP = strip
+    before = images.STRIP, metric.STRIP
+    images.STRIP = metric.STRIP = strip
     try:
         confusion = metric.new_confusion(classes)
         mapped = metric.mapped(torch.from_numpy(prediction), torch.from_numpy(table))
@@ -318,4 +318,4 @@ def test_strips_count_what_a_plain_computation_counts(classes, height, width, st
         with pytest.raises(ConfigError, match="a holds the colour '#fffefd'"):
             colors.ids(rgb, "a")
     finally:
-        images._STRIP, metric._STRIP = before
+        images.STRIP, metric.STRIP = before

@@ -17,7 +17,7 @@ from segquant.base.errors import DataError
 _LOSSLESS = set("PNG BMP GIF PPM raw packbits tiff_lzw tiff_deflate tiff_adobe_deflate lzma zstd".split())
 IGNORE = 255  # class id of pixels without a label
 _OPENING = threading.Lock()
-_STRIP = 1 << 22  # pixels that a step holds in wider numbers: 32 MB of int64
+STRIP = 1 << 22  # pixels that a step holds in wider numbers: 32 MB of int64
 
 
 class Photo(NamedTuple):
@@ -41,7 +41,7 @@ class Pair(NamedTuple):
 def strips(pixels: np.ndarray) -> Iterator[np.ndarray]:
     """Views of consecutive rows of `pixels` (H, W, ...), together all of them: wider copies of a whole photograph of
     100 million pixels would take gigabytes."""
-    rows = max(1, _STRIP // max(1, pixels.shape[1]))
+    rows = max(1, STRIP // max(1, pixels.shape[1]))
     for start in range(0, len(pixels), rows):
         yield pixels[start : start + rows]
 

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from segquant.data.images import IGNORE
+from segquant.data.images import IGNORE, STRIP
 from segquant.evaluation.means import by_class, means
-
-_STRIP = 1 << 22  # pixels that a step holds as wider integers; a photograph may have 100 million
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ def update(confusion: torch.Tensor, prediction: torch.Tensor, label: torch.Tenso
     n = confusion.shape[0]
     counts = torch.zeros((IGNORE + 1) * (n + 1), dtype=torch.int64, device=label.device)
     one = torch.ones((), dtype=torch.int64, device=label.device)
-    for labels, predictions in zip(label.flatten().split(_STRIP), prediction.flatten().split(_STRIP)):
+    for labels, predictions in zip(label.flatten().split(STRIP), prediction.flatten().split(STRIP), strict=True):
         pairs = labels.int() * (n + 1) + predictions.int().clamp(max=n)
         counts.index_add_(0, pairs, one.expand(pairs.shape))
     image_confusion = counts.view(IGNORE + 1, n + 1)[:n]
@@ -56,7 +54,7 @@ def update(confusion: torch.Tensor, prediction: torch.Tensor, label: torch.Tenso
 
 def mapped(classes: torch.Tensor, to_data_class: torch.Tensor) -> torch.Tensor:
     """The data set's class of each pixel of the model's `classes` uint8 (H, W), by the table uint8 (model classes,)."""
-    return torch.cat([to_data_class[part.long()] for part in classes.flatten().split(_STRIP)]).view(classes.shape)
+    return torch.cat([to_data_class[part.long()] for part in classes.flatten().split(STRIP)]).view(classes.shape)
 
 
 def cells(confusion: torch.Tensor) -> np.ndarray:
