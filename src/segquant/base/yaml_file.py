@@ -16,6 +16,12 @@ _CHARACTERS, _VALUES, _DEPTH = 1_000_000, 100_000, 30
 class _Loader(yaml.SafeLoader):
     """PyYAML follows YAML 1.1, where 1e-3 is text and 010 is eight, and lets the last of two equal keys win."""
 
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        """The scanner looks 1,024 characters ahead, which takes a second and more where each opens a level."""
+        if self.flow_level >= 10 * _DEPTH:
+            raise yaml.YAMLError("it is nested too deep")
+        super().fetch_flow_collection_start(token)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys: list[Any] = []
         for key_node, _ in node.value:
