@@ -13,11 +13,13 @@ BASE ?= main
 
 .venv: $(STAMP)
 
+# What is left of an .venv goes first: its python3 comes first in PATH, and a cut one cannot make another.
 $(STAMP):
+	@rm -rf .venv
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "segquant needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 2; }
 	@echo "setting up .venv: two to four minutes"
-	$(PYTHON) -m venv --clear .venv
+	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
