@@ -281,7 +281,8 @@ def test_layers_are_quantized_one_by_one(folder, gpu):
         )
     for actual, expected in zip(*costs, strict=True):
         assert actual["module"] == expected["module"]
-        assert actual["snr_db"] == pytest.approx(expected["snr_db"], rel=0.01)  # up to 75 dB
+        # Above 90 dB, what differs is the rounding of float32 itself.
+        assert min(actual["snr_db"], 90) == pytest.approx(min(expected["snr_db"], 90), rel=0.01)
 
 
 def test_a_time_is_that_of_the_gpu(folder, gpu, monkeypatch):

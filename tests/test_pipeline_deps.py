@@ -1,10 +1,13 @@
 """Each stage's deps name the rooms that it runs, and no other."""
 
 import re
+import subprocess
 
 import pytest
 import yaml
 from closure import ROOT, rooms
+
+from stages.code import SOURCE, room_digest
 
 STAGES = {
     name: stage
@@ -14,12 +17,19 @@ STAGES = {
 
 
 def _code_deps(stage):
-    return [d for d in stage.get("do", stage)["deps"] if d.startswith(("src/", "stages/"))]
+    return [d for d in stage.get("do", stage)["deps"] if d.startswith(("src/", "stages/", "metrics/code/"))]
+
+
+def _expected(name):
+    """A lane depends on the digest of its code; the stage that makes the digest, on the code."""
+    if f"code_{name}" in STAGES:
+        return {f"metrics/code/{name}.json"}
+    scripts = ["code", name.removeprefix("code_")] if name.startswith("code_") else [name]
+    return {dep for script in scripts for dep in (f"stages/{script}.py", *rooms(ROOT / "stages" / f"{script}.py"))}
 
 
 def _problems(name, deps):
-    script = ROOT / "stages" / f"{name}.py"
-    expected = {f"stages/{name}.py"} | rooms(script)
+    expected = _expected(name)
     return sorted(expected - set(deps)), sorted(set(deps) - expected)
 
 
@@ -42,12 +52,38 @@ def test_the_check_notices_every_single_removal_and_addition(name):
 def test_the_command_runs_the_stages_own_thin_script(name):
     cmd = STAGES[name].get("do", STAGES[name])["cmd"]
     cmd = re.sub(r"\$\{\w+\.launcher\}", "python", cmd)
-    assert cmd.startswith(f"python -m stages.{name} --")
-    assert len((ROOT / "stages" / f"{name}.py").read_text().splitlines()) <= 40
+    script, _, of = name.partition("_") if name.startswith("code_") else (name, "", "")
+    assert cmd.startswith(f"python -m stages.{script} --{f'stage {of} --' if of else ''}")
+    assert len((ROOT / "stages" / f"{script}.py").read_text().splitlines()) <= 40
 
 
 def test_every_script_is_a_stage():
-    assert {p.stem for p in (ROOT / "stages").glob("*.py")} == {"__init__", *STAGES}
+    stages = {"code" if name.startswith("code_") else name for name in STAGES}
+    assert {p.stem for p in (ROOT / "stages").glob("*.py")} == {"__init__", *stages}
+
+
+def test_a_digest_of_code_names_the_room_that_changed_and_not_what_editors_write(tmp_path):
+    room = tmp_path / "room"
+    (room / "__pycache__").mkdir(parents=True)
+    for name in ("a.py", "page.html"):
+        (room / name).write_text("x")
+    digests = [room_digest(room)]
+    for name in ("__pycache__/a.cpython-311.pyc", ".a.py.swp", "a.py~", "#a.py#", ".#a.py", ".DS_Store"):
+        (room / name).write_text("x")
+    assert room_digest(room) == digests[0]
+    for change in (
+        lambda: (room / "a.py").write_text("y"),
+        lambda: (room / "a.py").rename(room / "b.py"),
+        lambda: (room / "page.html").unlink(),
+    ):
+        change()
+        digests.append(room_digest(room))
+    assert len(set(digests)) == 4
+
+
+def test_a_digest_of_code_covers_every_file_of_the_source():
+    tracked = subprocess.run(["git", "ls-files", "src"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert [path for path in tracked.stdout.splitlines() if not SOURCE.fullmatch(path.rpartition("/")[2])] == []
 
 
 # From the lowest to the highest: a room imports none that stands after it.

@@ -138,3 +138,13 @@ def test_nothing_is_left_of_a_command_that_ends_or_is_killed(folder):
     assert killed.stdout.readline().startswith("True")
     killed.kill()
     assert gone(int((folder / "pid").read_text()))
+
+
+@forked
+def test_a_command_ends_with_the_process_that_started_it(folder):
+    """DVC would go on to the last stage, whose imports nothing saves any more."""
+    command = [sys.executable, "-m", "segquant.warm", "sh", "-c", "echo $$; sleep 60; true"]
+    killed = subprocess.Popen(command, cwd=folder, env=ENV, text=True, stdout=-1)
+    number = int(killed.stdout.readline())
+    killed.kill()
+    assert gone(number)

@@ -78,8 +78,13 @@ def _fork() -> int:
     """os.fork, but the new process dies with this one."""
     process = os.fork()
     if not process:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        _end_with_parent()
     return process
+
+
+def _end_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _stage(listener: socket.socket, environment: dict[str, str]) -> dict[str, Any] | None:
@@ -183,7 +188,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the command too, which ends in its own way
     with forks(os.environ) as environment:
         try:
-            running = subprocess.Popen(sys.argv[1:], env=environment)
+            running = subprocess.Popen(sys.argv[1:], env=environment, preexec_fn=_end_with_parent)
         except OSError as error:
             _fail(f"{sys.argv[1]} cannot be run: {error.strerror}")
         signal.signal(signal.SIGTERM, lambda number, _: running.send_signal(number))
