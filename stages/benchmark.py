@@ -2,17 +2,21 @@
 
 from pathlib import Path
 
-from segquant import models
 from segquant.base import config
 from segquant.base.entry import run
-from segquant.base.failures import failure
-from segquant.base.files import write_json
-from segquant.evaluation.speed import measure
+from segquant.base.failures import failure, missing
+from segquant.base.files import read_json, write_json
 from stages import arguments
 
 
 def main() -> None:
     a = arguments(__doc__, "artifact", "float32", "exports", "output")
+    if reason := missing(read_json(Path(a.artifact) / "quantization.json")):
+        write_json(a.output, reason)
+        return
+    from segquant import models  # seconds, which no reason needs
+    from segquant.evaluation.speed import measure
+
     params = config.load()
     device = models.device(params.eval.device)
     try:

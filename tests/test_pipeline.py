@@ -182,11 +182,18 @@ def test_a_second_repro_does_nothing(clone):
     assert sh(clone, "git status --porcelain") == ""
 
 
-def test_repro_by_force_gives_identical_bytes(clone):
+@pytest.mark.slow
+def test_a_whole_repro_by_force_gives_identical_bytes(clone):
     before = results(clone)
     sh(clone, "dvc repro --force select")  # all but times and the page that shows them
     assert results(clone) == before
+
+
+def test_repro_by_force_gives_identical_bytes(clone):
+    before = results(clone)
     assert len(before) > 20
+    forks = "prepare_shards reference quantize@int2_qat evaluate@int2_qat"
+    assert ran(sh(clone, f"dvc repro --force --single-item {forks}")) == set(forks.split())
     stages = "quantize@int4 evaluate@int4"  # in processes of their own instead of forks
     assert ran(sh(clone, f"env {SOCKET}= dvc repro --force --single-item {stages}")) == set(stages.split())
     assert results(clone) == before

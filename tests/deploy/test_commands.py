@@ -11,6 +11,8 @@ from test_cli import quick, segquant  # noqa: F401
 
 from segquant import models
 from segquant.base.errors import UnavailableError
+from segquant.cli import parser
+from segquant.commands import pt2e
 
 
 @pytest.fixture
@@ -23,6 +25,7 @@ def errors(done):
     return [line for line in done.stderr.splitlines() if not line.startswith("INFO")]
 
 
+@pytest.mark.slow
 def test_pt2e_makes_scores_and_times_an_int8_onnx_file(tiny_folder, quick, tmp_path):  # noqa: F811
     for name in ("one", "two"):
         ade20k_folder(tmp_path / name, "validation", 2)
@@ -78,6 +81,19 @@ def test_pt2e_makes_scores_and_times_an_int8_onnx_file(tiny_folder, quick, tmp_p
     assert f"{path}: mIoU " in plain and "(fixed-64x64-v1, 1 images, onnxruntime" in plain
     done = segquant("evaluate", path, *options[:4], "--protocol", "fixed-100x64-v1")
     assert done.returncode == 2 and "graphs take heights and widths in multiples of 32" in errors(done)[-1]
+
+
+def test_pt2e_compares_the_graphs_that_its_options_name_with_the_float_ones(monkeypatch, tmp_path):
+    runs = []
+    monkeypatch.setattr(pt2e, "benchmark", lambda arguments, params, command: runs.append(params.quant.methods))
+    common = ["pt2e", "--model", "m", "--data", "scenes", "--split", "validation", "--output", str(tmp_path / "out")]
+    for epochs in ("0", "2"):
+        options = ["--protocol", "fixed-64x64-v1", "--num-calibration-samples", "7", "--epochs", epochs]
+        pt2e.main(parser().parse_args([*common, *options]))
+    assert list(runs[0]) == ["float32", "onnx_float32", "int8_static"]
+    assert list(runs[1]) == [*runs[0], "int8_static_qat"] and runs[1]["int8_static_qat"].train.epochs == 2
+    assert runs[0]["int8_static"].train is None
+    assert {methods[name].calibration.images for methods in runs for name in list(methods)[2:]} == {7}
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,7 @@ def test_ranges_of_weights_follow_the_weights_to_the_end():
     assert all(torch.equal(value, start[name]) for name, value in ranges(model).items() if value.numel() == 1)
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_and_ends_with_the_same_bytes(baseline, tmp_path, monkeypatch):
     times = made(baseline, tmp_path / "whole")
     assert times["calibration_images"] == 4 and times["seconds"] > 0

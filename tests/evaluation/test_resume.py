@@ -24,10 +24,20 @@ from segquant.data.sources import open_source
 from segquant.evaluation.reference import write_reference
 from segquant.evaluation.score import score
 from segquant.quant.build import build
+from segquant.warm import SOCKET, forks
 
 ENV = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/src", "WANDB_MODE": "disabled"}
 ENV.pop("OMP_NUM_THREADS", None)  # a single process uses all cores, torchrun's one thread each: same bytes
 IMAGES = 12
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm():
+    """As in `make repro`, a stage alone is a fork of a process that has imported torch; ranks of torchrun are not."""
+    with forks(ENV) as environment:
+        ENV.update(environment)
+        yield
+        ENV.pop(SOCKET, None)
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +212,7 @@ def test_two_processes_write_the_same_bytes_as_one(place, expected):
     assert finish(place, TWO)[0] == expected
 
 
+@pytest.mark.slow
 def test_the_death_of_a_rank_fails_the_run_and_a_restart_resumes(place, expected):
     def second(process):
         ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if "stages.evaluate" in p.cmdline()]

@@ -232,7 +232,7 @@ torch.save(model.state_dict(), Path({folder!r}) / f"rank{{ranks()[0]}}.pt")
 """
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_two_processes_end_with_the_weights_of_a_single_process(accumulate, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(tests=str(ROOT / "tests"), folder=str(tmp_path)))

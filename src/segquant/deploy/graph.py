@@ -93,6 +93,14 @@ def exported(pixels: nn.Module, named: bool = True) -> ExportedProgram:
         raise ModelError(f"torch.export cannot export this model: {one_line(error, 200)}") from error
 
 
+def check_opset(opset: int) -> None:
+    """Raises ConfigError for an opset that cannot be written. Exporting takes long, so callers check before it."""
+    onnx = needs("onnx")
+    newest = onnx.defs.onnx_opset_version()
+    if not 18 <= opset <= newest:
+        raise ConfigError(f"opset {opset} is unknown: onnx {onnx.__version__} and PyTorch write 18 to {newest}")
+
+
 def to_onnx(
     program: ExportedProgram, config: Any, preprocessing: Preprocessing, opset: int = OPSET, output: str = LOGITS
 ) -> onnx.ModelProto:
@@ -103,9 +111,7 @@ def to_onnx(
     opset.
     """
     onnx = needs("onnx", "onnxscript")
-    newest = onnx.defs.onnx_opset_version()
-    if not 18 <= opset <= newest:
-        raise ConfigError(f"opset {opset} is unknown: onnx {onnx.__version__} and PyTorch write 18 to {newest}")
+    check_opset(opset)
     try:
         with _quiet():
             written = torch.onnx.export(

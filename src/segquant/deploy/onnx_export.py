@@ -15,7 +15,7 @@ from segquant.base.errors import ModelError, UnavailableError, one_line
 from segquant.base.failures import failure
 from segquant.base.files import replacing, write_bytes, write_json
 from segquant.data.preprocessing import read_preprocessing
-from segquant.deploy.graph import INPUT, LOGITS, OPSET, Pixels, exported, to_onnx
+from segquant.deploy.graph import INPUT, LOGITS, OPSET, Pixels, check_opset, exported, to_onnx
 from segquant.engines.extras import needs
 from segquant.engines.runtime import CLASSES
 from segquant.quant.tensors import finite
@@ -41,6 +41,7 @@ def export_onnx(
     a graph's classes agree; UnavailableError without the extra `onnx`, ConfigError for an unknown opset.
     """
     needs("onnx", "onnxscript", "onnxruntime")
+    check_opset(opset)
     model, preprocessing = models.load(source), read_preprocessing(source)
     output = CLASSES if classes else LOGITS
     summary: dict[str, Any] = {"opset": opset, "output": output}
