@@ -22,6 +22,7 @@ from segquant.base.files import read_json, replacing, sha256, write_json
 from segquant.base.progress import progress
 from segquant.data.images import IGNORE, decode_annotation, histogram
 from segquant.data.rows import OnError, rows
+from segquant.data.table_rows import footer_of, repeated
 
 log = logging.getLogger(__name__)
 SCHEMA = pa.schema(
@@ -144,14 +145,16 @@ def shard_rows(shard: Shard) -> Iterator[dict]:
     try:
         if sha256(shard.path) != shard.sha256:
             raise DataError(f"shard {shard.path} is not the file that its manifest names: run prepare_shards again")
-        with pq.ParquetFile(shard.path) as file:
+        with pq.ParquetFile(shard.path, read_dictionary=repeated(footer_of(shard.path))) as file:
             if file.metadata.num_rows != shard.rows or not shard.rows:
                 raise DataError(
                     f"shard {shard.path} has {file.metadata.num_rows} rows but its manifest says {shard.rows}: "
                     "run prepare_shards again"
                 )
             for group in range(file.num_row_groups):
-                for row in file.read_row_group(group).to_pylist():
+                table = file.read_row_group(group)
+                for i in range(len(table)):
+                    row = {name: cells[i].as_py() for name, cells in zip(table.column_names, table.columns)}
                     check_id(row.get("id"), f"shard {shard.path}")
                     for key, kind in _KINDS.items():
                         if not isinstance(row.get(key), kind):

@@ -17,6 +17,7 @@ from segquant.base.files import size_of_file
 
 _BYTES = ("binary", "large_binary", "binary_view", "null")  # null: every cell is empty
 _TEXT = ("string", "large_string", "string_view", "null")
+_LARGEST = 1 << 30  # bytes
 
 
 class Rows(Protocol):
@@ -40,9 +41,10 @@ class Parquet:
         first, *others = (footer.schema.to_arrow_schema() for footer in footers)
         self.schema = pa.schema([field for field in first if all(field.name in other.names for other in others)])
         self._schemas = [first, *others]
-        self._groups = [(p, group) for p, footer in zip(files, footers) for group in range(footer.num_row_groups)]
-        counts = [footer.row_group(group).num_rows for footer in footers for group in range(footer.num_row_groups)]
-        self._ends = list(accumulate(counts))
+        groups = [(path, footer, i) for path, footer in zip(files, footers) for i in range(footer.num_row_groups)]
+        self._groups = [(path, group) for path, _, group in groups]
+        self._repeated = {path: repeated(footer) for path, footer in zip(files, footers)}
+        self._ends = list(accumulate(footer.row_group(group).num_rows for _, footer, group in groups))
         self._held: tuple[tuple[int, list[str]], pa.Table] | None = None  # (row group, columns), their cells
 
     def __len__(self) -> int:
@@ -60,7 +62,7 @@ class Parquet:
         number = bisect_right(self._ends, index)
         if self._held is None or self._held[0] != (number, list(columns)):
             path, group = self._groups[number]
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(path, read_dictionary=self._repeated[path]) as file:
                 self._held = (number, list(columns)), file.read_row_group(group, columns=list(columns))
         row = index - (self._ends[number - 1] if number else 0)
         return [self._held[1][column][row].as_py() for column in columns]
@@ -100,6 +102,19 @@ def footer_of(file: Path) -> pq.FileMetaData:
     """The metadata of a Parquet file. Raises OSError, also for what is no file, and pa.ArrowException."""
     size_of_file(file)
     return pq.read_metadata(file)
+
+
+def repeated(footer: pq.FileMetaData) -> list[str]:
+    """The columns of text or bytes in which a file may hold a value once for many rows.
+
+    Given to pq.ParquetFile as `read_dictionary`, they stay as small in memory. A column of a gigabyte is none of them:
+    its values might not fit into an Arrow dictionary.
+    """
+    groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+    coded = {chunk.path_in_schema for chunk in chunks if {"RLE_DICTIONARY", "PLAIN_DICTIONARY"} & {*chunk.encodings}}
+    kept = {c.path_in_schema for c in chunks if c.physical_type != "BYTE_ARRAY" or c.total_uncompressed_size > _LARGEST}
+    return sorted(coded - kept)
 
 
 def holds_images(kind: pa.DataType) -> bool:
