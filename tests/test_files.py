@@ -25,6 +25,27 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_what_fails_leaves_no_new_folder(tmp_path):
+    with pytest.raises(ValueError), replacing(tmp_path / "a/b/c") as part:
+        part.write_text("x")
+        raise ValueError
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "a/b").mkdir(parents=True)
+    with pytest.raises(ValueError), replacing(tmp_path / "a/b/c"):
+        raise ValueError
+    assert (tmp_path / "a/b").exists()
+
+
+def test_a_folder_may_be_called_by_dots(tmp_path, monkeypatch):
+    (tmp_path / "a/b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a/b")
+    for name in (".", ".."):
+        with replacing(name) as part:
+            part.mkdir()
+            (part / "x").write_text(name)
+    assert (tmp_path / "a/x").read_text() == ".." and not (tmp_path / "a/b").exists()
+
+
 def test_a_folder_is_replaced_whole(tmp_path):
     for content in ("old", "new"):
         with replacing(tmp_path / "d") as part:

@@ -1,6 +1,7 @@
 """An output folder is new, or the same command made it; it holds nothing that is read, and one process writes to it."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,9 +16,10 @@ from segquant import runs
 from segquant.base import config
 from segquant.base.errors import ConfigError, ModelError
 from segquant.base.files import write_text
-from segquant.base.output import MARKER, check, claimed
+from segquant.base.output import MARKER, check, claimed, holds_anything
 from segquant.cli import parser
 from segquant.evaluation import sensitivity
+from segquant.workspace import earlier, forget
 
 
 def contents(folder):
@@ -207,12 +209,43 @@ def test_a_record_that_was_cut_off_or_is_foreign_names_no_file(tmp_path):
     out = tmp_path / ".tmp-segquant-not/out"  # a name as of a temporary folder, around the output
     with claimed(out, "run"):
         write_text(out / "x", "ours")
-    (out / ".segquant.files").write_text('"x"\n["y"]\nz"\n"cut\\"')
+    (tmp_path / "mine").write_text("mine")
+    outside = "".join(f"{json.dumps(str(name))}\n" for name in (tmp_path / "mine", "../../mine", "a/../x"))
+    (out / ".segquant.files").write_text('"x"\n' + outside + '["y"]\nz"\n"cut\\"')
     (out / "y").write_text("mine")
     with claimed(out, "run") as claim:
         assert claim.known == {"x"}
         with pytest.raises(ConfigError, match="segquant did not write it"):
             write_text(out / "y", "ours")
+
+
+def test_results_that_now_lie_behind_a_link_stay(tmp_path):
+    """They were moved elsewhere, with a link in their place, and the next run removed them."""
+    out, archive = tmp_path / "out", tmp_path / "archive"
+    with claimed(out, "run"):
+        write_text(out / "data/e/accuracy/float32.json", "{}")
+        write_text(out / "speed/float32.json", "{}")
+    (out / "data/e").rename(archive)
+    (out / "data/e").symlink_to(archive)
+    with claimed(out, "run") as claim:
+        assert len(earlier(out, claim)) == 2
+        with pytest.raises(ConfigError, match="lies behind a link that leads out of .*: remove the link"):
+            forget(out, claim)
+    assert (archive / "accuracy/float32.json").exists() and (out / "speed/float32.json").exists()
+
+
+def test_an_output_whose_name_is_no_utf8_is_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="is no UTF-8: give another name"):
+        check(tmp_path / os.fsdecode(b"o\xe9"), "run")
+
+
+def test_an_export_is_not_written_over_the_current_folder(tmp_path, monkeypatch):
+    """It was replaced, and the shell was nowhere; `.` ended in a message about a temporary file."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for name in (".", "../here", tmp_path / "here"):
+        assert holds_anything(Path(name))
+    assert not holds_anything(Path("new")) and not holds_anything(tmp_path / "new")
 
 
 def test_a_folder_that_was_removed_stays_removed(tmp_path):

@@ -21,6 +21,7 @@ GOOD = ["Bäume", "道路", "שמיים", "e\u0301tage", "👩\u200d🚀", "semi
         ("\x1b[2J\x9b31m\x7f", "\\x1b[2J\\x9b31m\\x7f"),
         ("a\r\nb\tc\x85d\u2028e", "a\\r\\nb\\tc\\x85d\\u2028e"),
         ("\u202ea\u2066b\u2069", "\\u202ea\\u2066b\\u2069"),
+        ("\u200ea\u200fb\u061c", "\\u200ea\\u200fb\\u061c"),
         ("\ud800\udc9b", "\\ud800\\udc9b"),
         *((name, name) for name in GOOD),
     ],

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from segquant.data.preprocessing import PREPROCESSOR, read_preprocessing
 
 log = logging.getLogger(__name__)
 _COUNTERS = ("num_batches_tracked", "position_ids", "relative_position_index")  # without them results are the same
+_KERNEL = re.compile(r"_?(attn|experts)_implementation(_internal)?")  # keys of config.json
 MAX_CLASSES = 255  # class maps are uint8, and 255 means ignore
 transformers_logging.disable_progress_bar()  # a folder loads and saves in a moment
 transformers_logging.set_verbosity_error()  # what it warns of, `load` refuses in one line
@@ -133,10 +135,11 @@ def check_config(source: str | Path, folder: Path) -> None:
     for part in (config, config.get("backbone_config") or {}):
         if isinstance(part, dict) and part.get("num_channels", 3) != 3:
             raise ModelError(f"model '{source}' takes {shown(part['num_channels'])} channels: only RGB images work")
-        if isinstance(part, dict) and part.get("attn_implementation") not in (None, "eager", "sdpa"):
-            # transformers would fetch a kernel by this name from the hub, and run it
-            kernel = shown(part["attn_implementation"])
-            raise ModelError(f"model '{source}' has attn_implementation {kernel} in config.json: remove it")
+    for key, value in _entries(config):
+        # transformers would fetch a kernel by this name from the hub, and run it, or read other weights than we check
+        kernel = _KERNEL.fullmatch(key) and value not in (None, "eager", "sdpa")
+        if kernel or (key == "transformers_weights" and value is not None):
+            raise ModelError(f"model '{source}' has {key} {shown(value)} in config.json: remove it")
     labels = config.get("id2label")
     count = len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)
     if not isinstance(count, int) or not 1 <= count <= MAX_CLASSES:
@@ -148,6 +151,14 @@ def check_config(source: str | Path, folder: Path) -> None:
     if others := [name for name in labels.values() if not isinstance(name, str)]:
         raise ModelError(f"model '{source}' names a class {shown(others[0])} in its config.json: give it a text")
     check_names(source, labels.values())
+
+
+def _entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """(key, value) of every object in a value of JSON."""
+    for name, part in value.items() if isinstance(value, dict) else ():
+        yield name, part
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _entries(part)
 
 
 def check_names(source: str | Path, names: Iterable[Any]) -> None:

@@ -22,7 +22,7 @@ from segquant.methods import kind
 from segquant.quant.build import build
 from segquant.report.results import failures, from_json, to_json, with_intervals
 from segquant.training.split import TrainSplit, split_of_source
-from segquant.workspace import DataSet, Workspace, forget, open_sets, prepare, targets
+from segquant.workspace import DataSet, Workspace, earlier, forget, open_sets, prepare, targets
 
 
 def run(
@@ -66,7 +66,7 @@ def run(
     del loaded
     read = _digests(baseline)
     with output_folder.claimed(output, command, force) as claim:
-        claim.check(*targets([*sets.values()], recipes, place))
+        claim.check(*targets([*sets.values()], recipes, place), *earlier(output, claim))
         learned = train.learned if train else frozenset()
         prepare([*sets.values()], output, int(1e6 * params.data.shard_mb), learned, claim)
         claim.note(output / "run.log", *map(place.speed, recipes))  # which base/files.py does not write here

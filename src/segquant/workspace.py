@@ -125,10 +125,17 @@ def prepare(sets: Sequence[DataSet], root: Path, shard_bytes: int, learned: Set[
 
 def forget(root: Path, claim: Claim) -> None:
     """Remove the results of an earlier run, ended or not, which would pass for this one's."""
+    paths = earlier(root, claim)
+    claim.check(*paths)
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def earlier(root: Path, claim: Claim) -> list[Path]:
+    """The results that a run before this one wrote."""
     kinds = {"accuracy", "classes", "confusion", "speed"}
-    for name in claim.known:
-        if name == "results.json" or PurePosixPath(name).parent.name in kinds:
-            (root / name).unlink(missing_ok=True)
+    names = sorted(claim.known)
+    return [root / name for name in names if name == "results.json" or PurePosixPath(name).parent.name in kinds]
 
 
 def targets(sets: Sequence[DataSet], methods: Collection[str], place: Workspace) -> list[Path]:

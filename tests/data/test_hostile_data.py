@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import ade20k_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -51,6 +52,16 @@ def test_a_cell_that_a_file_holds_once_for_many_rows_is_in_memory_once(tmp_path)
         (read,) = table.cells(299, ["image"])
         assert read == (cell if name == "plain" else {"bytes": cell, "path": "a"})
         assert pa.total_allocated_bytes() - before < 20_000_000
+
+
+def test_a_file_whose_name_is_no_utf8_is_one_line(tmp_path):
+    data = ade20k_folder(tmp_path, "validation", 1)
+    for path in [*data.rglob("*.jpg"), *data.rglob("*.png")]:
+        path.rename(path.with_name(os.fsdecode(b"a\xe9") + path.suffix))
+    with pytest.raises(DataError, match=r"has the file 'a\\udce9', whose name is no UTF-8: rename it"):
+        source = open_source(Data(str(data), classes="ade20k", reduce_labels=True), "validation")
+        shards.write_shards({"validation": source}, tmp_path / "shards")
+    assert not (tmp_path / "shards").exists()
 
 
 @pytest.fixture

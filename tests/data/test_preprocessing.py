@@ -109,6 +109,7 @@ def test_two_files_that_differ_are_refused_as_transformers_takes_the_second(tmp_
     ("keys", "message"),
     [
         ({"resample": True}, "resample must be the number of one of Pillow's filters, 0 to 5, not True"),
+        ({"resample": 0.0}, "resample must be the number of one of Pillow's filters, 0 to 5, not 0.0"),
         ({"image_mean": None}, "image_mean must be three finite numbers, not null"),
         ({"image_mean": "0.5"}, 'image_mean must be three finite numbers, not "0.5"'),
         ({"image_mean": [0.5, 0.5]}, "image_mean must be three finite numbers"),

@@ -89,6 +89,10 @@ FLOATS = [
     ({"model_type": None}, "is of the type None, which transformers .* does not know"),
     ({"architectures": 5}, "is a 5: give a model for semantic segmentation"),
     ({"attn_implementation": "evil/kernel"}, "has attn_implementation 'evil/kernel' in config.json: remove it"),
+    ({"_attn_implementation": "evil/kernel"}, "has _attn_implementation 'evil/kernel' in config.json: remove it"),
+    ({"a": [{"_attn_implementation_internal": {"": "x"}}]}, "has _attn_implementation_internal {.*}.* in config.json"),
+    ({"experts_implementation": "evil/kernel"}, "has experts_implementation 'evil/kernel' in config.json: remove it"),
+    ({"transformers_weights": "other.safetensors"}, "has transformers_weights 'other.safetensors' in config.json: rem"),
     ({"note": "x" * (1 << 20)}, "has a config.json of .* bytes"),
 ]
 

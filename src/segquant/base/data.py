@@ -82,7 +82,9 @@ class Data(Section):
                 raise wrong(key, f"{getattr(self, key)!r} is absolute: give it below data.source")
         self._check_label_values()
         if self.label_map not in (None, BY_POSITION) and not self.label_map.startswith(LABEL_MAPS):
-            problem = f"{self.label_map!r} must be {BY_POSITION} or lie in {LABEL_MAPS}, where DVC sees its changes"
+            problem = (
+                f"{shown(self.label_map)} must be {BY_POSITION} or lie in {LABEL_MAPS}, where DVC sees its changes"
+            )
             raise wrong("label_map", problem)
 
     def _check_label_values(self) -> None:

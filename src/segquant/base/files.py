@@ -14,7 +14,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     `path` stays as it was; an OSError names it. Raises SegquantError when the directory of `path` cannot be written.
     """
     path = Path(path)
+    path = path if path.name not in ("", "..") else Path(os.path.abspath(path))
+    new, done = [parent for parent in path.parents if not parent.exists()], False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         holder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=path.parent))
@@ -67,6 +69,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
                 raise
         else:
             part.replace(path)
+        done = True
     except OSError as error:
         error.filename = error.filename or str(path)  # as of a full disk
         raise
@@ -76,6 +79,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(holder, ignore_errors=True)
+        for parent in () if done else new:
+            with suppress(OSError):
+                parent.rmdir()
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

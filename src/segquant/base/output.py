@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from filelock import FileLock, Timeout
 
@@ -26,6 +26,10 @@ def check(folder: Path, command: str, reads: Iterable[str | Path] = (), force: b
     With `force` it may hold anything else. No folder or file among `reads` may lie in it or around it, ever; names of
     what is not there, as of the hub, do not count.
     """
+    try:
+        os.fspath(folder).encode()
+    except UnicodeEncodeError as error:  # Parquet files take no such path
+        raise ConfigError(f"--output {folder} is no UTF-8: give another name") from error
     for read in map(Path, reads):
         if read.exists() and _contain(folder, read):
             raise ConfigError(
@@ -109,11 +113,16 @@ class Claim:
 
 
 def _recorded(path: Path) -> set[str]:
-    """The names in a record of files; a line that was cut off, or that somebody else wrote, names none."""
+    """The names in a record of files; a line that was cut off, or that somebody else wrote, names none.
+
+    A name that leads out of the folder is somebody else's.
+    """
     names = set()
     for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
         with suppress(ValueError):
-            names.add(str(json.loads(line)))
+            name = PurePosixPath(str(json.loads(line)))
+            if not name.is_absolute() and ".." not in name.parts:
+                names.add(name.as_posix())
     return names
 
 
@@ -152,8 +161,10 @@ def claimed(folder: Path, command: str, force: bool = False) -> Iterator[Claim]:
 
 
 def holds_anything(folder: Path) -> bool:
-    """Whether there is a file of this name, a dangling link, or a folder that is not empty."""
-    return folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not os.listdir(folder)))
+    """Whether there is a file of this name, a dangling link, a folder that is not empty, or the current one."""
+    if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not os.listdir(folder))):
+        return True
+    return folder.resolve() == Path.cwd()  # who is in it would be left nowhere
 
 
 def _contain(first: Path, second: Path) -> bool:

@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 # Controls, what ends a line or turns the direction of writing, and halves of characters, which no file can hold.
-_HIDDEN = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_HIDDEN = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 # A spreadsheet takes a cell for a formula by its first character; where `;` parts cells, by the one behind it too.
 _FORMULA = re.compile(r"(?<![^;])('*)(?=\s*[=+\-@＝＋－＠])")

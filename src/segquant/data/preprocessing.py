@@ -232,7 +232,7 @@ def _check(path: Path, processor: Any, preprocessing: Preprocessing) -> None:
 
 def _filter(value: Any) -> str:
     try:
-        if isinstance(value, bool):
+        if isinstance(value, bool | float):  # transformers takes 0.0 for no filter at all
             raise ValueError
         return Image.Resampling(Image.Resampling.BILINEAR if value is None else value).name.lower()
     except ValueError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ SCHEMA = pa.schema(
     ]
 )
 _KINDS = {"image": bytes, "annotation": bytes, "width": int, "height": int}
+_HALF = re.compile("[\ud800-\udfff]")  # what Python makes of a byte in a file's name that is no UTF-8
 SHARD_BYTES = 4_000_000
 
 
@@ -166,6 +168,8 @@ def shard_rows(shard: Shard) -> Iterator[dict]:
 
 def check_id(name: Any, where: str) -> None:
     """Raise DataError for an id that would lead a picture of that name out of its folder."""
+    if isinstance(name, str) and _HALF.search(name):
+        raise DataError(f"{where} has the file {name!r}, whose name is no UTF-8: rename it")
     path = PurePath(name) if isinstance(name, str) else PurePath()
     if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
         raise DataError(f"{where} has the id {str(name)[:80]!r}, which is no name: prepare shards of your own again")

@@ -14,6 +14,7 @@ from torchao.quantization import IntxUnpackedToInt8Tensor
 from segquant.base.config import Override, Recipe
 from segquant.base.errors import ConfigError, ModelError, UnavailableError
 from segquant.base.ranks import from_first
+from segquant.base.validate import shown
 from segquant.quant.calibrate import calibrate
 from segquant.quant.coverage import choose, dense_convs, match, rewrite
 from segquant.quant.fake import int8
@@ -233,7 +234,7 @@ def _overridden(sizes: Mapping[str, int], recipe: Recipe) -> dict[str, Layer]:
 
 def fitting(inputs: int, group_size: int) -> int:
     """The largest divisor of a layer's `inputs` up to `group_size`; `inputs` itself when that divisor is below 4."""
-    best = max(n for n in range(1, group_size + 1) if inputs % n == 0)
+    best = max(n for n in range(1, min(group_size, inputs) + 1) if inputs % n == 0)
     return best if best >= min(4, group_size) else inputs
 
 
@@ -254,7 +255,7 @@ def _fit(layers: dict[str, Layer], inputs: dict[str, int]) -> dict[str, Layer]:
     """Fit each layer's group size to its inputs. Raises ConfigError for a group_size that divides no layer's inputs."""
     for size in {layer.group_size for layer in layers.values() if layer.group_size}:
         if not any(layer.group_size == size and inputs[name] % size == 0 for name, layer in layers.items()):
-            raise ConfigError(f"group_size {size} divides the inputs of no layer: choose 8, 16 or 32")
+            raise ConfigError(f"group_size {shown(size)} divides the inputs of no layer: choose 8, 16 or 32")
     fitted = {}
     for name, layer in layers.items():
         if layer.group_size:
