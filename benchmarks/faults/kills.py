@@ -21,7 +21,10 @@ from faults.place import ENVIRONMENT, METHODS, ROOT, SPLIT, Place
 from faults.trial import GRACE_SECONDS, LIMIT_SECONDS, MARK, Ended, judge, survivors
 
 PIPELINE = "python -m segquant.base.locks && exec python -m segquant.warm dvc repro"  # what `make repro` runs
-BUILT = ["data/shards", "data/reference", "data/source.json", "models/baseline", "models/onnx", "models/quantized"]
+BUILT = [
+    *("data/shards", "data/reference", "data/source.json"),
+    *("models/baseline", "models/onnx", "models/quantized", "metrics/code"),
+]
 COUNTED = [f"metrics/{name}" for name in ("accuracy", "classes", "predictions", "selected.json", "confusion.csv")]
 TRAIN = {"steps": 40, "batch_size": 2, "crop": 64, "checkpoint_every": 2, "validate_every": 20, "validation_images": 1}
 TRAINED = {**METHODS["int2"], "train": TRAIN}
