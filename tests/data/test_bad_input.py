@@ -322,7 +322,7 @@ def test_a_full_disk(place, capsys, monkeypatch):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert code == 2 and len(lines) == 1
     assert lines[0].startswith("error: cannot write out/shards: ") and "File too large" in lines[0]
-    assert list((place / "out").iterdir()) == []
+    assert not (place / "out").exists()
 
 
 def rows(place, capsys, monkeypatch):
