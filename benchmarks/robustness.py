@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -128,18 +128,18 @@ def main() -> int:
         BATCHES.extend(batches(a, place))
         rows: dict[str, Row] = {}
         with ProcessPoolExecutor(a.workers, get_context("fork")) as pool:
-            for name, done, seconds in pool.map(_work, range(len(BATCHES))):
+            for batch in as_completed(pool.submit(_work, number) for number in range(len(BATCHES))):
+                name, done, seconds = batch.result()
                 for row, trial, verdict in done:
                     rows.setdefault(row, Row(row)).add(verdict, trial)
-                print(
-                    f"[{time.monotonic() - start:.0f} s] {name}: {len(done)} trials, {seconds:.0f} s", file=sys.stderr
-                )
+                passed = time.monotonic() - start
+                print(f"[{passed:.0f} s] {name}: {len(done)} trials, {seconds:.0f} s", file=sys.stderr)
+                finds = [find for row in rows.values() for find in row.finds]
+                if a.output:  # what is counted so far
+                    counts = {row.name: dict(row.counts) for row in rows.values()}
+                    a.output.write_text(json.dumps({"seed": a.seed, "counts": counts, "finds": finds}, indent=2) + "\n")
     print(table(rows))
-    finds = [find for row in rows.values() for find in row.finds]
     print(*finds, sep="\n", file=sys.stderr)
-    if a.output:
-        counts = {row.name: dict(row.counts) for row in rows.values()}
-        a.output.write_text(json.dumps({"seed": a.seed, "counts": counts, "finds": finds}, indent=2) + "\n")
     return 4 if any(row.counts[verdict] for row in rows.values() for verdict in BAD) else 0
 
 
