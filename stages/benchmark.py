@@ -14,7 +14,7 @@ def main() -> None:
     if reason := missing(read_json(Path(a.artifact) / "quantization.json")):
         write_json(a.output, reason)
         return
-    from segquant import models  # seconds, which no reason needs
+    from segquant import models  # imports of seconds, for artifacts that hold a model
     from segquant.evaluation.speed import measure
 
     params = config.load()

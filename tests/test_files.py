@@ -36,17 +36,6 @@ def test_what_fails_leaves_no_new_folder(tmp_path):
     assert (tmp_path / "a/b").exists()
 
 
-def test_a_folder_may_be_called_by_dots(tmp_path, monkeypatch):
-    for name, folder in ((".", "a/b"), ("..", "a")):
-        (tmp_path / "a/b").mkdir(parents=True, exist_ok=True)
-        monkeypatch.chdir(tmp_path / "a/b")
-        with replacing(name) as part:
-            part.mkdir()
-            (part / "x").write_text(name)
-        assert (tmp_path / folder / "x").read_text() == name
-    assert not (tmp_path / "a/b").exists()
-
-
 def test_a_folder_is_replaced_whole(tmp_path):
     for content in ("old", "new"):
         with replacing(tmp_path / "d") as part:

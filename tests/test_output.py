@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -217,6 +218,23 @@ def test_a_record_that_was_cut_off_or_is_foreign_names_no_file(tmp_path):
         assert claim.known == {"x"}
         with pytest.raises(ConfigError, match="segquant did not write it"):
             write_text(out / "y", "ours")
+
+
+def test_the_record_of_a_run_after_a_killed_one_is_that_of_an_undisturbed_run(tmp_path):
+    def killed(folder):
+        with suppress(KeyboardInterrupt), claimed(folder, "run"):
+            write_text(folder / "z", "")
+            write_text(folder / "gone", "")
+            (folder / "gone").unlink()
+            raise KeyboardInterrupt
+
+    killed(tmp_path / "a")
+    for name in ("a", "b"):
+        with claimed(tmp_path / name, "run"):
+            for file in "mza":
+                write_text(tmp_path / name / file, "")
+    first, second = ((tmp_path / name / ".segquant.files").read_text() for name in ("a", "b"))
+    assert first == second == '"a"\n"m"\n"z"\n'
 
 
 def test_results_that_now_lie_behind_a_link_stay(tmp_path):

@@ -48,7 +48,6 @@ def replacing(path: str | Path) -> Iterator[Path]:
     `path` stays as it was; an OSError names it. Raises SegquantError when the directory of `path` cannot be written.
     """
     path = Path(path)
-    path = path if path.name not in ("", "..") else Path(os.path.abspath(path))
     new, done = [parent for parent in path.parents if not parent.exists()], False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

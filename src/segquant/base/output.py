@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from segquant import __version__
 from segquant.base.errors import ConfigError, SegquantError
 from segquant.base.files import TEMPORARY, read_json, watched, write_json, write_text
+from segquant.base.text import is_utf8
 
 MARKER = ".segquant.json"  # which command and version made the folder, and the process that wrote there last
 _LOCK = ".segquant.lock"
@@ -26,10 +27,8 @@ def check(folder: Path, command: str, reads: Iterable[str | Path] = (), force: b
     With `force` it may hold anything else. No folder or file among `reads` may lie in it or around it, ever; names of
     what is not there, as of the hub, do not count.
     """
-    try:
-        os.fspath(folder).encode()
-    except UnicodeEncodeError as error:  # Parquet files take no such path
-        raise ConfigError(f"--output {folder} is no UTF-8: give another name") from error
+    if not is_utf8(str(folder)):  # Parquet files take no such path
+        raise ConfigError(f"--output {folder} is no UTF-8: give another name")
     for read in map(Path, reads):
         if read.exists() and _contain(folder, read):
             raise ConfigError(
@@ -62,8 +61,13 @@ class Claim:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(os.path.abspath(folder))
         self._lock = os.stat(folder / _LOCK)
-        self.known = {name for name in _recorded(folder / _WRITTEN) if os.path.lexists(folder / name)}
-        write_text(folder / _WRITTEN, "".join(f"{json.dumps(name)}\n" for name in sorted(self.known)))
+        self.known = _recorded(folder / _WRITTEN)
+        self.settle()
+
+    def settle(self) -> None:
+        """Write the record anew, of what is there and in order: a killed run before this one leaves no trace in it."""
+        self.known = {name for name in self.known if os.path.lexists(self.folder / name)}
+        write_text(self.folder / _WRITTEN, "".join(f"{json.dumps(name)}\n" for name in sorted(self.known)))
 
     def note(self, *paths: Path) -> None:
         """Record files that will be written; a later run may replace them."""
@@ -146,6 +150,8 @@ def claimed(folder: Path, command: str, force: bool = False) -> Iterator[Claim]:
             try:
                 with watched(claim.replaces):
                     yield claim
+                if claim.holds():
+                    claim.settle()
             except BaseException:
                 if new and claim.holds() and {path.name for path in folder.iterdir()} <= {MARKER, _LOCK, _WRITTEN}:
                     shutil.rmtree(folder)

@@ -64,6 +64,15 @@ def in_markdown(text: object) -> str:
     return f"<code>{_PUNCTUATION.sub(lambda match: f'&#{ord(match[0])};', line)}</code>"
 
 
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 has this text. It has no halves of characters, as Python makes of some bytes in files' names."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def shown_url(url: str) -> str:
     """A URL as messages and records give it: without user, password, query and fragment. Other text stays."""
     scheme, mark, rest = url.partition("://")

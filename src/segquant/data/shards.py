@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 from segquant.base.errors import DataError, SegquantError, one_line, system_reason
 from segquant.base.files import read_json, replacing, sha256, write_json
 from segquant.base.progress import progress
+from segquant.base.text import is_utf8
 from segquant.data.images import IGNORE, decode_annotation, histogram
 from segquant.data.rows import OnError, rows
 from segquant.data.table_rows import footer_of, repeated
@@ -36,7 +36,6 @@ SCHEMA = pa.schema(
     ]
 )
 _KINDS = {"image": bytes, "annotation": bytes, "width": int, "height": int}
-_HALF = re.compile("[\ud800-\udfff]")  # what Python makes of a byte in a file's name that is no UTF-8
 SHARD_BYTES = 4_000_000
 
 
@@ -147,10 +146,11 @@ def shard_rows(shard: Shard) -> Iterator[dict]:
     try:
         if sha256(shard.path) != shard.sha256:
             raise DataError(f"shard {shard.path} is not the file that its manifest names: run prepare_shards again")
-        with pq.ParquetFile(shard.path, read_dictionary=repeated(footer_of(shard.path))) as file:
-            if file.metadata.num_rows != shard.rows or not shard.rows:
+        footer = footer_of(shard.path)
+        with pq.ParquetFile(shard.path, metadata=footer, read_dictionary=repeated(footer)) as file:
+            if footer.num_rows != shard.rows or not shard.rows:
                 raise DataError(
-                    f"shard {shard.path} has {file.metadata.num_rows} rows but its manifest says {shard.rows}: "
+                    f"shard {shard.path} has {footer.num_rows} rows but its manifest says {shard.rows}: "
                     "run prepare_shards again"
                 )
             for group in range(file.num_row_groups):
@@ -168,7 +168,7 @@ def shard_rows(shard: Shard) -> Iterator[dict]:
 
 def check_id(name: Any, where: str) -> None:
     """Raise DataError for an id that would lead a picture of that name out of its folder."""
-    if isinstance(name, str) and _HALF.search(name):
+    if isinstance(name, str) and not is_utf8(name):
         raise DataError(f"{where} has the file {name!r}, whose name is no UTF-8: rename it")
     path = PurePath(name) if isinstance(name, str) else PurePath()
     if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
