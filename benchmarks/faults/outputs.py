@@ -7,7 +7,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from segquant.base.files import TEMPORARY, sha256
+from segquant.base.files import sha256
+from segquant.base.temporary import TEMPORARY
 
 # Files that differ between two undisturbed runs: they hold times, versions of the machine, or the process.
 VARIES = re.compile(r"(results|times|hardware|\.segquant)\.json$|(^|/)(speed|quantize|logs)/|run\.log$|\.lock$")

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,10 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from segquant import models
 from segquant.base.config import Params, check_protocol
 from segquant.base.errors import DataError, one_line
-from segquant.base.files import TEMPORARY, write_bytes
+from segquant.base.files import write_bytes
 from segquant.base.output import MARKER, claimed, maker
 from segquant.base.progress import progress
+from segquant.base.temporary import temporary
 from segquant.data.images import as_rgb, decode_image, histogram, image_size, open_unlimited
 from segquant.data.label_map import class_names
 from segquant.data.layouts import IMAGES
@@ -82,10 +82,10 @@ def predict_pictures(
 @contextmanager
 def _staging(output: Path, names: Iterable[str], force: bool) -> Iterator[Path]:
     """Hold `output`, and give a folder whose files, of these names, move there once the block has ended well."""
-    with claimed(output, "predict", force) as claim, TemporaryDirectory(prefix=TEMPORARY, dir=output) as folder:
+    with claimed(output, "predict", force) as claim, temporary(output) as folder:
         claim.check(*(output / name for name in names))
-        yield Path(folder)
-        for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+        yield folder
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             target = output / path.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             claim.replaces(target, path)

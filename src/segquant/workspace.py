@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -11,8 +10,9 @@ from typing import Any
 from segquant.base.config import Data, Params
 from segquant.base.errors import ConfigError, DataError
 from segquant.base.failures import BASELINE
-from segquant.base.files import TEMPORARY, replacing, write_json
+from segquant.base.files import replacing, write_json
 from segquant.base.output import Claim
+from segquant.base.temporary import temporary
 from segquant.data.label_map import match_classes
 from segquant.data.rows import OnError
 from segquant.data.shards import Shard, open_shards, read_manifest, write_shards
@@ -112,8 +112,8 @@ def prepare(sets: Sequence[DataSet], root: Path, shard_bytes: int, learned: Set[
 
     Raises as `DataSet.prepare`, and the folder `root` is as it was.
     """
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=root) as staging:
-        ready = [Path(staging) / str(number) for number, _ in enumerate(sets)]
+    with temporary(root) as staging:
+        ready = [staging / str(number) for number, _ in enumerate(sets)]
         for data_set, shards in zip(sets, ready, strict=True):
             data_set.prepare(shards, shard_bytes, learned)
         forget(root, claim)

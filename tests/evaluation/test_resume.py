@@ -18,7 +18,7 @@ from conftest import ROOT, small_segformer
 from segquant import models
 from segquant.base.classes import ADE20K
 from segquant.base.config import Eval, Recipe
-from segquant.base.files import TEMPORARY
+from segquant.base.temporary import TEMPORARY
 from segquant.data.shards import open_shards, write_shards
 from segquant.data.sources import open_source
 from segquant.evaluation.reference import write_reference

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from segquant.base.errors import ModelError, SegquantError, one_line
-from segquant.base.files import TEMPORARY
 from segquant.base.ranks import ranks
+from segquant.base.temporary import TEMPORARY
 
 log = logging.getLogger(__name__)
 BASELINE = "float32"  # the method that the others are compared with

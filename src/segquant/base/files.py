@@ -10,22 +10,19 @@ import json
 import logging
 import os
 import re
-import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from segquant.base.errors import SegquantError, one_line, system_reason
+from segquant.base.temporary import ASIDE, temporary
 from segquant.base.text import from_csv, in_csv
 
 log = logging.getLogger(__name__)
 _LONGEST = 1 << 26  # bytes of a JSON file: its values take several times as much memory
 _POINTER = b"version https://git-lfs"
-TEMPORARY = ".tmp-segquant-"  # also in .gitignore and .dvcignore
-
 
 _watchers: list[Callable[[Path, Path], None]] = []
 
@@ -48,10 +45,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     `path` stays as it was; an OSError names it. Raises SegquantError when the directory of `path` cannot be written.
     """
     path = Path(path)
-    new, done = [parent for parent in path.parents if not parent.exists()], False
+    new, done, stack = [parent for parent in path.parents if not parent.exists()], False, ExitStack()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        holder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=path.parent))
+        holder = stack.enter_context(temporary(path.parent))
     except OSError as error:
         raise SegquantError(f"cannot write {path}: {system_reason(error)}") from error
     part = holder / path.name
@@ -60,11 +57,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
         for watcher in _watchers:
             watcher(path, part)
         if path.is_dir() and not path.is_symlink():
-            path.rename(holder / "old")
+            path.rename(holder / ASIDE)
             try:
                 part.replace(path)
             except OSError:
-                (holder / "old").rename(path)
+                (holder / ASIDE).rename(path)
                 raise
         else:
             part.replace(path)
@@ -77,7 +74,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
             raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
         raise
     finally:
-        shutil.rmtree(holder, ignore_errors=True)
+        stack.close()
         for parent in () if done else new:
             with suppress(OSError):
                 parent.rmdir()

@@ -13,7 +13,8 @@ from filelock import FileLock, Timeout
 
 from segquant import __version__
 from segquant.base.errors import ConfigError, SegquantError
-from segquant.base.files import TEMPORARY, read_json, watched, write_json, write_text
+from segquant.base.files import read_json, watched, write_json, write_text
+from segquant.base.temporary import TEMPORARY, sweep
 from segquant.base.text import is_utf8
 
 MARKER = ".segquant.json"  # which command and version made the folder, and the process that wrote there last
@@ -143,8 +144,7 @@ def claimed(folder: Path, command: str, force: bool = False) -> Iterator[Claim]:
             made = maker(folder)
             if made not in (None, command) and not force:
                 raise ConfigError(_made_by(folder, made))
-            for path in folder.glob(f"{TEMPORARY}*"):  # of a process that was killed
-                shutil.rmtree(path, ignore_errors=True)
+            sweep(folder)
             write_json(folder / MARKER, {"command": command, "version": __version__, "process": os.getpid()})
             claim = Claim(folder)
             try:

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from segquant.base.errors import ModelError, one_line
-from segquant.base.files import TEMPORARY, write_bytes
+from segquant.base.files import write_bytes
 from segquant.base.progress import progress
+from segquant.base.temporary import temporary
 from segquant.deploy.graph import INPUT, strip
 from segquant.engines.extras import needs
 from segquant.engines.load import load_graph
@@ -42,8 +43,8 @@ def quantize_qdq(
     leaves the fewest of the most sensitive nodes in float that keep the drop within `max_drop`. Returns `drop`
     (points), `float_nodes` and `sensitivity` (node, shape of its weight, SNR of the logits in dB), each if measured.
     """
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:  # whose name no error repeats
-        quantizer = _Quantizer(Path(source), Path(folder), images)
+    with temporary(Path(tempfile.gettempdir())) as folder:  # whose name no error repeats
+        quantizer = _Quantizer(Path(source), folder, images)
         quantizer.write(target)
         if max_drop is None or score is None:
             return {"float_nodes": []}
