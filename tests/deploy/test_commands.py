@@ -123,8 +123,16 @@ def test_bad_input_is_one_line_and_nothing_is_written(arguments, message, tiny_f
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("onnx", "--model", "m", "--artifact", "a"), "unrecognized arguments: --artifact a"),
-        (("onnx",), "the following arguments are required: --model"),
+        (("onnx", "--model", "m", "--artifact", "a"), "argument --artifact: not allowed with argument --model"),
+        (("onnx",), "one of the arguments --model --artifact is required"),
+        (
+            ("onnx", "--artifact", "a", "--sha256", "0"),
+            "--revision and --sha256 are of a --model from elsewhere: leave them out",
+        ),
+        (
+            ("onnx", "--artifact", "nowhere"),
+            "nowhere is not a quantized model: it has no quantization.json; give another folder",
+        ),
         (("transformers", "--artifact", "a", "--model", "m"), "unrecognized arguments: --model m"),
         (("transformers", "--artifact", "a", "--classes"), "unrecognized arguments: --classes"),
         (("transformers",), "the following arguments are required: --artifact"),

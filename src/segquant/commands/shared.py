@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 DATA = "'scenes', a labelled folder, a zip archive, a folder of Parquet files, or a hub id"
 LABEL_MAP = "YAML file that maps the model's class ids to the data set's"
+MODEL = "folder, hub id (owner/name), or https URL of safetensors"
 ARTIFACT = "folder of a quantized model, such as models/quantized/int8"
 NEW_FOLDER = "new folder for the files"
 _SCORED = ("model", "revision", "sha256", "data", "split", "protocol", "output", "force")
@@ -31,7 +32,12 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Which float model to take."""
-    parser.add_argument("--model", required=True, help="folder, hub id (owner/name), or https URL of safetensors")
+    parser.add_argument("--model", required=True, help=MODEL)
+    add_pins(parser)
+
+
+def add_pins(parser: argparse.ArgumentParser) -> None:
+    """Which version of a model from elsewhere."""
     parser.add_argument("--revision", help="commit, tag or branch of a hub id")
     parser.add_argument("--sha256", help="checksum of the files behind a URL, as docs/models.md computes it")
 

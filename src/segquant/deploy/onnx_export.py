@@ -1,29 +1,34 @@
-"""Export the float model as ONNX in float32 and float16, and compare both with PyTorch."""
+"""Export a float model as ONNX in float32 and float16, or an artifact in its own bits, and compare with PyTorch."""
 
 from __future__ import annotations
 
+import json
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from segquant import models
 from segquant.base.errors import ModelError, UnavailableError, one_line
 from segquant.base.failures import failure
 from segquant.base.files import replacing, write_bytes, write_json
+from segquant.base.recipes import ENGINES
 from segquant.data.preprocessing import read_preprocessing
-from segquant.deploy.graph import INPUT, LOGITS, OPSET, Pixels, check_opset, exported, to_onnx
+from segquant.deploy.graph import LOGITS, OPSET, Pixels, check_opset, exported, to_onnx
+from segquant.deploy.packed import float_twin, pack_weights
 from segquant.engines.extras import needs
+from segquant.engines.load import start
 from segquant.engines.runtime import CLASSES
-from segquant.quant.tensors import finite
+from segquant.quant.artifacts import load_artifact
+from segquant.quant.tensors import CASTS, finite
 
 log = logging.getLogger(__name__)
 PRECISIONS = ("float32", "float16")
-TOLERANCE = 1e-4  # largest difference of float32's logits from PyTorch's
-LEAST_AGREEMENT = 0.98  # share of pixels of noise with PyTorch's class, for float16
+TOLERANCE = 1e-4  # largest difference of logits from PyTorch's, of graphs that compute in float32
+LEAST_AGREEMENT = {"float32": 0.98, "float16": 0.98, "packed": 0.9999}  # share of places of noise with PyTorch's class
 _SHAPES = ((1, 64, 96), (3, 160, 128))  # (batch, height, width), none of which torch.export traced
 
 
@@ -52,7 +57,8 @@ def export_onnx(
         for name in PRECISIONS:
             path = part / f"{name}.onnx"
             try:
-                summary[name] = _write(path, graph if name == "float32" else _to_float16(graph), pixels, name)
+                size = _write(path, graph if name == "float32" else _to_float16(graph))
+                summary[name] = {**size, **_compare(path, pixels, name)}
             except Exception as error:
                 if whole or name == "float32":
                     raise
@@ -80,12 +86,45 @@ def write_exports(source: str | Path, folder: str | Path) -> None:
         write_json(part / "export.json", reason)
 
 
-def _write(path: Path, graph: Any, pixels: nn.Module, precision: str) -> dict[str, Any]:
-    """Write a graph and compare it with PyTorch; gives its part of export.json."""
+def export_artifact(
+    artifact: str | Path, folder: str | Path, opset: int = OPSET, classes: bool = False
+) -> dict[str, Any]:
+    """Write model.onnx and export.json of an artifact of PyTorch's to `folder`: its codes at their true width.
+
+    The graph is that of `export_onnx` and computes in float32; its metadata have the `recipe` as well. Returns the
+    content of export.json: bytes, the number of nodes, and by engine what `export_onnx` compares. Raises ModelError
+    where an installed engine's logits differ by more than 1e-4 or its classes at more than one place in 10,000, and for
+    an artifact of a graph, of no quantized weight or of quantized activations, which no graph of floats computes.
+    """
+    needs("onnx", "onnxscript", "onnxruntime")
+    check_opset(opset)
+    loaded = load_artifact(artifact)
+    model, recipe = loaded.model, loaded.info["recipe"]
+    if recipe["weights"] in CASTS:
+        raise ModelError(f"{artifact} has no quantized weight: export its float model by --model")
+    if recipe["activations"]:
+        raise ModelError(
+            f"{artifact} quantizes activations as they come, which no engine does: export a method with float "
+            "activations, or choose one with an engine"
+        )
+    twin, output = float_twin(model), CLASSES if classes else LOGITS
+    graph = to_onnx(exported(Pixels(twin, classes)), twin.config, read_preprocessing(artifact), opset, output)
+    pack_weights(graph.graph, model, twin)
+    graph.metadata_props.add(key="recipe", value=json.dumps(recipe))
+    with replacing(folder) as part:
+        part.mkdir()
+        path = part / "model.onnx"
+        summary: dict[str, Any] = {"opset": opset, "output": output, **_write(path, graph)}
+        for engine in filter(find_spec, ENGINES):
+            summary[engine] = _compare(path, Pixels(model, classes), "packed", engine)
+        write_json(part / "export.json", summary)
+    return summary
+
+
+def _write(path: Path, graph: Any) -> dict[str, int]:
+    """Write a graph; gives its bytes and its number of nodes."""
     write_bytes(path, graph.SerializeToString(deterministic=True))
-    comparison = _compare(path, pixels, precision)
-    log.info("%s: %.2f MB, against PyTorch %s", path.name, path.stat().st_size / 1e6, comparison)
-    return {"bytes": path.stat().st_size, "nodes": len(graph.graph.node), **comparison}
+    return {"bytes": path.stat().st_size, "nodes": len(graph.graph.node)}
 
 
 def _to_float16(graph: Any) -> Any:
@@ -101,37 +140,40 @@ def _to_float16(graph: Any) -> Any:
 
 
 @torch.inference_mode()
-def _compare(path: Path, pixels: nn.Module, precision: str) -> dict[str, float]:
-    """Compare ONNX Runtime's output with that of PyTorch in float32, on noise.
+def _compare(path: Path, pixels: Pixels, kind: str, engine: str = "onnxruntime") -> dict[str, float]:
+    """Compare an engine's output with that of PyTorch in float32, on noise.
 
     Returns the largest difference of logits (`difference`, unless the graph gives classes) and the smallest share of
     equal classes (`agreement`). Raises ModelError where they are beyond TOLERANCE or LEAST_AGREEMENT.
     """
-    ort = needs("onnxruntime")
     try:
-        options = ort.SessionOptions()
-        options.log_severity_level = 4  # what it logs of an error it raises too
-        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        call = start(path, engine)[0].call
     except Exception as error:  # an opset that it does not know, for example
-        raise ModelError(f"onnxruntime {ort.__version__} cannot load the model: {one_line(error, end=True)}") from error
-    difference, agreements = 0.0, []
+        version = needs(engine).__version__
+        raise ModelError(f"{engine} {version} cannot load the model: {one_line(error, end=True)}") from error
+    difference, agreements, name = 0.0, [], f"the {kind} ONNX model" + (f" on {engine}" if kind == "packed" else "")
     for batch, height, width in _SHAPES:
         noise = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
         try:
-            expected = pixels(noise).numpy()
-            output = session.run(None, {INPUT: noise.numpy()})[0]
+            expected, output = pixels(noise).numpy(), call(noise.numpy())
         except Exception as error:  # a graph that is right for the traced size alone, for example
             reason = one_line(error, 200, end=True)
-            sizes = f"{batch}x3x{height}x{width}"
-            raise ModelError(f"the {precision} ONNX model does not run on pixels {sizes}: {reason}") from error
+            raise ModelError(f"{name} does not run on pixels {batch}x3x{height}x{width}: {reason}") from error
         if pixels.classes:
             agreements.append((output == expected).mean())
             continue
-        finite(torch.from_numpy(output), f"the {precision} ONNX model")
+        finite(torch.from_numpy(output), name)
         difference = float(np.maximum(difference, np.abs(output - expected).max()))  # NaN stays
         agreements.append((output.argmax(1) == expected.argmax(1)).mean())
     agreement = float(min(agreements))
-    if (precision == "float32" and not difference <= TOLERANCE) or not agreement >= LEAST_AGREEMENT:  # NaN fails
+    log.info(
+        "%s (%.2f MB): logits within %.1e, %.4f of classes equal",
+        name,
+        path.stat().st_size / 1e6,
+        difference,
+        agreement,
+    )
+    if (kind != "float16" and not difference <= TOLERANCE) or not agreement >= LEAST_AGREEMENT[kind]:  # NaN fails
         logits = "" if pixels.classes else f"logits differ by up to {difference:.1e}, and "
-        raise ModelError(f"the {precision} ONNX model does not match PyTorch: {logits}{agreement:.1%} of classes agree")
+        raise ModelError(f"{name} does not match PyTorch: {logits}{agreement:.2%} of classes agree")
     return {"agreement": agreement} if pixels.classes else {"difference": difference, "agreement": agreement}

@@ -18,7 +18,7 @@ from segquant.base.errors import ModelError, UnavailableError, one_line
 from segquant.base.files import is_lfs_pointer, read_json
 from segquant.base.recipes import COMPUTES, ENGINES
 from segquant.engines.extras import needs
-from segquant.engines.runtime import CLASSES, Runtime, read_metadata
+from segquant.engines.runtime import CLASSES, End, Runtime, read_metadata
 from segquant.models import MAX_CLASSES, check_names
 from segquant.quant import artifacts
 from segquant.quant.artifacts import Artifact, check_present, describe_artifact, intact
@@ -70,6 +70,11 @@ def load_quantized(source: str | Path, device: torch.device | str = "cpu", **pin
     return artifacts.load_quantized(source, device, **pinned)
 
 
+def start(path: Path, engine: str, compute: str = "float32") -> tuple[Runtime, list[End], list[End]]:
+    """What an engine makes of the graph in a file, with its inputs and outputs, which may be of any kind."""
+    return importlib.import_module(f"segquant.engines.{engine}").start(path, compute)
+
+
 def load_graph(path: str | Path, engine: str = "onnxruntime", compute: str = "float32") -> Runtime:
     """The graph in a file on `engine`, with as many threads as PyTorch has.
 
@@ -83,7 +88,7 @@ def load_graph(path: str | Path, engine: str = "onnxruntime", compute: str = "fl
     if is_lfs_pointer(path):
         raise ModelError(f"{path} is a Git LFS pointer: run git lfs pull")
     try:
-        model, inputs, outputs = importlib.import_module(f"segquant.engines.{engine}").start(path, compute)
+        model, inputs, outputs = start(path, engine, compute)
     except (UnavailableError, ModelError):
         raise
     except Exception as error:  # engines raise many types

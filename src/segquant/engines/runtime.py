@@ -37,7 +37,7 @@ class Runtime(nn.Module):
 
     def __init__(self, call: Callable[[np.ndarray], np.ndarray], engine: str, version: str, threads: int):
         super().__init__()
-        self.engine, self.version, self.threads, self._call = engine, version, threads, call
+        self.engine, self.version, self.threads, self.call = engine, version, threads, call
         self.metadata: dict[str, str] = {}
         self.preprocessing: Preprocessing | None = None
         self.batch: int | None = None
@@ -64,7 +64,7 @@ class Runtime(nn.Module):
             ) from error
 
     def _run(self, inputs: torch.Tensor) -> torch.Tensor:
-        logits = torch.from_numpy(self._call(inputs.to(self.dtype).numpy())).float()
+        logits = torch.from_numpy(self.call(inputs.to(self.dtype).numpy())).float()
         if logits.ndim != 4 or len(logits) != len(inputs) or not logits.numel():
             raise ValueError(f"it gives logits {'x'.join(map(str, logits.shape))} for {len(inputs)} images")
         return logits

@@ -1,4 +1,4 @@
-"""Write the float model as ONNX files, checked against PyTorch."""
+"""Write a float model or an artifact as ONNX files, checked against PyTorch."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from pathlib import Path
 from segquant.base.errors import ConfigError
 from segquant.base.output import holds_anything
 from segquant.base.text import say, say_json
-from segquant.commands.shared import NEW_FOLDER, add_model
+from segquant.commands.shared import ARTIFACT, MODEL, NEW_FOLDER, add_pins
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    add_model(parser)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", help=f"a float model: {MODEL}")
+    source.add_argument("--artifact", type=Path, help=f"{ARTIFACT}: its codes keep their bits in the file")
+    add_pins(parser)
     parser.add_argument("--opset", type=int, help="opset of the graph (default: 20)")
     parser.add_argument(
         "--classes", action="store_true", help="output class maps at the size of the input instead of logits"
@@ -22,19 +25,30 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     from segquant.base.hub import locate
+    from segquant.base.recipes import ENGINES
     from segquant.deploy.graph import OPSET
-    from segquant.deploy.onnx_export import PRECISIONS, export_onnx
+    from segquant.deploy.onnx_export import PRECISIONS, export_artifact, export_onnx
 
     if holds_anything(arguments.output):
         raise ConfigError(f"{arguments.output} exists: give a new folder, or remove that one first")
-    folder = locate(arguments.model, arguments.revision, arguments.sha256)
-    opset = OPSET if arguments.opset is None else arguments.opset
-    files = export_onnx(folder, arguments.output, opset, arguments.classes)
+    if arguments.artifact and (arguments.revision or arguments.sha256):
+        raise ConfigError("--revision and --sha256 are of a --model from elsewhere: leave them out")
+    options = (arguments.output, OPSET if arguments.opset is None else arguments.opset, arguments.classes)
+    if arguments.artifact:
+        files = export_artifact(arguments.artifact, *options)
+    else:
+        files = export_onnx(locate(arguments.model, arguments.revision, arguments.sha256), *options)
     if arguments.json:
         say_json(files)
         return
+    if arguments.artifact:
+        for engine in [name for name in ENGINES if name in files]:
+            _say(arguments.output / "model.onnx", {**files, **files[engine]}, f" on {engine}")
+        return
     for precision in PRECISIONS:
-        file = files[precision]
-        logits = f"logits within {file['difference']:.1e} of PyTorch's, " if "difference" in file else ""
-        path = arguments.output / f"{precision}.onnx"
-        say(f"{path}: {file['bytes'] / 1e6:.2f} MB, {logits}{file['agreement']:.2%} of pixels in the same class")
+        _say(arguments.output / f"{precision}.onnx", files[precision])
+
+
+def _say(path: Path, file: dict, where: str = "") -> None:
+    logits = f"logits within {file['difference']:.1e} of PyTorch's, " if "difference" in file else ""
+    say(f"{path}: {file['bytes'] / 1e6:.2f} MB, {logits}{file['agreement']:.2%} of pixels in the same class{where}")

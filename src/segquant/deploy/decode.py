@@ -1,0 +1,110 @@
+"""Operators of ONNX that decode quantized weights: from constants as small as an artifact's to float32.
+
+Each operator is a standard one on constants, so that an engine folds them all when it loads a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import torch
+
+from segquant.engines.extras import needs
+from segquant.quant.packing import pack
+from segquant.quant.tensors import bits, narrowed
+
+_SMALLEST = 32  # numbers from which float16 and a Cast are smaller than float32
+
+
+class Nodes:
+    """Nodes and constants, in the order in which they are made; equal ones are one."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[tuple, Any] = {}
+        self._constants: dict[tuple, Any] = {}
+
+    @property
+    def nodes(self) -> list[Any]:
+        return list(self._nodes.values())
+
+    @property
+    def constants(self) -> list[Any]:
+        return list(self._constants.values())
+
+    def constant(self, values: np.ndarray) -> str:
+        key = (values.dtype.str, values.shape, values.tobytes())
+        if key not in self._constants:
+            name = f"constant {len(self._constants)}"
+            self._constants[key] = needs("onnx").numpy_helper.from_array(values, name)
+        return self._constants[key].name
+
+    def add(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        """A node; gives the name of its output."""
+        key = (kind, inputs, repr(attributes))
+        if key not in self._nodes:
+            name = f"decoded {len(self._nodes)}"
+            self._nodes[key] = needs("onnx").helper.make_node(kind, inputs, [name], **attributes)
+        return self._nodes[key].output[0]
+
+    def reshape(self, value: str, shape: Sequence[int]) -> str:
+        return self.add("Reshape", value, self.constant(np.array(shape, np.int64)))
+
+    def to_float32(self, value: str) -> str:
+        return self.add("Cast", value, to=needs("onnx").TensorProto.FLOAT)
+
+
+def floats(nodes: Nodes, values: torch.Tensor) -> str:
+    """float32 `values`, stored as float16 where that is exact."""
+    narrow = narrowed(values) if values.numel() >= _SMALLEST else values
+    name = nodes.constant(narrow.numpy())
+    return name if narrow.dtype == values.dtype else nodes.to_float32(name)
+
+
+def weight(nodes: Nodes, tensor: torch.Tensor, shape: Sequence[int]) -> str:
+    """The float32 values of one of torchao's quantized tensors, by the operations of its `dequantize`, as `shape`."""
+    rows, groups = len(tensor), tensor.scale.numel() // len(tensor)
+    grouped = nodes.reshape(_codes(nodes, tensor), (rows, groups, -1))
+    zero = getattr(tensor, "zero_point", None)
+    if zero is not None and zero.any():
+        grouped = nodes.add("Sub", grouped, floats(nodes, zero.float().reshape(rows, groups, 1)))
+    scaled = nodes.add("Mul", grouped, floats(nodes, tensor.scale.float().reshape(rows, groups, 1)))
+    return nodes.reshape(scaled, shape)
+
+
+def _codes(nodes: Nodes, tensor: torch.Tensor) -> str:
+    """The codes of a quantized tensor as float32."""
+    codes, width = tensor.qdata, bits(tensor)
+    if codes.dtype == torch.float8_e4m3fn:  # by a table, as not every engine knows the type
+        table = torch.arange(256, dtype=torch.uint8).view(codes.dtype).float()
+        numbers = nodes.add("Cast", nodes.constant(codes.view(torch.uint8).numpy()), to=needs("onnx").TensorProto.INT32)
+        return nodes.add("Gather", nodes.constant(table.numpy()), numbers)
+    if width == 8:
+        return nodes.to_float32(nodes.constant(codes.numpy()))
+    half = 1 << (width - 1)
+    return nodes.add("Sub", _unsigned(nodes, codes.flatten() + half, width), nodes.constant(np.array(half, np.float32)))
+
+
+def _unsigned(nodes: Nodes, codes: torch.Tensor, width: int) -> str:
+    """Codes (N,) from 0 to 2**width - 1 as float32, from fields of 4, 2 and 1 bits that fill bytes.
+
+    Masks and multiplications take the fields apart: OpenVINO's shifts are divisions, whose results it may round up.
+    """
+    parts, low = [], 0
+    for field in (size for size in (4, 2, 1) if width & size):
+        half, positions = 1 << (field - 1), np.arange(0, 8, field)
+        packed = pack((codes >> low & 2 * half - 1) - half, field).numpy()
+        masks = nodes.constant((2 * half - 1 << positions).astype(np.uint8))
+        masked = nodes.to_float32(nodes.add("BitwiseAnd", nodes.constant(packed[:, None]), masks))
+        part = nodes.add("Mul", masked, nodes.constant(np.float32(2) ** (low - positions).astype(np.float32)))
+        parts.append(part if field == width and len(codes) * field % 8 == 0 else _first(nodes, part, len(codes)))
+        low += field
+    return reduce(lambda sum, part: nodes.add("Add", sum, part), parts)
+
+
+def _first(nodes: Nodes, values: str, number: int) -> str:
+    """The first `number` of all values, as (number,): a last byte may hold more."""
+    start, end = (nodes.constant(np.array([index], np.int64)) for index in (0, number))
+    return nodes.add("Slice", nodes.reshape(values, (-1,)), start, end)

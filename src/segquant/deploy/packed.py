@@ -1,0 +1,166 @@
+"""An artifact of PyTorch's as one ONNX graph: codes at their true width, and operators that decode them.
+
+An engine folds these operators when it loads the file, and then runs the float model's own graph: the file is as small
+as the artifact, and as fast as float32.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoModelForSemanticSegmentation
+from transformers.initialization import no_init_weights
+
+from segquant.deploy.decode import Nodes, floats, weight
+from segquant.deploy.graph import ConvFuse
+from segquant.engines.extras import needs
+from segquant.quant.coverage import LinearConv2d
+from segquant.quant.head import has_segformers_head
+from segquant.quant.tensors import is_quantized
+
+if TYPE_CHECKING:
+    import onnx
+
+log = logging.getLogger(__name__)
+Write = Callable[[Nodes], str]  # writes a weight, and gives its name
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def float_twin(model: nn.Module) -> nn.Module:
+    """The float32 model whose weights are those that a quantized model's codes stand for."""
+    inner = {f"{name}.linear" for name, module in model.named_modules() if isinstance(module, LinearConv2d)}
+    with no_init_weights():
+        twin = AutoModelForSemanticSegmentation.from_config(model.config)
+    expected, state = twin.state_dict(), {}
+    for name, tensor in model.state_dict().items():
+        module, _, leaf = name.rpartition(".")
+        name = f"{module.removesuffix('.linear')}.{leaf}" if module in inner else name
+        state[name] = (tensor.dequantize() if is_quantized(tensor) else tensor).reshape(expected[name].shape)
+    twin.load_state_dict(state)
+    return twin.float().eval().requires_grad_(False)
+
+
+def pack_weights(graph: onnx.GraphProto, model: nn.Module, twin: nn.Module) -> None:
+    """Put the codes of a quantized model in place of the weights in its float twin's graph; shorten all names."""
+    to_array = needs("onnx").numpy_helper.to_array
+    nodes, names, kept = Nodes(), {}, []
+    sources = _sources(model, twin)
+    missing = {layer for layer, _ in sources.values()}
+    for tensor in graph.initializer:
+        values = to_array(tensor)
+        layer, write = sources.get(_key(values), ("", None))
+        missing.discard(layer)
+        if write:
+            names[tensor.name] = write(nodes)
+        elif values.dtype == np.float32:
+            names[tensor.name] = floats(nodes, torch.from_numpy(values.copy()))
+        else:
+            kept.append(tensor)
+    if missing:
+        log.warning(
+            "the graph has no weight of %d quantized layers, such as %s: it does without them, or the exporter changed "
+            "them, and they are stored as float32",
+            len(missing),
+            min(missing),
+        )
+    original = list(graph.node)
+    for field in ("node", "initializer", "value_info"):
+        graph.ClearField(field)
+    graph.initializer.extend([*kept, *nodes.constants])
+    graph.node.extend([*nodes.nodes, *original])
+    ends = {end.name for end in (*graph.input, *graph.output)}
+    short = (name for number in count() if (name := _short(number)) not in ends)
+    _rename(graph, names, defaultdict(lambda: next(short), {name: name for name in (*ends, "")}))
+
+
+def _sources(model: nn.Module, twin: nn.Module) -> dict[Any, tuple[str, Write]]:
+    """{key of a weight in the twin's graph, as it is or transposed: (its layer, how to write it)}."""
+    quantized = {layer: _weight(model, layer) for layer, _ in twin.named_modules()}
+    quantized = {layer: tensor for layer, tensor in quantized.items() if is_quantized(tensor)}
+    sources: dict[Any, tuple[str, Write]] = {}
+    if has_segformers_head(twin):
+        head = "decode_head.linear_fuse", *_projections(twin.decode_head)
+        if not quantized.keys().isdisjoint(head):
+            for number, stage in enumerate(ConvFuse(twin.decode_head).stages):
+                write = partial(_fused, twin.decode_head, quantized, number)
+                sources[_key(stage.weight.numpy())] = (f"decode_head, stage {number}", write)
+            quantized = {layer: tensor for layer, tensor in quantized.items() if layer not in head}
+    for layer, tensor in quantized.items():
+        values = twin.get_submodule(layer).weight.numpy()
+        if values.ndim == 2:
+            sources[_key(values.T)] = (layer, partial(_transposed, tensor=tensor, shape=values.shape))
+        sources[_key(values)] = (layer, partial(weight, tensor=tensor, shape=values.shape))
+    return sources
+
+
+def _weight(model: nn.Module, layer: str) -> torch.Tensor | None:
+    return getattr(model.get_submodule(layer), "weight", None)
+
+
+def _key(values: np.ndarray) -> tuple:
+    return values.dtype.str, values.shape, values.tobytes()
+
+
+def _transposed(nodes: Nodes, tensor: torch.Tensor, shape: Sequence[int]) -> str:
+    return nodes.add("Transpose", weight(nodes, tensor, shape), perm=[1, 0])
+
+
+def _projections(head: nn.Module) -> list[str]:
+    return [f"decode_head.linear_projections.{number}.proj" for number in range(len(head.linear_projections))]
+
+
+def _fused(head: nn.Module, quantized: dict[str, torch.Tensor], number: int, nodes: Nodes) -> str:
+    """The matrix of a stage of ConvFuse: its part of the fusing layer, scaled by the normalization, times its
+    projection. The product is a convolution, as OpenVINO computes the product of two decoded matrices wrongly."""
+
+    def matrix(layer: str, module: nn.Module) -> str:
+        shape = tuple(module.weight.flatten(1).shape)
+        if layer in quantized:
+            return weight(nodes, quantized[layer], shape)
+        return nodes.reshape(floats(nodes, module.weight), shape)
+
+    norm, stages = head.batch_norm, len(head.linear_projections)
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    fuse = matrix("decode_head.linear_fuse", head.linear_fuse)
+    width = head.linear_fuse.weight.shape[1] // stages
+    start = (stages - 1 - number) * width  # the fusion's input begins with the last stage
+    ends = (nodes.constant(np.array([value], np.int64)) for value in (start, start + width, 1))
+    part = nodes.add("Mul", nodes.add("Slice", fuse, *ends), floats(nodes, scale[:, None]))
+    projection = head.linear_projections[number].proj
+    inputs = nodes.reshape(matrix(_projections(head)[number], projection), (1, width, 1, -1))
+    product = nodes.add("Conv", inputs, nodes.reshape(part, (-1, width, 1, 1)))
+    return nodes.reshape(product, (head.linear_fuse.weight.shape[0], -1, 1, 1))
+
+
+def _short(number: int) -> str:
+    """a, b, ..., z, aa, ba, ..."""
+    name = _LETTERS[number % 26]
+    while number := number // 26:
+        number -= 1
+        name += _LETTERS[number % 26]
+    return name
+
+
+def _rename(graph: onnx.GraphProto, aliases: dict[str, str], names: dict[str, str]) -> None:
+    """Give each value of a graph, and of the graphs in it, a short name; `aliases` are other names of some."""
+
+    def new(name: str) -> str:
+        return names[aliases.get(name, name)]
+
+    for tensor in (*graph.initializer, *graph.input, *graph.output):
+        tensor.name = new(tensor.name)
+    for node in graph.node:
+        node.ClearField("name")
+        for values in (node.input, node.output):
+            values[:] = map(new, values)
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                _rename(inner, aliases, names)
