@@ -90,7 +90,7 @@ def _codes(nodes: Nodes, tensor: torch.Tensor) -> str:
 def _unsigned(nodes: Nodes, codes: torch.Tensor, width: int) -> str:
     """Codes (N,) from 0 to 2**width - 1 as float32, from fields of 4, 2 and 1 bits that fill bytes.
 
-    Masks and multiplications take the fields apart: OpenVINO's shifts are divisions, whose results it may round up.
+    Masks and multiplications take the fields apart: OpenVINO turns shifts into divisions, which gave other codes.
     """
     parts, low = [], 0
     for field in (size for size in (4, 2, 1) if width & size):
