@@ -40,15 +40,17 @@ class Job(NamedTuple):
 
 
 def jobs(place: Place) -> dict[str, Job]:
-    training, preparing, reporting = (place.root / name for name in ("training", "preparing", "clone"))
+    training, preparing, running, reporting = (
+        place.root / name for name in ("training", "preparing", "running", "clone")
+    )
     python = "python -m stages."
-    run = f"segquant run --model model --data data --split {SPLIT} --params params.yaml --methods float32,int8,int2"
+    run = f"segquant run --model {place.model} --data {place.data} --split {SPLIT} --params {place.params}"
     stage = f"--baseline {place.model} --shards {place.root}/shards --exports none --trained none"
     return {
         "dvc repro": Job(
             PIPELINE, place.root / "pipeline", BUILT + COUNTED, ["metrics/quantize", ".dvc/cache", ".dvc/tmp", "logs"]
         ),
-        "segquant run": Job(f"{run} --output runs/x", place.root, ["runs/x"]),
+        "segquant run": Job(f"{run} --methods float32,int8,int2 --output runs/x", running, ["runs/x"]),
         "training": Job(
             f"{python}quantize --method mine {stage} --output out/mine --times out/times.json",
             training,
@@ -66,6 +68,7 @@ def prepare(place: Place) -> None:
     """Make the folders of the jobs, once."""
     if place.clone.exists():
         return
+    (place.root / "running").mkdir()
     for name, methods in (("training", {"mine": TRAINED}), ("preparing", {})):
         params = yaml.safe_load(place.params.read_text())
         params["quant"]["methods"] |= methods

@@ -1,6 +1,7 @@
 """Artifacts as ONNX graphs with codes at their true width, on every engine and on onnx's own reference."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import onnx
@@ -129,12 +130,23 @@ def parameters(model):
     return {name: tensor.numpy() for name, tensor in onnx_export.Pixels(model).state_dict().items()}
 
 
+def fused_nodes(model, folder):
+    """The nodes that ONNX Runtime makes of a graph, by their type."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "fused.onnx")
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(folder / "fused.onnx").graph.node)
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_graph_with_codes_is_the_artifact_on_every_engine(name, artifact, work, tmp_path):
     model = load_artifact(artifact(name)).model
     twin = float_twin(model)
     graph = twins_graph(work, twin)
+    fused = fused_nodes(graph, tmp_path)
     pack_weights(graph.graph, model, twin)
+    assert fused_nodes(graph, tmp_path) == fused  # what runs is the float model's graph
     onnx.checker.check_model(graph, full_check=True)
     onnx.save(graph, tmp_path / "model.onnx")
     expected = model(noise()).logits

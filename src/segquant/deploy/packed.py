@@ -50,12 +50,11 @@ def float_twin(model: nn.Module) -> nn.Module:
 
 def pack_weights(graph: onnx.GraphProto, model: nn.Module, twin: nn.Module) -> None:
     """Put the codes of a quantized model in place of the weights in its float twin's graph; shorten all names."""
-    to_array = needs("onnx").numpy_helper.to_array
-    nodes, names, kept = Nodes(), {}, []
     sources = _sources(model, twin)
     missing = {layer for layer, _ in sources.values()}
+    nodes, names = Nodes(), {}
     for tensor in graph.initializer:
-        values = to_array(tensor)
+        values = needs("onnx").numpy_helper.to_array(tensor)
         layer, write = sources.get(_key(values), ("", None))
         missing.discard(layer)
         if write:
@@ -63,7 +62,7 @@ def pack_weights(graph: onnx.GraphProto, model: nn.Module, twin: nn.Module) -> N
         elif values.dtype == np.float32:
             names[tensor.name] = floats(nodes, torch.from_numpy(values.copy()))
         else:
-            kept.append(tensor)
+            names[tensor.name] = nodes.constant(values)
     if missing:
         log.warning(
             "the graph has no weight of %d quantized layers, such as %s: it does without them, or the exporter changed "
@@ -71,20 +70,26 @@ def pack_weights(graph: onnx.GraphProto, model: nn.Module, twin: nn.Module) -> N
             len(missing),
             min(missing),
         )
-    original = list(graph.node)
+    original, shapes = list(graph.node), [info for info in graph.value_info if info.name not in names]
     for field in ("node", "initializer", "value_info"):
         graph.ClearField(field)
-    graph.initializer.extend([*kept, *nodes.constants])
+    graph.initializer.extend(nodes.constants)
     graph.node.extend([*nodes.nodes, *original])
+    graph.value_info.extend(shapes)  # without them ONNX Runtime fuses fewer nodes
     ends = {end.name for end in (*graph.input, *graph.output)}
     short = (name for number in count() if (name := _short(number)) not in ends)
     _rename(graph, names, defaultdict(lambda: next(short), {name: name for name in (*ends, "")}))
 
 
+def _quantized(model: nn.Module, twin: nn.Module) -> dict[str, torch.Tensor]:
+    """The quantized weights of a model, by the names of their layers in its twin."""
+    tensors = {layer: getattr(model.get_submodule(layer), "weight", None) for layer, _ in twin.named_modules()}
+    return {layer: tensor for layer, tensor in tensors.items() if is_quantized(tensor)}
+
+
 def _sources(model: nn.Module, twin: nn.Module) -> dict[Any, tuple[str, Write]]:
     """{key of a weight in the twin's graph, as it is or transposed: (its layer, how to write it)}."""
-    quantized = {layer: _weight(model, layer) for layer, _ in twin.named_modules()}
-    quantized = {layer: tensor for layer, tensor in quantized.items() if is_quantized(tensor)}
+    quantized = _quantized(model, twin)
     sources: dict[Any, tuple[str, Write]] = {}
     if has_segformers_head(twin):
         head = "decode_head.linear_fuse", *_projections(twin.decode_head)
@@ -99,10 +104,6 @@ def _sources(model: nn.Module, twin: nn.Module) -> dict[Any, tuple[str, Write]]:
             sources[_key(values.T)] = (layer, partial(_transposed, tensor=tensor, shape=values.shape))
         sources[_key(values)] = (layer, partial(weight, tensor=tensor, shape=values.shape))
     return sources
-
-
-def _weight(model: nn.Module, layer: str) -> torch.Tensor | None:
-    return getattr(model.get_submodule(layer), "weight", None)
 
 
 def _key(values: np.ndarray) -> tuple:
@@ -155,7 +156,7 @@ def _rename(graph: onnx.GraphProto, aliases: dict[str, str], names: dict[str, st
     def new(name: str) -> str:
         return names[aliases.get(name, name)]
 
-    for tensor in (*graph.initializer, *graph.input, *graph.output):
+    for tensor in (*graph.initializer, *graph.value_info, *graph.input, *graph.output):
         tensor.name = new(tensor.name)
     for node in graph.node:
         node.ClearField("name")
