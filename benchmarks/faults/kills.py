@@ -66,9 +66,9 @@ def jobs(place: Place) -> dict[str, Job]:
 
 def prepare(place: Place) -> None:
     """Make the folders of the jobs, once."""
+    (place.root / "running").mkdir(exist_ok=True)
     if place.clone.exists():
         return
-    (place.root / "running").mkdir()
     for name, methods in (("training", {"mine": TRAINED}), ("preparing", {})):
         params = yaml.safe_load(place.params.read_text())
         params["quant"]["methods"] |= methods

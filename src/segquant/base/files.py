@@ -57,14 +57,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         for watcher in _watchers:
             watcher(path, part)
         if path.is_dir() and not path.is_symlink():
-            path.rename(holder / ASIDE)
-            try:
-                part.replace(path)
-            except OSError:
-                (holder / ASIDE).rename(path)
-                raise
-        else:
-            part.replace(path)
+            path.rename(holder / ASIDE)  # which `temporary` puts back, however this ends
+        part.replace(path)
         done = True
     except OSError as error:
         error.filename = error.filename or str(path)  # as of a full disk

@@ -22,7 +22,7 @@ log = logging.getLogger("segquant.base.locks")  # this is __main__
 def main() -> None:
     for path in sorted(path for pattern in ("dvc.lock", "*/dvc.lock") for path in Path().glob(pattern)):
         text = path.read_text(errors="replace")
-        if whole(text) or not path.with_suffix(".yaml").exists():
+        if whole(text) or not path.with_suffix(".yaml").exists():  # as logs/dvc.lock, which `_restore` keeps
             continue
         if any(line.startswith(("<<<<<<< ", ">>>>>>> ")) for line in text.splitlines()):
             raise SegquantError(f"{path} holds both sides of a merge: resolve it, or run `git checkout HEAD -- {path}`")

@@ -144,7 +144,8 @@ def claimed(folder: Path, command: str, force: bool = False) -> Iterator[Claim]:
             made = maker(folder)
             if made not in (None, command) and not force:
                 raise ConfigError(_made_by(folder, made))
-            sweep(folder)
+            for left in list(folder.rglob(f"{TEMPORARY}*")):
+                sweep(left.parent)
             write_json(folder / MARKER, {"command": command, "version": __version__, "process": os.getpid()})
             claim = Claim(folder)
             try:

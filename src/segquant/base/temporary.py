@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -21,27 +22,30 @@ _PREFIX = f"{TEMPORARY}{hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 @contextmanager
 def temporary(parent: Path) -> Iterator[Path]:
-    """A new folder in `parent`, locked by this process and removed at the end. Raises OSError."""
+    """A new folder in `parent`, locked by this process and removed at the end. Raises OSError.
+
+    What was moved to ASIDE in it is put back where nothing took its place, as after Ctrl-C between two renames.
+    """
     _sweep_once(Path(os.path.abspath(parent)))
     folder, lock = _make(parent)
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         if lock is not None:
             os.close(lock)
 
 
 def sweep(parent: Path, prefix: str = TEMPORARY) -> None:
-    """Remove the temporary folders in `parent` that no process holds; what one had moved aside is put back."""
+    """Remove the temporary folders in `parent` that no process holds; what one had moved aside is put back.
+
+    The prefix of all machines is for a `parent` in which no other machine writes.
+    """
     for folder in parent.glob(f"{prefix}*"):
         with suppress(OSError):  # held, or the file system knows no locks: stays
             lock = _lock(folder)
-            try:
-                _put_back(folder)
-                shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(lock)
+            _remove(folder)
+            os.close(lock)
 
 
 @cache
@@ -58,7 +62,10 @@ def _make(parent: Path) -> tuple[Path, int | None]:
             lock = _lock(folder)
         except (BlockingIOError, FileNotFoundError):  # another process sweeps it: unlocked it looked left behind
             continue
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # too many open files
+                folder.rmdir()
+                raise
             return folder, None
         if folder.exists():
             return folder, lock
@@ -75,9 +82,11 @@ def _lock(folder: Path) -> int:
     return descriptor
 
 
-def _put_back(folder: Path) -> None:
-    """The process was killed after it moved a folder aside, before the new one took its place."""
-    for part in folder.iterdir():
-        target = folder.parent / part.name
-        if part.name != ASIDE and (folder / ASIDE).exists() and not target.exists():
-            (folder / ASIDE).rename(target)
+def _remove(folder: Path) -> None:
+    """Remove a temporary folder; where that fails, what was moved aside stays in it."""
+    with suppress(OSError):
+        for part in folder.iterdir():
+            target = folder.parent / part.name
+            if part.name != ASIDE and (folder / ASIDE).exists() and not target.exists():
+                (folder / ASIDE).rename(target)
+        shutil.rmtree(folder, ignore_errors=True)
