@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torchao.quantization import IntxUnpackedToInt8Tensor
 
-from segquant import models
+from segquant import cli, models
 from segquant.base.config import Override, Recipe
 from segquant.base.errors import ModelError
 from segquant.deploy import decode, onnx_export, packed
@@ -153,8 +153,10 @@ def test_a_graph_with_codes_is_the_artifact_on_every_engine(name, artifact, work
     for engine in ("onnxruntime", "openvino"):
         logits = load_graph(tmp_path / "model.onnx", engine).logits(noise())
         torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5)
-    matrices = [t for t in graph.graph.initializer if t.data_type == TensorProto.FLOAT and np.prod(t.dims) > 256]
-    assert not matrices or RECIPES[name].layers != "all"
+    kinds = (TensorProto.FLOAT, TensorProto.FLOAT16)
+    floats = [list(t.dims) for t in graph.graph.initializer if t.data_type in kinds and len(t.dims) in (2, 4)]
+    if RECIPES[name].layers == "all":
+        assert all(dims[1:] == [1] for dims in floats)  # the normalization of the head; scales have three sides
 
 
 def test_an_export_is_checked_on_every_engine_and_says_what_it_is(artifact, tmp_path):
@@ -194,7 +196,10 @@ def test_a_graph_that_is_another_model_on_one_engine_is_not_written(artifact, wo
     [
         (Recipe("float32"), "has no quantized weight: export its float model by --model"),
         (Recipe("bfloat16"), "has no quantized weight: export its float model by --model"),
-        (Recipe("int8", activations="int8"), "quantizes activations as they come, which no engine does"),
+        (
+            Recipe("int8", activations="int8"),
+            "quantizes activations as they come, and a graph with codes computes in float32",
+        ),
     ],
 )
 def test_what_no_graph_computes_is_one_line(recipe, message, work, tmp_path):
@@ -204,14 +209,57 @@ def test_what_no_graph_computes_is_one_line(recipe, message, work, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_layer_that_is_not_in_the_graph_is_named(artifact, work, caplog):
+def test_a_layer_whose_weight_the_exporter_changed_is_refused(artifact, work):
     model = load_artifact(artifact("int4")).model
     twin = float_twin(model)
     graph = twins_graph(work, twin)
     changed = next(tensor for tensor in graph.graph.initializer if list(tensor.dims) == [11, 32, 1, 1])
     changed.CopyFrom(numpy_helper.from_array(2 * numpy_helper.to_array(changed), changed.name))
-    pack_weights(graph.graph, model, twin)
-    assert "no weight of 1 quantized layers, such as decode_head.classifier: it does without" in caplog.text
+    with pytest.raises(ModelError, match="changed the weights of 1 quantized layers, such as decode_head.classifier"):
+        pack_weights(graph.graph, model, twin)
+
+
+def test_a_graph_with_branches_is_refused(artifact, work):
+    model = load_artifact(artifact("int4")).model
+    graph = twins_graph(work, float_twin(model)).graph
+    branch = helper.make_graph([], "branch", [], [])
+    graph.node.append(helper.make_node("If", ["x"], ["y"], then_branch=branch, else_branch=branch))
+    with pytest.raises(ModelError, match="the model's graph has branches"):
+        pack_weights(graph, model, float_twin(model))
+
+
+def test_weights_that_are_zero_or_equal_or_symmetric_are_themselves(work, tmp_path):
+    float32 = models.load(work / "model")
+    block = float32.segformer.stages[0].blocks[0]
+    block.mlp.fc1.weight.data.zero_()
+    block.attention.k_proj.weight.data.copy_(block.attention.q_proj.weight)
+    block.attention.v_proj.weight.data.copy_(block.attention.v_proj.weight + block.attention.v_proj.weight.T)
+    models.save(float32, tmp_path / "model")
+    build(tmp_path / "model", RECIPES["int4"], tmp_path / "int4", torch.device("cpu"))
+    model = load_artifact(tmp_path / "int4").model
+    graph = twins_graph(work, float_twin(model))
+    pack_weights(graph.graph, model, float_twin(model))
+    onnx.save(graph, tmp_path / "model.onnx")
+    logits = load_graph(tmp_path / "model.onnx").logits(noise())
+    torch.testing.assert_close(logits, model(noise()).logits, rtol=0, atol=2e-5)
+
+
+def test_the_command_says_what_each_engine_gives(artifact, work, tmp_path, monkeypatch, capsys):
+    twin = float_twin(load_artifact(artifact("int3")).model)
+    monkeypatch.setattr(onnx_export, "exported", lambda pixels: pixels)
+    monkeypatch.setattr(onnx_export, "to_onnx", lambda *_: twins_graph(work, twin))
+    command = ["export", "onnx", "--artifact", str(artifact("int3")), "--output"]
+
+    def main(command):
+        arguments = cli.parser().parse_args(command)
+        arguments.main(arguments)
+
+    main([*command, str(tmp_path / "out")])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition(" on ")[2] for line in lines] == ["onnxruntime", "openvino"]
+    assert all("logits within" in line and "100.00% of pixels in the same class" in line for line in lines)
+    main([*command, str(tmp_path / "json"), "--json"])
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "json/export.json").read_text())
 
 
 @pytest.mark.slow

@@ -35,9 +35,9 @@ class Nodes:
         return list(self._constants.values())
 
     def constant(self, values: np.ndarray) -> str:
-        key = (values.dtype.str, values.shape, values.tobytes())
+        key = (values.dtype.name, values.shape, values.tobytes())
         if key not in self._constants:
-            name = f"constant {len(self._constants)}"
+            name = f"segquant/constant {len(self._constants)}"
             self._constants[key] = needs("onnx").numpy_helper.from_array(values, name)
         return self._constants[key].name
 
@@ -45,7 +45,7 @@ class Nodes:
         """A node; gives the name of its output."""
         key = (kind, inputs, repr(attributes))
         if key not in self._nodes:
-            name = f"decoded {len(self._nodes)}"
+            name = f"segquant/decoded {len(self._nodes)}"
             self._nodes[key] = needs("onnx").helper.make_node(kind, inputs, [name], **attributes)
         return self._nodes[key].output[0]
 
@@ -101,7 +101,7 @@ def _unsigned(nodes: Nodes, codes: torch.Tensor, width: int) -> str:
         part = nodes.add("Mul", masked, nodes.constant(np.float32(2) ** (low - positions).astype(np.float32)))
         parts.append(part if field == width and len(codes) * field % 8 == 0 else _first(nodes, part, len(codes)))
         low += field
-    return reduce(lambda sum, part: nodes.add("Add", sum, part), parts)
+    return reduce(lambda total, part: nodes.add("Add", total, part), parts)
 
 
 def _first(nodes: Nodes, values: str, number: int) -> str:

@@ -92,9 +92,11 @@ def export_artifact(
     """Write model.onnx and export.json of an artifact of PyTorch's to `folder`: its codes at their true width.
 
     The graph is that of `export_onnx` and computes in float32; its metadata have the `recipe` as well. Returns the
-    content of export.json: bytes, the number of nodes, and by engine what `export_onnx` compares. Raises ModelError
-    where an installed engine's logits differ by more than 1e-4 or its classes at more than one place in 10,000, and for
-    an artifact of a graph, of no quantized weight or of quantized activations, which no graph of floats computes.
+    content of export.json: bytes, the number of nodes, and by engine what `export_onnx` compares.
+
+    Raises ModelError where an installed engine's logits differ by more than 1e-4, or its classes at more than one place
+    of an image and one in 10,000, and for an artifact of a graph, without quantized weights or with quantized
+    activations; as `export_onnx` for the rest.
     """
     needs("onnx", "onnxscript", "onnxruntime")
     check_opset(opset)
@@ -104,19 +106,19 @@ def export_artifact(
         raise ModelError(f"{artifact} has no quantized weight: export its float model by --model")
     if recipe["activations"]:
         raise ModelError(
-            f"{artifact} quantizes activations as they come, which no engine does: export a method with float "
-            "activations, or choose one with an engine"
+            f"{artifact} quantizes activations as they come, and a graph with codes computes in float32: export a "
+            "method with float activations, or choose one with an engine"
         )
     twin, output = float_twin(model), CLASSES if classes else LOGITS
-    graph = to_onnx(exported(Pixels(twin, classes)), twin.config, read_preprocessing(artifact), opset, output)
-    pack_weights(graph.graph, model, twin)
-    graph.metadata_props.add(key="recipe", value=json.dumps(recipe))
     with replacing(folder) as part:
         part.mkdir()
-        path = part / "model.onnx"
+        path, pixels = part / "model.onnx", Pixels(model, classes)
+        graph = to_onnx(exported(Pixels(twin, classes)), twin.config, read_preprocessing(artifact), opset, output)
+        pack_weights(graph.graph, model, twin)
+        graph.metadata_props.add(key="recipe", value=json.dumps(recipe))
         summary: dict[str, Any] = {"opset": opset, "output": output, **_write(path, graph)}
         for engine in filter(find_spec, ENGINES):
-            summary[engine] = _compare(path, Pixels(model, classes), "packed", engine)
+            summary[engine] = _compare(path, pixels, "packed", engine)
         write_json(part / "export.json", summary)
     return summary
 
@@ -144,14 +146,16 @@ def _compare(path: Path, pixels: Pixels, kind: str, engine: str = "onnxruntime")
     """Compare an engine's output with that of PyTorch in float32, on noise.
 
     Returns the largest difference of logits (`difference`, unless the graph gives classes) and the smallest share of
-    equal classes (`agreement`). Raises ModelError where they are beyond TOLERANCE or LEAST_AGREEMENT.
+    equal classes (`agreement`). Raises ModelError where they are beyond TOLERANCE or LEAST_AGREEMENT, by more than one
+    place of an image's classes.
     """
     try:
         call = start(path, engine)[0].call
     except Exception as error:  # an opset that it does not know, for example
         version = needs(engine).__version__
         raise ModelError(f"{engine} {version} cannot load the model: {one_line(error, end=True)}") from error
-    difference, agreements, name = 0.0, [], f"the {kind} ONNX model" + (f" on {engine}" if kind == "packed" else "")
+    name = f"the {kind} ONNX model" + (f" on {engine}" if kind == "packed" else "")
+    difference, agreements, enough = 0.0, [], True
     for batch, height, width in _SHAPES:
         noise = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
         try:
@@ -159,12 +163,13 @@ def _compare(path: Path, pixels: Pixels, kind: str, engine: str = "onnxruntime")
         except Exception as error:  # a graph that is right for the traced size alone, for example
             reason = one_line(error, 200, end=True)
             raise ModelError(f"{name} does not run on pixels {batch}x3x{height}x{width}: {reason}") from error
-        if pixels.classes:
-            agreements.append((output == expected).mean())
-            continue
-        finite(torch.from_numpy(output), name)
-        difference = float(np.maximum(difference, np.abs(output - expected).max()))  # NaN stays
-        agreements.append((output.argmax(1) == expected.argmax(1)).mean())
+        if not pixels.classes:
+            finite(torch.from_numpy(output), name)
+            difference = float(np.maximum(difference, np.abs(output - expected).max()))  # NaN stays
+            expected, output = expected.argmax(1), output.argmax(1)
+        same = output == expected
+        agreements.append(same.mean())
+        enough &= (~same).sum() <= max(1, (1 - LEAST_AGREEMENT[kind]) * same.size)  # one place may be a tie
     agreement = float(min(agreements))
     log.info(
         "%s (%.2f MB): logits within %.1e, %.4f of classes equal",
@@ -173,7 +178,7 @@ def _compare(path: Path, pixels: Pixels, kind: str, engine: str = "onnxruntime")
         difference,
         agreement,
     )
-    if (kind != "float16" and not difference <= TOLERANCE) or not agreement >= LEAST_AGREEMENT[kind]:  # NaN fails
+    if (kind != "float16" and not difference <= TOLERANCE) or not enough:  # NaN fails
         logits = "" if pixels.classes else f"logits differ by up to {difference:.1e}, and "
         raise ModelError(f"{name} does not match PyTorch: {logits}{agreement:.2%} of classes agree")
     return {"agreement": agreement} if pixels.classes else {"difference": difference, "agreement": agreement}

@@ -1,12 +1,11 @@
 """An artifact of PyTorch's as one ONNX graph: codes at their true width, and operators that decode them.
 
-An engine folds these operators when it loads the file, and then runs the float model's own graph: the file is as small
-as the artifact, and as fast as float32.
+ONNX Runtime folds these operators when it loads the file, and then runs the float model's own graph.
 """
 
 from __future__ import annotations
 
-import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,6 +18,7 @@ from torch import nn
 from transformers import AutoModelForSemanticSegmentation
 from transformers.initialization import no_init_weights
 
+from segquant.base.errors import ModelError
 from segquant.deploy.decode import Nodes, floats, weight
 from segquant.deploy.graph import ConvFuse
 from segquant.engines.extras import needs
@@ -29,7 +29,6 @@ from segquant.quant.tensors import is_quantized
 if TYPE_CHECKING:
     import onnx
 
-log = logging.getLogger(__name__)
 Write = Callable[[Nodes], str]  # writes a weight, and gives its name
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -49,26 +48,31 @@ def float_twin(model: nn.Module) -> nn.Module:
 
 
 def pack_weights(graph: onnx.GraphProto, model: nn.Module, twin: nn.Module) -> None:
-    """Put the codes of a quantized model in place of the weights in its float twin's graph; shorten all names."""
+    """Put the codes of a quantized model in place of the weights in its float twin's graph; shorten all names.
+
+    Raises ModelError for a graph with branches, and for one that has other weights than the twin, as where the exporter
+    folds a normalization into them. A layer that the graph does without, such as an auxiliary head's, is not there.
+    """
+    if any(attribute.HasField("g") or attribute.graphs for node in graph.node for attribute in node.attribute):
+        raise ModelError("the model's graph has branches: codes are written for graphs without")
     sources = _sources(model, twin)
-    missing = {layer for layer, _ in sources.values()}
-    nodes, names = Nodes(), {}
+    missing = {layer: math.prod(shape) for (_, shape, _), (layer, _) in sources.items()}
+    nodes, names, others = Nodes(), {}, set()
     for tensor in graph.initializer:
         values = needs("onnx").numpy_helper.to_array(tensor)
         layer, write = sources.get(_key(values), ("", None))
-        missing.discard(layer)
+        missing.pop(layer, None)
         if write:
             names[tensor.name] = write(nodes)
         elif values.dtype == np.float32:
             names[tensor.name] = floats(nodes, torch.from_numpy(values.copy()))
+            others.add(values.size)
         else:
             names[tensor.name] = nodes.constant(values)
-    if missing:
-        log.warning(
-            "the graph has no weight of %d quantized layers, such as %s: it does without them, or the exporter changed "
-            "them, and they are stored as float32",
-            len(missing),
-            min(missing),
+    if changed := [layer for layer, size in missing.items() if size in others]:
+        raise ModelError(
+            f"the exporter changed the weights of {len(changed)} quantized layers, such as {changed[0]}: their codes "
+            "cannot be written"
         )
     original, shapes = list(graph.node), [info for info in graph.value_info if info.name not in names]
     for field in ("node", "initializer", "value_info"):
@@ -107,7 +111,7 @@ def _sources(model: nn.Module, twin: nn.Module) -> dict[Any, tuple[str, Write]]:
 
 
 def _key(values: np.ndarray) -> tuple:
-    return values.dtype.str, values.shape, values.tobytes()
+    return values.dtype.name, values.shape, values.tobytes()
 
 
 def _transposed(nodes: Nodes, tensor: torch.Tensor, shape: Sequence[int]) -> str:
@@ -151,7 +155,7 @@ def _short(number: int) -> str:
 
 
 def _rename(graph: onnx.GraphProto, aliases: dict[str, str], names: dict[str, str]) -> None:
-    """Give each value of a graph, and of the graphs in it, a short name; `aliases` are other names of some."""
+    """Give each value of a graph a short name; `aliases` are other names of some."""
 
     def new(name: str) -> str:
         return names[aliases.get(name, name)]
@@ -162,6 +166,3 @@ def _rename(graph: onnx.GraphProto, aliases: dict[str, str], names: dict[str, st
         node.ClearField("name")
         for values in (node.input, node.output):
             values[:] = map(new, values)
-        for attribute in node.attribute:
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                _rename(inner, aliases, names)

@@ -71,7 +71,10 @@ def load_quantized(source: str | Path, device: torch.device | str = "cpu", **pin
 
 
 def start(path: Path, engine: str, compute: str = "float32") -> tuple[Runtime, list[End], list[End]]:
-    """What an engine makes of the graph in a file, with its inputs and outputs, which may be of any kind."""
+    """The graph in a file on an engine, with its inputs and outputs, which may be of any kind.
+
+    Raises UnavailableError where the engine is not installed, and what the engine does for a file that it cannot read.
+    """
     return importlib.import_module(f"segquant.engines.{engine}").start(path, compute)
 
 

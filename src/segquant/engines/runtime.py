@@ -30,6 +30,8 @@ class End(NamedTuple):
 class Runtime(nn.Module):
     """A loaded graph: pixels float32 (B, 3, H, W) to `.logits` float32 (B, C, h, w).
 
+    `call` runs it on an array of pixels of its own dtype, and gives the array of its output.
+
     `version` is the engine's, `threads` how many it computes with, `metadata` what the file says of itself; from that,
     `preprocessing` (None where it says nothing) and the classes' names in `config`. `batch` is how many images it takes
     at a time and `size` their (height, width), None for any, `dtype` of what it takes.

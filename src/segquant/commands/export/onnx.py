@@ -31,13 +31,13 @@ def main(arguments: argparse.Namespace) -> None:
 
     if holds_anything(arguments.output):
         raise ConfigError(f"{arguments.output} exists: give a new folder, or remove that one first")
-    if arguments.artifact and (arguments.revision or arguments.sha256):
+    if arguments.artifact and (arguments.revision, arguments.sha256) != (None, None):
         raise ConfigError("--revision and --sha256 are of a --model from elsewhere: leave them out")
-    options = (arguments.output, OPSET if arguments.opset is None else arguments.opset, arguments.classes)
+    written = (arguments.output, OPSET if arguments.opset is None else arguments.opset, arguments.classes)
     if arguments.artifact:
-        files = export_artifact(arguments.artifact, *options)
+        files = export_artifact(arguments.artifact, *written)
     else:
-        files = export_onnx(locate(arguments.model, arguments.revision, arguments.sha256), *options)
+        files = export_onnx(locate(arguments.model, arguments.revision, arguments.sha256), *written)
     if arguments.json:
         say_json(files)
         return
