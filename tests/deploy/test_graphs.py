@@ -80,6 +80,15 @@ def test_the_float32_graph_gives_pytorchs_logits_at_any_size(work, engine, shape
     assert (runtime.engine, runtime.threads, runtime.config.num_labels) == (engine, torch.get_num_threads(), 11)
 
 
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_smallest_image_first_changes_no_larger_one(work, engine):
+    """OpenVINO gave other logits for all larger images: its first one had a single key in attention."""
+    graph = load_graph(work / "onnx" / "float32.onnx", engine)
+    for side in (32, 256, 32, 128):
+        inputs = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(side))
+        torch.testing.assert_close(graph.logits(inputs), pytorch_logits(inputs), rtol=0, atol=1e-4)
+
+
 def test_an_export_is_checked_stripped_and_described(work):
     summary = json.loads((work / "onnx" / "export.json").read_text())
     assert summary["opset"] == 20 and summary["float32"]["difference"] < 1e-4
