@@ -359,6 +359,29 @@ def test_widths_on_the_command_line_are_plain_numbers(bits, tree):
     assert _settings(params, Namespace(bits="2, 8", limit=None)).bits == (2, 8)
 
 
+@pytest.mark.parametrize("methods", ["{<<: *a, <<: {y: 1}}", "{<<: {x: 1, x: 2}}", "{<<: [*a, {x: 1, x: 2}]}"])
+def test_a_key_that_a_merge_repeats_is_refused(methods, tmp_path):
+    """The last one won."""
+    (tmp_path / "p.yaml").write_text(f"a: &a {{x: 1}}\nb: {methods}\n")
+    with pytest.raises(yaml.YAMLError, match="the key '(<<|x)' stands twice, again in line 2"):
+        read_yaml(tmp_path / "p.yaml")
+
+
+def test_what_two_merges_share_is_no_repeat(tmp_path):
+    (tmp_path / "p.yaml").write_text("a: &a {x: 1}\nb: &b {<<: *a, x: 2}\nc: {<<: *b}\nd: {<<: [*b, *a], x: 3}\n")
+    assert read_yaml(tmp_path / "p.yaml") == {"a": {"x": 1}, "b": {"x": 2}, "c": {"x": 2}, "d": {"x": 3}}
+
+
+@pytest.mark.parametrize(
+    ("text", "key"), [('"na\\ud800me"', "data.classes"), ('{"na\\ud800me": 1}', "a key of data.classes")]
+)
+def test_half_of_a_character_names_its_key(text, key, tmp_path):
+    """It was a character of a file that nobody has."""
+    (tmp_path / "p.yaml").write_text(f"data:\n  classes: {text}\n")
+    with pytest.raises(ConfigError, match=f"^{key} has half of a character, 'na.+ud800me': write the whole one"):
+        config.load(tmp_path / "p.yaml")
+
+
 def test_keys_may_be_merged_from_an_anchor(tmp_path):
     text = (ROOT / "params.yaml").read_text()
     merged = text.replace(

@@ -129,10 +129,12 @@ def test_a_run_leaves_nothing_of_the_one_before(tiny_folder, quick, tmp_path):  
 
     assert segquant(*common, *one, "--methods", "float32,int8").returncode == 0
     (tmp_path / "out/results.json").unlink()  # as if it had been interrupted before all were scored
-    (tmp_path / "out/.tmp-segquant-abc").mkdir()
+    (tmp_path / "out/.tmp-segquant-0a1b2c3d-abcdefgh").mkdir()
     (tmp_path / "out/notes.txt").write_text("mine")
     assert segquant(*common, *one, "--methods", "float32").returncode == 0
-    assert counted() == {"confusion/float32.parquet"} and not (tmp_path / "out/.tmp-segquant-abc").exists()
+    assert (
+        counted() == {"confusion/float32.parquet"} and not (tmp_path / "out/.tmp-segquant-0a1b2c3d-abcdefgh").exists()
+    )
     (tmp_path / "out/results.json").unlink()
     assert segquant(*common, *two, "--methods", "float32").returncode == 0
     assert counted() == {"data/a/confusion/float32.parquet", "data/b/confusion/float32.parquet"}

@@ -80,7 +80,7 @@ def test_a_run_after_a_kill_between_the_renames_knows_its_own_files(tmp_path):
         (part / "old").write_text("old")
     assert python(KILLED, tmp_path / "out/a", "between the two renames").returncode == -9
     (tmp_path / "out/b").mkdir()
-    (tmp_path / f"out/b/{TEMPORARY}x").mkdir()  # where nothing is written again
+    (tmp_path / f"out/b/{TEMPORARY}0a1b2c3d-abcdefgh").mkdir()  # where nothing is written again
     with claimed(tmp_path / "out", "run"), replacing(tmp_path / "out/a/models") as part:
         part.mkdir()
         (part / "new").write_text("new")
@@ -111,7 +111,8 @@ def test_any_name_may_be_replaced(name, tmp_path):
 
 
 def test_a_file_system_without_locks_keeps_what_is_there(tmp_path, monkeypatch):
-    (tmp_path / f"{TEMPORARY}x").mkdir()
+    left = f"{TEMPORARY}0a1b2c3d-abcdefgh"
+    (tmp_path / left).mkdir()
 
     def no_locks(*_):
         raise OSError(errno.ENOLCK, "no locks")
@@ -119,14 +120,20 @@ def test_a_file_system_without_locks_keeps_what_is_there(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", no_locks)
     write_text(tmp_path / "a", "a")
     sweep(tmp_path)
-    assert names(tmp_path) == [f"{TEMPORARY}x", "a"]
+    assert names(tmp_path) == [left, "a"]
+
+
+def test_a_folder_of_the_users_with_a_name_like_ours_stays(tmp_path):
+    (tmp_path / f"{TEMPORARY}x").mkdir()
+    sweep(tmp_path)
+    assert names(tmp_path) == [f"{TEMPORARY}x"]
 
 
 def test_another_machine_s_folders_stay(tmp_path):
     """Its lock may not be seen here."""
-    (tmp_path / f"{TEMPORARY}0-x").mkdir()
+    (tmp_path / f"{TEMPORARY}0a1b2c3d-abcdefgh").mkdir()
     write_text(tmp_path / "a", "a")
-    assert names(tmp_path) == [f"{TEMPORARY}0-x", "a"]
+    assert names(tmp_path) == [f"{TEMPORARY}0a1b2c3d-abcdefgh", "a"]
 
 
 def test_a_folder_that_is_swept_before_it_is_locked_is_made_again(tmp_path, monkeypatch):

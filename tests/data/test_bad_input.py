@@ -227,6 +227,9 @@ TABLE = {
         ":train/a.png unpacks to 1048576 bytes", lambda root: (put("train/a.png", bytes(1 << 20))(root), zipped(root))
     ),
     "an image missing in an archive": bad_zip(":val/b.png has no label", without("valannot/b.png")),
+    "an entry twice by another name": bad_zip(
+        " holds 'val/a.png' twice", lambda root: zipped(root, {"./val//a.png": b"x"})
+    ),
     "an entry twice in an archive": bad_zip(" holds 'val/a.png' twice", lambda root: zipped(root, {"val/a.png": b"x"})),
     "a broken Parquet file": bad_table(
         "table cannot be read as a table (Parquet magic bytes", lambda root: parquet(root, cut=-3)

@@ -114,10 +114,10 @@ def test_published_cityscapes(tmp_path):
     assert np.unique(decode_annotation(open_source(str(tmp_path), "val")[0]["annotation"])).tolist() == [4]
 
 
-@pytest.mark.parametrize("top", ["", "CamVid/", "data/CamVid/"])
+@pytest.mark.parametrize("top", ["", "CamVid/", "data/CamVid/", "./", "./CamVid//"])
 @pytest.mark.parametrize("separator", ["/", "\\"])
 def test_archives_may_have_extra_folders_files_and_backslashes(tmp_path, top, separator):
-    """The data at the top or in a folder, a README beside them, and names as a few Windows programs write them."""
+    """The data at the top or in a folder, a README beside them, and names as a few programs write them."""
     _pair(tmp_path, "val/a.png", "valannot/a.PNG", LABELS)
     with zipfile.ZipFile(tmp_path / "set.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for name in ("val/a.png", "valannot/a.PNG"):

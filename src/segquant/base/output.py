@@ -144,8 +144,8 @@ def claimed(folder: Path, command: str, force: bool = False) -> Iterator[Claim]:
             made = maker(folder)
             if made not in (None, command) and not force:
                 raise ConfigError(_made_by(folder, made))
-            for left in list(folder.rglob(f"{TEMPORARY}*")):
-                sweep(left.parent)
+            for parent in {left.parent for left in folder.rglob(f"{TEMPORARY}*")}:
+                sweep(parent)
             write_json(folder / MARKER, {"command": command, "version": __version__, "process": os.getpid()})
             claim = Claim(folder)
             try:

@@ -20,6 +20,9 @@ ASIDE = f"{TEMPORARY}aside"  # in a temporary folder: what its other entry repla
 _PREFIX = f"{TEMPORARY}{hashlib.sha256(platform.node().encode()).hexdigest()[:8]}-"
 
 
+ANY = f"{TEMPORARY}{'[0-9a-f]' * 8}-"  # of any machine; another name is the user's
+
+
 @contextmanager
 def temporary(parent: Path) -> Iterator[Path]:
     """A new folder in `parent`, locked by this process and removed at the end. Raises OSError.
@@ -36,12 +39,12 @@ def temporary(parent: Path) -> Iterator[Path]:
             os.close(lock)
 
 
-def sweep(parent: Path, prefix: str = TEMPORARY) -> None:
+def sweep(parent: Path, prefix: str = ANY) -> None:
     """Remove the temporary folders in `parent` that no process holds; what one had moved aside is put back.
 
-    The prefix of all machines is for a `parent` in which no other machine writes.
+    The prefix of any machine is for a `parent` in which no other machine writes.
     """
-    for folder in parent.glob(f"{prefix}*"):
+    for folder in parent.glob(f"{prefix}????????"):
         with suppress(OSError):  # held, or the file system knows no locks: stays
             lock = _lock(folder)
             _remove(folder)

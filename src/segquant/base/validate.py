@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs, InitErrorDetails, PydanticCustomError
 
 from segquant.base.errors import ConfigError
+from segquant.base.text import is_utf8
 
 T = TypeVar("T")
 # Types of our own errors. The line is "KEY must be MESSAGE, not VALUE" or "KEY MESSAGE".
@@ -79,10 +80,13 @@ def _check_keys(value: Any, path: str) -> None:
                 both = f"{shown(keys[text])} and {shown(key)}"
                 raise ConfigError(f"{path or 'params.yaml'} has the keys {both}, which are the same: keep one")
             keys[text] = key
+            _check_keys(text, f"a key of {path or 'params.yaml'}")
             _check_keys(part, f"{path}.{text}" if path else text)
     elif isinstance(value, list | tuple):
         for number, part in enumerate(value):
             _check_keys(part, f"{path}[{number}]")
+    elif isinstance(value, str) and not is_utf8(value):
+        raise ConfigError(f"{path} has half of a character, {shown(value)}: write the whole one")
 
 
 def wrong(key: str, message: str) -> ValidationError:

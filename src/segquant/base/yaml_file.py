@@ -16,6 +16,10 @@ _CHARACTERS, _VALUES, _DEPTH = 1_000_000, 100_000, 30
 class _Loader(yaml.SafeLoader):
     """PyYAML follows YAML 1.1, where 1e-3 is text and 010 is eight, and lets the last of two equal keys win."""
 
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._checked: set[int] = set()  # ids of mappings, which live as long as this
+
     def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
         """The scanner looks 1,024 characters ahead, which takes a second and more where each opens a level."""
         if self.flow_level >= 10 * _DEPTH:
@@ -23,15 +27,24 @@ class _Loader(yaml.SafeLoader):
         super().fetch_flow_collection_start(token)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        self._check_keys(node)
+        return super().construct_mapping(node, deep)
+
+    def _check_keys(self, node: yaml.MappingNode) -> None:
+        """Raise YAMLError for a key that stands twice, also in what `<<` merges; once, as merging changes the node."""
+        if id(node) in self._checked:
+            return
+        self._checked.add(id(node))
         keys: list[Any] = []
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *defaults`, whose keys may be written over
-                continue
-            key = self.construct_object(key_node, deep=True)
+        for key_node, value in node.value:
+            merges = key_node.tag == "tag:yaml.org,2002:merge"  # `<<: *defaults`, whose keys may be written over
+            key = "<<" if merges else self.construct_object(key_node, deep=True)
             if key in keys:
                 raise yaml.YAMLError(f"the key {key!r} stands twice, again in line {key_node.start_mark.line + 1}")
             keys.append(key)
-        return super().construct_mapping(node, deep)
+            for merged in (value.value if isinstance(value, yaml.SequenceNode) else [value]) if merges else ():
+                if isinstance(merged, yaml.MappingNode):
+                    self._check_keys(merged)
 
 
 def _whole(loader: _Loader, node: yaml.ScalarNode) -> int:

@@ -82,7 +82,8 @@ class Archive:
                 raise DataError(
                     f"{path} holds '{name}', which would unpack outside of its folder: do not trust this archive"
                 )
-            if name.endswith("/") or name.startswith("__MACOSX/") or "/." in f"/{name}":
+            folder, name = name.endswith("/"), PurePosixPath(name).as_posix()  # "./a" and "a//b" are "a" and "a/b"
+            if folder or name.startswith("__MACOSX/") or "/." in f"/{name}":
                 continue
             if name in self._stored:
                 raise DataError(f"{path} holds '{name}' twice: create it again")
