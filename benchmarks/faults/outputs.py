@@ -13,7 +13,8 @@ from segquant.base.temporary import TEMPORARY
 # Files that differ between two undisturbed runs: they hold times, versions of the machine, or the process.
 VARIES = re.compile(r"(results|times|hardware|\.segquant)\.json$|(^|/)(speed|quantize|logs)/|run\.log$|\.lock$")
 LOGS = re.compile(r"(^|/)logs/|run\.log|\.segquant\.(json|lock)$")  # and what names the folder's owner
-PARTIAL = re.compile(r"(^|/)partial/")  # finished shards, from which the next run goes on
+# Finished shards, from which the next run goes on, and the names of what was written so far.
+PARTIAL = re.compile(r"(^|/)partial/|\.segquant\.files$")
 
 
 def contents(root: Path, parts: Sequence[str] = (".",)) -> dict[str, str]:
