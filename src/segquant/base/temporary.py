@@ -18,9 +18,7 @@ TEMPORARY = ".tmp-segquant-"  # also in .gitignore and .dvcignore
 ASIDE = f"{TEMPORARY}aside"  # in a temporary folder: what its other entry replaces
 # A lock may hold on one machine only, as over some network file systems, so each sweeps its own folders.
 _PREFIX = f"{TEMPORARY}{hashlib.sha256(platform.node().encode()).hexdigest()[:8]}-"
-
-
-ANY = f"{TEMPORARY}{'[0-9a-f]' * 8}-"  # of any machine; another name is the user's
+_ANY = f"{TEMPORARY}{'[0-9a-f]' * 8}-"  # of any machine; another name is the user's
 
 
 @contextmanager
@@ -39,7 +37,7 @@ def temporary(parent: Path) -> Iterator[Path]:
             os.close(lock)
 
 
-def sweep(parent: Path, prefix: str = ANY) -> None:
+def sweep(parent: Path, prefix: str = _ANY) -> None:
     """Remove the temporary folders in `parent` that no process holds; what one had moved aside is put back.
 
     The prefix of any machine is for a `parent` in which no other machine writes.

@@ -1,6 +1,6 @@
 """Operators of ONNX that decode quantized weights: from constants as small as an artifact's to float32.
 
-Each operator is a standard one on constants, so that an engine folds them all when it loads a file.
+Each operator is a standard one on constants, so that an engine can fold them all when it loads a file.
 """
 
 from __future__ import annotations

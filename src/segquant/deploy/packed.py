@@ -124,7 +124,8 @@ def _projections(head: nn.Module) -> list[str]:
 
 def _fused(head: nn.Module, quantized: dict[str, torch.Tensor], number: int, nodes: Nodes) -> str:
     """The matrix of a stage of ConvFuse: its part of the fusing layer, scaled by the normalization, times its
-    projection. The product is a convolution, as OpenVINO computes the product of two decoded matrices wrongly."""
+    projection. The product is a convolution: as a MatMul of two decoded matrices it was seen to be wrong on OpenVINO.
+    """
 
     def matrix(layer: str, module: nn.Module) -> str:
         shape = tuple(module.weight.flatten(1).shape)
