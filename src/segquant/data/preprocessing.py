@@ -191,7 +191,8 @@ def _processor(path: Path) -> Any:
     settings = read_json(path)
     if not isinstance(settings, dict):
         raise ModelError(f"{path} is not a JSON object: copy the model's own file")
-    name = settings.get("image_processor_type") or settings.get("feature_extractor_type")
+    name = settings.get("image_processor_type")
+    name = settings.get("feature_extractor_type") if name is None else name  # 0 and "" are none, and refused below
     if name is None:
         config = read_json(path.with_name("config.json"))
         model_type = config.get("model_type") if isinstance(config, dict) else None
