@@ -209,14 +209,24 @@ def test_what_no_graph_computes_is_one_line(recipe, message, work, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_layer_whose_weight_the_exporter_changed_is_refused(artifact, work):
+@pytest.mark.parametrize("change", [lambda values: 2 * values, lambda values: np.concatenate([values, values])])
+def test_a_layer_whose_weight_the_exporter_changed_is_refused(change, artifact, work):
     model = load_artifact(artifact("int4")).model
     twin = float_twin(model)
     graph = twins_graph(work, twin)
     changed = next(tensor for tensor in graph.graph.initializer if list(tensor.dims) == [11, 32, 1, 1])
-    changed.CopyFrom(numpy_helper.from_array(2 * numpy_helper.to_array(changed), changed.name))
+    changed.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(changed)), changed.name))
     with pytest.raises(ModelError, match="changed the weights of 1 quantized layers, such as decode_head.classifier"):
         pack_weights(graph.graph, model, twin)
+
+
+def test_a_layer_that_the_graph_does_without_is_not_there(artifact, work):
+    model = load_artifact(artifact("int4")).model
+    twin = float_twin(model)
+    graph = twins_graph(work, twin)
+    unused = next(tensor for tensor in graph.graph.initializer if list(tensor.dims) == [11, 32, 1, 1])
+    graph.graph.initializer.remove(unused)
+    pack_weights(graph.graph, model, twin)
 
 
 def test_a_graph_with_branches_is_refused(artifact, work):

@@ -5,7 +5,6 @@ ONNX Runtime folds these operators when it loads the file, and then runs the flo
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -50,28 +49,31 @@ def float_twin(model: nn.Module) -> nn.Module:
 def pack_weights(graph: onnx.GraphProto, model: nn.Module, twin: nn.Module) -> None:
     """Put the codes of a quantized model in place of the weights in its float twin's graph; shorten all names.
 
-    Raises ModelError for a graph with branches, and for one that has other weights than the twin, as where the exporter
-    folds a normalization into them. A layer that the graph does without, such as an auxiliary head's, is not there.
+    Raises ModelError for a graph with branches, and for one that has other matrices in the place of quantized ones, as
+    where the exporter folds a normalization into them or joins several. A layer that the graph does without, such as an
+    auxiliary head's, is not there.
     """
     if any(attribute.HasField("g") or attribute.graphs for node in graph.node for attribute in node.attribute):
         raise ModelError("the model's graph has branches: codes are written for graphs without")
     sources = _sources(model, twin)
-    missing = {layer: math.prod(shape) for (_, shape, _), (layer, _) in sources.items()}
-    nodes, names, others = Nodes(), {}, set()
+    missing, other = {layer for layer, _ in sources.values()}, False
+    matrices = [values for values in twin.state_dict().values() if values.ndim > 1]
+    own = {_key(part.numpy()) for values in matrices for part in (values, values.transpose(0, 1))}
+    nodes, names = Nodes(), {}
     for tensor in graph.initializer:
         values = needs("onnx").numpy_helper.to_array(tensor)
         layer, write = sources.get(_key(values), ("", None))
-        missing.pop(layer, None)
+        missing.discard(layer)
         if write:
             names[tensor.name] = write(nodes)
         elif values.dtype == np.float32:
             names[tensor.name] = floats(nodes, torch.from_numpy(values.copy()))
-            others.add(values.size)
+            other |= values.ndim > 1 and _key(values) not in own
         else:
             names[tensor.name] = nodes.constant(values)
-    if changed := [layer for layer, size in missing.items() if size in others]:
+    if missing and other:
         raise ModelError(
-            f"the exporter changed the weights of {len(changed)} quantized layers, such as {changed[0]}: their codes "
+            f"the exporter changed the weights of {len(missing)} quantized layers, such as {min(missing)}: their codes "
             "cannot be written"
         )
     original, shapes = list(graph.node), [info for info in graph.value_info if info.name not in names]
