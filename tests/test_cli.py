@@ -126,6 +126,21 @@ def test_help_names_every_command_with_what_it_does_and_every_exit_code():
     assert missing.returncode == 2 and "--model" in missing.stderr and "Traceback" not in missing.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["sensitivity", "--bits", ""], "--bits"),
+        (["sensitivity", "--bits="], "--bits"),
+        (["run", "--model", "m", "--methods", ""], "--methods"),
+        (["predict", ""], "an argument"),
+    ],
+)
+def test_a_word_that_is_empty_as_of_an_unset_variable_is_one_line(words, name):
+    done = segquant(*words)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [f"error: {name} is empty: give a value, or leave it out"]
+
+
 def test_help_imports_nothing_heavy():
     """No command does: they all have added their options when any help is printed."""
     code = "import atexit, sys; from segquant.cli import cli; atexit.register(lambda: print(*sys.modules)); cli()"

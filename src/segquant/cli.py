@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
+import sys
+from itertools import pairwise
 from types import ModuleType
 from typing import NoReturn
 
@@ -11,6 +14,7 @@ from rich_argparse import RawDescriptionRichHelpFormatter
 import segquant
 from segquant import commands
 from segquant.base.entry import run
+from segquant.base.errors import ConfigError
 from segquant.base.text import on_terminal
 from segquant.commands.shared import add_common
 
@@ -38,6 +42,10 @@ def cli() -> None:
 
 
 def _main() -> None:
+    for before, word in pairwise(sys.argv):
+        if not word or re.fullmatch("--[a-z0-9-]+=", word):  # a variable of the shell that is not set
+            name = word.rstrip("=") or (before if before.startswith("--") else "an argument")
+            raise ConfigError(f"{name} is empty: give a value, or leave it out")
     arguments = parser().parse_args()
     arguments.main(arguments)
 

@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT
 from samples import METHODS, SPEED, metrics, write_metrics
 
+from segquant.base.errors import SegquantError
 from segquant.base.files import csv_text
 from segquant.report import classes, tables
 from segquant.report.columns import ALL, COLUMN, LANES, RANKED
@@ -97,3 +98,35 @@ def test_values_are_not_rounded(committed):
 
 def test_csv_text_quotes_and_leaves_none_empty():
     assert csv_text([["a,b", None], ['"', 1.5]], ["x", "y"]) == 'x,y\n"a,b",\n"""",1.5\n'
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("accuracy", [], "Input should be a valid dictionary"),
+        ("accuracy", {"mean_iou": float("nan")}, "mean_iou: Input should be a finite number"),
+        ("accuracy", {"mean_iou": 65.4}, "mean_iou: Input should be less than or equal to 1"),
+        ("accuracy", {"mean_iou": "0.6"}, "mean_iou: Input should be a valid number"),
+        ("accuracy", {"size_bytes": 0}, "size_bytes: Input should be greater than or equal to 1"),
+        ("accuracy", {"protocol": None}, "protocol: Input should be a valid string"),
+        ("accuracy", {"failed": ["x"]}, "failed: Input should be a valid string"),
+        ("quantize", 4, "Input should be a valid dictionary"),
+        ("speed", {"relative_to_float32": 1.5}, "relative_to_float32: Input should be a valid dictionary"),
+        ("speed", {"latency_ms": {"p50": "fast"}}, "latency_ms.p50: Input should be a valid number"),
+        ("speed", {"lanes": [4]}, "lanes.0: Input should be a valid dictionary"),
+    ],
+)
+def test_a_file_of_another_form_is_one_line(kind, change, message, tmp_path):
+    """An editor or a merge may leave one."""
+    write_metrics(tmp_path)
+    path = tmp_path / kind / "int2.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change if isinstance(change, dict) else change))
+    with pytest.raises(SegquantError) as error:
+        collect(tmp_path, METHODS)
+    assert str(error.value).startswith(f"{path} is not as segquant writes it ({message}") and "\n" not in str(
+        error.value
+    )
+
+
+def test_every_committed_result_has_the_form(committed):  # `collect` checks it
+    assert len(committed) > 10

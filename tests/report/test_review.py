@@ -1,9 +1,11 @@
+import json
 import re
 from dataclasses import replace
 
 import pytest
 from samples import SPEED, metrics
 
+from segquant.base.errors import SegquantError
 from segquant.report import review
 from segquant.report.results import from_json
 
@@ -106,3 +108,23 @@ def test_the_workflow_runs_what_make_review_runs_and_no_third_partys_action(uses
     commands = "\n".join(step.get("run", "") for step in job["steps"])
     assert "make review BASE=" in commands and review.MARKER in commands and "GITHUB_STEP_SUMMARY" in commands
     assert flow["permissions"] == {"contents": "read", "pull-requests": "write"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("accuracy/int8.json", "[4", "metrics/accuracy/int8.json at 'main' is not readable JSON"),
+        ("accuracy/int8.json", "[4]", "metrics/accuracy/int8.json at 'main' is not as segquant writes it"),
+        (
+            "results.csv",
+            "name\nint8\n",
+            "metrics/results.csv at 'main' is not as segquant writes it (a row has no method)",
+        ),
+        ("classes/int8.csv", "name\nroad\n", "classes/int8.csv is not as segquant writes it (a row has no pixels)"),
+    ],
+)
+def test_files_of_another_form_at_the_base_are_one_line(name, text, message, monkeypatch):
+    files = {"accuracy/int8.json": json.dumps(metrics(0.7, 2_000_000)), name: text}
+    monkeypatch.setattr(review, "_output", lambda command: files.get(command[-1].partition(":./metrics/")[2]))
+    with pytest.raises(SegquantError, match=f"^{re.escape(message)}"):
+        review._committed("main", "metrics", ["int8"])

@@ -9,15 +9,20 @@ from typing import Any
 
 import numpy as np
 
+from segquant.base.config import BASELINE
 from segquant.base.errors import MethodsFailed
-from segquant.base.failures import BASELINE, missing
+from segquant.base.failures import missing
 from segquant.base.files import read_json
 from segquant.evaluation.bootstrap import FEWEST, interval, resampled
 from segquant.evaluation.counts import all_counts, read_counts
+from segquant.report.checked import checked
 
 PYTORCH = "pytorch"  # the engine of a method that names none
 # DVC keeps a failure as it keeps any result: until something that the lane depends on changes.
-RETRY = "to try again unchanged: dvc repro --force --downstream quantize@METHOD (or evaluate@, or benchmark@)"
+RETRY = (
+    "to try again unchanged: dvc repro --force --downstream quantize@METHOD (or evaluate@, or benchmark@; "
+    "of quant.packed pack@, evaluate_packed@, benchmark_packed@)"
+)
 ACCURACY = "accuracy/{}.json"  # where a method's accuracy is, below the metrics folder
 
 
@@ -129,14 +134,17 @@ def to_json(results: Mapping[str, Result]) -> dict[str, dict[str, Any]]:
 
 
 def collect(metrics: str | Path, methods: Iterable[str], accuracy: str = ACCURACY) -> dict[str, Result]:
-    """{method: its result} for each of `methods` whose accuracy is in the folder `metrics`, at the path `accuracy`."""
+    """{method: its result} for each of `methods` whose accuracy is in the folder `metrics`, at the path `accuracy`.
+
+    Raises SegquantError for a file that segquant did not write so.
+    """
     folder, content = Path(metrics), {}
     for method in methods:
-        files = {part: folder / part / f"{method}.json" for part in ("quantize", "speed")}
-        if (folder / accuracy.format(method)).is_file():
-            content[method] = read_json(folder / accuracy.format(method))
-            if not missing(content[method]):
-                content[method] |= {part: read_json(file) for part, file in files.items() if file.is_file()}
+        paths = {"accuracy": folder / accuracy.format(method)}
+        paths |= {part: folder / part / f"{method}.json" for part in ("quantize", "speed")}
+        parts = {part: checked(part, read_json(path), str(path)) for part, path in paths.items() if path.is_file()}
+        if result := parts.pop("accuracy", None):
+            content[method] = result | ({} if missing(result) else parts)
     return from_json(content)
 
 

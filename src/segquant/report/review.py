@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from segquant.base.errors import ConfigError, SegquantError
-from segquant.base.files import csv_rows
+from segquant.base.errors import ConfigError, SegquantError, one_line
+from segquant.base.files import parse_json
 from segquant.base.text import in_markdown
+from segquant.report.checked import checked, checked_rows
 from segquant.report.columns import COLUMN, Column
 from segquant.report.notes import protocol
 from segquant.report.results import ACCURACY, Result, collect, from_json, measured
@@ -160,9 +161,19 @@ def _committed(base: str, metrics: str | Path, methods: list[str]) -> dict[str, 
     def text(name: str) -> str:
         return _output(["git", "show", f"{base}:./{metrics}/{name}"]) or ""
 
-    listed = [row["method"] for row in csv_rows(text("results.csv"))]
-    texts = {method: text(ACCURACY.format(method)) for method in dict.fromkeys([*methods, *listed])}
-    return _with_labels(from_json({method: json.loads(part) for method, part in texts.items() if part}), text)
+    listed = [
+        row["method"] for row in checked_rows(text("results.csv"), ["method"], f"{metrics}/results.csv at '{base}'")
+    ]
+    content = {}
+    for method in dict.fromkeys([*methods, *listed]):
+        name = ACCURACY.format(method)
+        if words := text(name):
+            where = f"{metrics}/{name} at '{base}'"
+            try:
+                content[method] = checked("accuracy", parse_json(words), where)
+            except ValueError as error:
+                raise SegquantError(f"{where} is not readable JSON: {one_line(error)}") from error
+    return _with_labels(from_json(content), text)
 
 
 def _with_labels(results: Mapping[str, Result], read: Callable[[str], str]) -> dict[str, Result]:
@@ -170,7 +181,8 @@ def _with_labels(results: Mapping[str, Result], read: Callable[[str], str]) -> d
     below the metrics folder."""
 
     def labels(method: str) -> dict[str, str]:
-        rows = csv_rows(read(f"classes/{method}.csv"))
+        name = f"classes/{method}.csv"
+        rows = checked_rows(read(name), ["name", "pixels"], name)
         return {row["name"]: row["pixels"] for row in rows if row["pixels"] != "0"}
 
     return dict(results) | {method: replace(r, labels=labels(method)) for method, r in measured(results).items()}
