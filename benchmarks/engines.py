@@ -23,6 +23,8 @@ FEW, MANY = {"images": 32}, {"images": 100}
 FLOAT_TYPES = ["GroupConvolution", "Add", "Multiply", "Interpolate", "MVN"]
 ORT_INT8 = {"engine": "onnxruntime", "weights": "int8"}
 OPENVINO_INT8 = {"engine": "openvino", "weights": "int8", "algorithm": "nncf", "calibration": FEW}
+GPTQ = {"group_size": 32, "algorithm": "gptq", "calibration": FEW}
+TRAIN = {"steps": 1500, "batch_size": 2}
 METHODS = {
     "float32": {"weights": "float32"},
     "bfloat16": {"weights": "bfloat16"},
@@ -36,6 +38,15 @@ METHODS = {
     "openvino_bfloat16": {"engine": "openvino", "weights": "float32", "compute": "bfloat16"},
     "openvino_int8_default": OPENVINO_INT8,
     "openvino_int8": {**OPENVINO_INT8, "compute": "bfloat16", "ignored_types": FLOAT_TYPES},
+    "int4_qat": {"weights": "int4", **GPTQ, "train": TRAIN},
+    "int2_qat": {"weights": "int2", **GPTQ, "small_layers": {"weights": 20000, "group_size": 8}, "train": TRAIN},
+}
+PACKED = {
+    "int2_onnx": {"from": "int2_qat", "engine": "onnxruntime"},
+    "int2_openvino": {"from": "int2_qat", "engine": "openvino"},
+    "int2_openvino_bfloat16": {"from": "int2_qat", "engine": "openvino", "compute": "bfloat16"},
+    "int4_static": {"from": "int4_qat", "engine": "onnxruntime", "activations": "int8"},
+    "int2_static": {"from": "int2_qat", "engine": "onnxruntime", "activations": "int8"},
 }
 
 
@@ -47,10 +58,10 @@ def main() -> None:
     parser.add_argument("--train-split", default="train")
     parser.add_argument("--input-size", type=int, nargs=2, default=[512, 512], help="height and width to time")
     parser.add_argument("--compile", action="store_true", help="also time PyTorch's methods compiled (minutes each)")
-    parser.add_argument("--methods", help=f"comma list of {', '.join(METHODS)} (default: all)")
+    parser.add_argument("--methods", help=f"comma list of {', '.join(METHODS | PACKED)} (default: all)")
     arguments = parser.parse_args()
     params = config.load()
-    quant = build(config.Quant, {"method": "float32", "methods": METHODS}, "METHODS")
+    quant = build(config.Quant, {"method": "float32", "methods": METHODS, "packed": PACKED}, "METHODS")
     speed = replace(
         params.speed,
         input_size=tuple(arguments.input_size),

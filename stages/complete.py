@@ -9,7 +9,7 @@ from stages import arguments
 
 def main() -> None:
     metrics = arguments(__doc__, "metrics").metrics
-    results = collect(metrics, config.load().quant.methods, "predictions/{}/metrics.json")
+    results = collect(metrics, config.load().quant.recipes, "predictions/{}/metrics.json")
     if failed := failures(results):
         terminal.show(with_intervals(results, metrics))
         fail_with(failed, RETRY)

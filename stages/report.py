@@ -16,13 +16,13 @@ def main() -> None:
     a = arguments(__doc__, "metrics", "shards", "baseline", "artifacts", "csv", "classes", "page")
     params, predictions = config.load(), Path(a.metrics) / "predictions"
     tracking.login(params.wandb)
-    results = with_intervals(collect(a.metrics, params.quant.methods, "predictions/{}/metrics.json"), a.metrics)
+    results = with_intervals(collect(a.metrics, params.quant.recipes, "predictions/{}/metrics.json"), a.metrics)
     hardware, layers = (read_json(Path(a.metrics) / f"{name}.json") for name in ("hardware", "layers"))
     manifest, rows = read_manifest(a.shards), list(read_rows(a.shards, "validation", params.eval.pictures))
     names, done = manifest["classes"], measured(results)
     write_text(a.csv, tables.to_csv(results))
     write_text(a.classes, classes.to_csv(classes.read_classes(predictions, done), list(done)))
-    page.write_page(a.page, results, rows, predictions, names, hardware, params.quant.methods, layers)
+    page.write_page(a.page, results, rows, predictions, names, hardware, params.quant.recipes, layers)
 
     def report() -> tracking.Report:
         missing = {method: result.missing for method, result in results.items() if result.missing}

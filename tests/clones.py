@@ -55,7 +55,9 @@ def copied(folder, methods):
         if stale.name != "dvc.yaml":
             stale.unlink(missing_ok=True)
     params = yaml.safe_load((folder / "params.yaml").read_text())
-    params["quant"]["methods"] = {name: params["quant"]["methods"][name] for name in methods}
+    for kind in ("methods", "packed"):
+        recipes = params["quant"][kind]
+        params["quant"][kind] = {name: recipes[name] for name in methods if name in recipes}
     params["data"]["limit"] = 4
     params["protocol"] = "fixed-64x64-v1"
     params["eval"]["pictures"] = 2

@@ -26,6 +26,10 @@ def test_the_committed_params_are_valid():
     assert params.train.phases[0].crop == 128
 
 
+PACKED = ("quant", "packed", "int2_static")
+FLOATS = {"from": "int2", "engine": "onnxruntime"}
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
@@ -115,6 +119,51 @@ def test_the_committed_params_are_valid():
             "quant.methods.int8_static_qat.train: train of a graph takes no ema",
         ),
         (("eval", "bad\nkey"), 1, "eval has an unknown key 'bad\\nkey': allowed are"),
+        (
+            PACKED + ("from",),
+            "nope",
+            "quant.packed has int2_static from 'nope', no method with codes and float activations: choose one of float8, int8, int4",
+        ),
+        (
+            PACKED + ("from",),
+            "float32",
+            "quant.packed has int2_static from 'float32', no method with codes and float activations: choose one of float8, int8, int4",
+        ),
+        (
+            PACKED + ("from",),
+            "int8_dynamic",
+            "quant.packed has int2_static from 'int8_dynamic', no method with codes and float activations: choose one of float8, int8, int4",
+        ),
+        (
+            PACKED + ("from",),
+            "int8_static",
+            "quant.packed has int2_static from 'int8_static', no method with codes and float activations: choose one of float8, int8, int4",
+        ),
+        (
+            PACKED + ("from",),
+            "int4_static",
+            "quant.packed has int2_static from 'int4_static', no method with codes and float activations: choose one of float8, int8, int4",
+        ),
+        (
+            PACKED + ("source",),
+            "int2",
+            "quant.packed.int2_static has an unknown key 'source': allowed are from, engine,",
+        ),
+        (PACKED, {"engine": "onnxruntime"}, "quant.packed.int2_static lacks the key 'from'"),
+        (PACKED + ("engine",), "openvino", "quant.packed.int2_static: on openvino, activations are float: onnxruntime"),
+        (
+            PACKED + ("compute",),
+            "bfloat16",
+            "int2_static: on onnxruntime, compute is float32: openvino alone has others",
+        ),
+        (
+            PACKED,
+            FLOATS | {"calibration": {}},
+            "int2_static: on onnxruntime, there is no calibration: activations stay",
+        ),
+        (("quant", "packed", "int4"), FLOATS, "quant.packed has 'int4', as methods has: choose another name"),
+        (("quant", "packed", "a/b"), FLOATS, "quant.packed has 'a/b': use letters"),
+        (("quant", "methods", "x"), FLOATS, "quant.methods.x has an unknown key 'from': allowed are engine, weights,"),
     ],
 )
 def test_a_bad_parameter_is_one_line_that_names_it(tree, path, value, message):
@@ -390,3 +439,20 @@ def test_keys_may_be_merged_from_an_anchor(tmp_path):
     (tmp_path / "params.yaml").write_text(merged)
     methods = config.load(tmp_path / "params.yaml").quant.methods
     assert (methods["int8"].weights, methods["fine"].weights) == ("int8", "int4")
+
+
+def test_a_packed_method_is_a_mapping_again(tree):
+    quant = config.build(config.Params, tree).quant
+    assert quant.packed["int2_static"].source == "int2_qat"
+    assert config.as_mapping(quant.packed["int2_static"]) == tree["quant"]["packed"]["int2_static"] | {
+        "compute": "float32",
+        "calibration": None,
+    }
+    assert list(quant.recipes) == [*tree["quant"]["methods"], *tree["quant"]["packed"]]
+
+
+def test_what_a_run_needs_comes_first(tree):
+    quant = config.build(config.Params, tree).quant
+    assert list(quant.needed(quant.choose(["int2_static"]))) == ["float32", "int2_qat", "int2_static"]
+    assert list(quant.needed(quant.choose(["int2_static", "int2_qat"]))) == ["float32", "int2_qat", "int2_static"]
+    assert list(quant.needed(quant.choose(["int4"]))) == ["float32", "int4"]

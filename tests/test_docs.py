@@ -118,16 +118,20 @@ def test_a_table_is_the_committed_results(results, page, headings):
 
 
 def test_readme_recommends_by_the_committed_results(results):
-    advice = re.findall(r"^- \*\*(\w+)\*\* is the ([^:]*): (.*)", (ROOT / "README.md").read_text(), re.M)
+    text = re.sub(r"\n  (?=\w)", " ", (ROOT / "README.md").read_text())
+    advice = re.findall(r"^- \*\*(\w+)\*\* is (?:the )?([^:]*): (.*)", text, re.M)
     within = {name: row for name, row in results.items() if name != "float32" and float(row["loss_points"]) <= 1}
-    assert [title for _, title, _ in advice] == ["fastest", "smallest", "fastest in PyTorch"]
+    titles = ["smallest and the fastest", "as fast, and more accurate", "fastest in PyTorch"]
+    assert [title for _, title, _ in advice] == titles
     for method, title, words in advice:
         row = results[method]
         rivals = [r for r in within.values() if "PyTorch" not in title or r["engine"] == "pytorch"]
-        if title == "smallest":
-            assert float(row["size_mb"]) == min(float(rival["size_mb"]) for rival in rivals)
-        else:  # of methods about as fast, the most accurate
+        if "smallest" in title:
+            assert float(row["size_mb"]) <= 1.1 * min(float(rival["size_mb"]) for rival in rivals)
+        if "fast" in title:
             assert float(row["speedup_eager"]) >= max(float(rival["speedup_eager"]) for rival in rivals) / 1.2
+        if "more accurate" in title:
+            assert float(row["loss_points"]) < float(results[advice[0][0]]["loss_points"]) - 0.1
         figures = set(re.findall(r"\d+\.\d+", words))
         assert figures and figures <= {row["speedup_eager"], row["compression"], row["loss_points"]}
         assert ("no loss" in words) == (float(row["loss_points"]) <= 0)

@@ -58,7 +58,11 @@ def place(tmp_path_factory):
     params["eval"]["pictures"] = 1
     params["speed"] = {"input_size": [64, 64], "batch_sizes": [1], "runs": 2, "warmup": 1}
     names = ("float32", "int8", "bfloat16")
-    params["quant"] |= {"method": "int8", "methods": {name: params["quant"]["methods"][name] for name in names}}
+    params["quant"] |= {
+        "method": "int8",
+        "methods": {name: params["quant"]["methods"][name] for name in names},
+        "packed": {},
+    }
     params["quant"]["methods"]["onnx_float32"] = {"engine": "onnxruntime", "weights": "float32"}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     return folder

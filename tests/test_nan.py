@@ -85,11 +85,11 @@ def graph(exported_model, tmp_path_factory):
 
 
 def test_an_export(graph):
-    from segquant.deploy.onnx_export import _compare
+    from segquant.deploy.onnx_export import compare
 
     path, pixels = graph
     with pytest.raises(ModelError, match=f"the float16 ONNX model {MESSAGE}"):
-        _compare(path, pixels, "float16")
+        compare(path, pixels, "float16")
 
 
 def test_a_graph_that_is_an_artifact(graph, monkeypatch):
@@ -98,7 +98,7 @@ def test_a_graph_that_is_an_artifact(graph, monkeypatch):
 
     monkeypatch.setattr(deploy_build, "load", lambda folder: SimpleNamespace(model=load_graph(folder)))
     with pytest.raises(ModelError, match=MESSAGE):
-        deploy_build._probe(graph[0], (1, 3, 64, 96))
+        deploy_build.probe(graph[0], (1, 3, 64, 96))
 
 
 def test_a_search_for_sensitive_nodes(graph):

@@ -23,7 +23,7 @@ from segquant.base.hub import weights_sha256
 from segquant.evaluation.counts import read_counts
 from segquant.warm import SOCKET
 
-METHODS = ("float32", "float8_dynamic", "int4", "int2", "int2_qat", "int8_static")
+METHODS = ("float32", "float8_dynamic", "int4", "int2", "int2_qat", "int8_static", "int4_static")
 LAYERS = "stages/dvc.yaml:layers"
 ALWAYS = {LAYERS, *(f"stages/dvc.yaml:{name}" for name in ("baseline", "data_source", "probe_hardware"))}  # every run
 
@@ -55,6 +55,7 @@ def clone(tmp_path_factory, warm):
     for name in ("int2", "int2_qat"):  # of the small model's layers
         params["quant"]["methods"][name]["small_layers"]["weights"] = 1000
     params["quant"]["methods"]["int8_static"]["calibration"] = {"images": 4}
+    params["quant"]["packed"]["int4_static"] |= {"from": "int4", "calibration": {"images": 4}}
     params["model"]["source"] = "models/small"
     tiny_model(folder / "models/small")
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
@@ -62,7 +63,7 @@ def clone(tmp_path_factory, warm):
     output = sh(folder, "env WANDB_MODE=offline dvc repro")
     assert {"prepare_shards", "reference", "select", "report", "complete"} <= ran(output)
     tracked = list((folder / "wandb").glob("offline-run-*"))
-    assert len(tracked) == 7  # each evaluation, training and report, none for a method that is unavailable
+    assert len(tracked) == 8  # each evaluation, training and report, none for a method that is unavailable
     sh(folder, "git add -A && git commit -qm results")
     return folder
 
@@ -114,6 +115,9 @@ def test_the_files_others_rely_on(clone):
     assert static["size_bytes"] == (clone / "models/quantized/int8_static/model.onnx").stat().st_size < 4_400_000
     timed = json.loads((clone / "metrics/speed/int8_static.json").read_text())
     assert timed["engine"] == "onnxruntime" and {"engine_version", "relative_to_eager"} <= timed.keys()
+    packed = json.loads((clone / "metrics/accuracy/int4_static.json").read_text())
+    assert (packed["engine"], packed["algorithm"]) == ("onnxruntime", "gptq+pt2e") and 0.9 < packed["agreement"] < 1
+    assert packed["size_bytes"] < 0.75 * static["size_bytes"] and packed["quantized_fraction"] > 0.985
     html = (clone / "metrics/report/index.html").read_text()
     assert all(m in html for m in METHODS)
     trained = json.loads((clone / "metrics/accuracy/int2_qat.json").read_text())
@@ -169,7 +173,7 @@ def test_wandb_sync_brings_later_what_the_metrics_say(clone):
     manifest = json.loads((clone / "data/shards/manifest.json").read_text())
     assert report.config["data"]["fingerprint"] == manifest["fingerprint"]
     assert report.config["git"]["commit"] == sh(clone, "git rev-parse HEAD~1").strip()
-    assert {f"evaluate@{name}" for name in done} <= set(report.config["dvc"])
+    assert {f"evaluate{'_packed' * (name == 'int4_static')}@{name}" for name in done} <= set(report.config["dvc"])
     pictures = [one for key, one in report.summary.items() if key.startswith("pictures/")]
     assert len(pictures) == 2 and all(set(one["masks"]) == {"truth", *done} for one in pictures)
 
@@ -277,7 +281,7 @@ def test_a_recipe_changed_and_one_added_rebuild_their_own_lanes_only_and_a_revie
     output = sh(clone, "make review STAMP=Makefile BASE=main")  # as the workflow does, in this environment
     assert ran(output) == ALWAYS | {
         f"{lane}@{method}" for lane in ("quantize", "evaluate", "benchmark") for method in ("int4", "int2_g8")
-    } | {"select", "report"}
+    } | {f"{lane}@int4_static" for lane in ("pack", "evaluate_packed", "benchmark_packed")} | {"select", "report"}
     assert "int2_g8" in (clone / "metrics/results.csv").read_text()
     old, new = (
         json.loads(text)

@@ -16,14 +16,21 @@ STAGES = {
 }
 
 
+def _script(name):
+    """The script that a stage runs: a packed method's are those of the others."""
+    if name.startswith("code_"):
+        return "code"
+    return "quantize" if name == "pack" else name.removesuffix("_packed")
+
+
 def _code_deps(stage):
     return [d for d in stage.get("do", stage)["deps"] if d.startswith(("src/", "stages/", "metrics/code/"))]
 
 
 def _expected(name):
     """A lane depends on the digest of its code; the stage that makes the digest, on the code."""
-    if f"code_{name}" in STAGES:
-        return {f"metrics/code/{name}.json"}
+    if f"code_{_script(name)}" in STAGES:
+        return {f"metrics/code/{_script(name)}.json"}
     scripts = ["code", name.removeprefix("code_")] if name.startswith("code_") else [name]
     return {dep for script in scripts for dep in (f"stages/{script}.py", *rooms(ROOT / "stages" / f"{script}.py"))}
 
@@ -52,13 +59,13 @@ def test_the_check_notices_every_single_removal_and_addition(name):
 def test_the_command_runs_the_stages_own_thin_script(name):
     cmd = STAGES[name].get("do", STAGES[name])["cmd"]
     cmd = re.sub(r"\$\{\w+\.launcher\}", "python", cmd)
-    script, _, of = name.partition("_") if name.startswith("code_") else (name, "", "")
+    script, of = _script(name), name.removeprefix("code_") if name.startswith("code_") else ""
     assert cmd.startswith(f"python -m stages.{script} --{f'stage {of} --' if of else ''}")
     assert len((ROOT / "stages" / f"{script}.py").read_text().splitlines()) <= 40
 
 
 def test_every_script_is_a_stage():
-    stages = {"code" if name.startswith("code_") else name for name in STAGES}
+    stages = set(map(_script, STAGES))
     assert {p.stem for p in (ROOT / "stages").glob("*.py")} == {"__init__", *stages}
 
 

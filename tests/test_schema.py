@@ -39,6 +39,7 @@ CHECKS = {
     "anyOf": lambda rules, value, _: any(fits(rule, value) for rule in rules),
     "oneOf": lambda rules, value, _: sum(fits(rule, value) for rule in rules) == 1,
     "type": lambda name, value, _: has_type(name, value),
+    "const": lambda constant, value, _: value == constant,
     "enum": lambda choices, value, _: value in choices,
     "minimum": lambda low, value, _: not has_type("number", value) or value >= low,
     "maximum": lambda high, value, _: not has_type("number", value) or value <= high,

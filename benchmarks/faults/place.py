@@ -63,7 +63,8 @@ class Place:
 
         shutil.copytree(ROOT / "data/label_maps", self.root / "data/label_maps")
         params = yaml.safe_load((ROOT / "params.yaml").read_text())
-        params["protocol"], params["quant"]["methods"] = PROTOCOL, {"float32": {"weights": "float32"}, **METHODS}
+        params["protocol"] = PROTOCOL
+        params["quant"] |= {"methods": {"float32": {"weights": "float32"}, **METHODS}, "packed": {}}
         params["data"] |= {"source": str(self.data), **LAYOUT}
         params["model"]["source"] = str(self.model)
         params["speed"] = {"input_size": [64, 64], "batch_sizes": [1], "runs": 2, "warmup": 1}
@@ -86,7 +87,7 @@ class Place:
             lock.unlink()
         params = yaml.safe_load((self.clone / "params.yaml").read_text())
         methods = {name: params["quant"]["methods"][name] for name in ("float32", "int8")}
-        params["quant"] |= {"methods": methods, "method": "int8"}
+        params["quant"] |= {"methods": methods, "packed": {}, "method": "int8"}
         params["model"]["source"] = "models/tiny"
         params["data"]["limit"], params["protocol"], params["eval"]["pictures"] = 4, PROTOCOL, 1
         params["speed"] = {"input_size": [64, 64], "batch_sizes": [1], "runs": 2, "warmup": 1}

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from segquant import methods, models
-from segquant.base.config import Method, Params
+from segquant.base.config import BASELINE, Method, Params
 from segquant.base.errors import ConfigError, DataError, SegquantError
-from segquant.base.failures import BASELINE, failure
+from segquant.base.failures import failure
 from segquant.base.files import read_json
 from segquant.base.ranks import ranks
 from segquant.methods import Job, kind
@@ -90,7 +90,8 @@ def quantize(
         return {"unavailable": reason}
     if not recipe.train and ranks()[0]:
         return {}
-    job = Job(Path(baseline), recipe, Path(folder), device, exports=Path(exports), recording=recording)
+    options = {"exports": Path(exports), "methods": params.quant.methods, "recording": recording}
+    job = Job(Path(baseline), recipe, Path(folder), device, **options)
     if recipe.train:
         if trained and (times := _take(trained, folder, recipe, baseline, split())):
             return times

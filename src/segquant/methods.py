@@ -6,16 +6,16 @@ where they are used, as a lane starts a process for one method and most need nei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 
-from segquant.base.config import Graph, Method, Params, Recipe
+from segquant.base.config import Graph, Method, Packed, Params, Recipe
 from segquant.base.errors import ConfigError
 from segquant.deploy import describe as graphs
 from segquant.engines import extras
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 class Job:
     """What a method is built from, and the folder for its artifact.
 
-    `images` float32 (N, 3, H, W) are the calibration inputs, `exports` the folder of `export_onnx`, `points` scores a
-    model on the calibration images in points of mIoU, `material` is what it trains on, `checkpoint` what a killed
-    training goes on from.
+    `images` float32 (N, 3, H, W) are the calibration inputs, `exports` the folder of `export_onnx`, `methods` the
+    recipes of the artifacts beside `folder`, from which a packed method takes its codes; `points` scores a model on the
+    calibration images in points of mIoU, `material` is what it trains on, `checkpoint` what a killed training goes on
+    from.
     """
 
     baseline: Path
@@ -40,6 +41,7 @@ class Job:
     device: torch.device
     images: torch.Tensor | None = None
     exports: Path | None = None
+    methods: Mapping[str, Method] = field(default_factory=dict)
     points: Callable[[nn.Module], float] | None = None
     material: Material | None = None
     checkpoint: Path | None = None
@@ -136,6 +138,17 @@ def _build_graph(job: Job) -> dict[str, Any]:
     return build_graph(job.baseline, job.recipe, job.folder, job.exports, job.images, job.points)
 
 
+def _build_packed(job: Job) -> dict[str, Any]:
+    from segquant.deploy.build_packed import build_packed
+
+    source = job.recipe.source
+    return build_packed(job.folder.parent / source, job.methods[source], job.recipe, job.folder, job.images)
+
+
+def _no_training(*_: Any) -> Any:
+    raise AssertionError("a packed method takes the codes of one that is trained already")
+
+
 KINDS: dict[type, Kind] = {
     Recipe: Kind(
         describe=recipes.describe,
@@ -157,6 +170,17 @@ KINDS: dict[type, Kind] = {
         training_name=_finetuning_name,
         build=_build_graph,
         searches=lambda recipe: recipe.max_drop is not None,
+        exports=True,
+    ),
+    Packed: Kind(
+        describe=graphs.describe_packed,
+        unavailable=lambda recipe, device: extras.unavailable(recipe),
+        refused=_refused_by_graphs,
+        check=lambda model, recipe: None,
+        check_training=_no_training,
+        training_name=_no_training,
+        build=_build_packed,
+        searches=lambda recipe: False,
         exports=True,
     ),
 }

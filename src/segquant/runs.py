@@ -10,16 +10,15 @@ from typing import Any
 
 from segquant import lanes, models
 from segquant.base import output as output_folder
-from segquant.base.config import Method, Params, Recipe, check_protocol
+from segquant.base.config import BASELINE, Method, Params, check_protocol
 from segquant.base.entry import logged
 from segquant.base.errors import DataError, ModelError
-from segquant.base.failures import BASELINE, missing
+from segquant.base.failures import missing
 from segquant.base.files import sha256, write_json
 from segquant.base.hub import files, locate
 from segquant.data.label_map import class_names
 from segquant.deploy.onnx_export import write_exports
 from segquant.methods import kind
-from segquant.quant.build import build
 from segquant.report.results import failures, from_json, to_json, with_intervals
 from segquant.training.split import TrainSplit, split_of_source
 from segquant.workspace import DataSet, Workspace, earlier, forget, open_sets, prepare, targets
@@ -46,7 +45,7 @@ def run(
     """Quantize, evaluate and time each method in the folder `output` (`workspace`); write results.json and run.log.
 
     The folder is new, or `command` made it, unless `force` (base/output.py).
-    `model`, `revision` and `sha256` are as `hub.locate` takes them, `methods` names under quant.methods (None: all);
+    `model`, `revision` and `sha256` are as `hub.locate` takes them, `methods` names of methods (None: all);
     `protocol` None is params.yaml's. Methods calibrate and train on `train_split` of `train_data` (None: the first of
     `data`), without its labels unless they have no teacher. Each of `data` is scored apart; `label_maps` has one for
     each or one for all. All input is checked before the first method is built; of one that fails then, `failed` gives
@@ -55,23 +54,24 @@ def run(
     """
     output_folder.check(output, command, [model, *data, *filter(None, [train_data, *label_maps])], force)
     recipes = params.quant.choose(methods)
+    built = params.quant.needed(recipes)
     params = replace(params, protocol=check_protocol(protocol or params.protocol))
     place, baseline = Workspace(output), locate(model, revision, sha256)
     loaded = models.load(baseline)  # before the data, which may have to be downloaded
     sets = open_sets(params.data, data, label_maps, split, limit, output, params.eval.on_error)
     for data_set in sets.values():
         data_set.check(class_names(loaded.config))
-    train = _train_split(params, recipes, baseline, next(iter(sets.values())), train_data or data[0], train_split)
-    lanes.check(params, loaded, recipes, lambda: train)
+    train = _train_split(params, built, baseline, next(iter(sets.values())), train_data or data[0], train_split)
+    lanes.check(params, loaded, built, lambda: train)
     del loaded
     read = _digests(baseline)
     with output_folder.claimed(output, command, force) as claim:
-        claim.check(*targets([*sets.values()], recipes, place), *earlier(output, claim))
+        claim.check(*targets([*sets.values()], recipes, built, place), *earlier(output, claim))
         learned = train.learned if train else frozenset()
         prepare([*sets.values()], output, int(1e6 * params.data.shard_mb), learned, claim)
         claim.note(output / "run.log", *map(place.speed, recipes))  # which base/files.py does not write here
         with logged(output / "run.log"):
-            results = _scores(params, recipes, baseline, place, sets, train)
+            results = _scores(params, recipes, built, baseline, place, sets, train)
             if _digests(baseline) != read:  # each method reads it again
                 forget(output, claim)
                 raise ModelError(f"model '{model}' changed while it was read: run it again")
@@ -100,21 +100,25 @@ def _digests(baseline: Path) -> list[str]:
 
 
 def _scores(
-    params: Params, recipes: Mapping[str, Method], baseline: Path, place: Workspace, sets: Mapping[str, DataSet], train
+    params: Params,
+    recipes: Mapping[str, Method],
+    built: Mapping[str, Method],
+    baseline: Path,
+    place: Workspace,
+    sets: Mapping[str, DataSet],
+    train: TrainSplit | None,
 ) -> dict[str, dict[str, Any]]:
-    """{data set: {method: its results}} but for speeds."""
+    """{data set: {method of `recipes`: its results}} but for speeds; makes the artifacts of all that are `built`."""
     for name, data_set in sets.items():
         data_set.refer(baseline, params, place.partial / name)
     if any(kind(recipe).exports for recipe in recipes.values()):
         write_exports(baseline, place.exports)
-    if BASELINE not in recipes:  # speed is measured against it
-        build(baseline, Recipe(BASELINE), place.artifact(BASELINE), models.device(params.eval.device))
-    results: dict[str, dict[str, Any]] = {name: {} for name in sets}
-    for method in recipes:
+    results: dict[str, dict[str, Any]] = {name: dict.fromkeys(recipes) for name in sets}
+    for method in built:
         artifact = place.artifact(method)
         paths = {"exports": place.exports, "checkpoint": place.partial / f"{method}.pt"}
         times = lanes.quantize(params, method, baseline, artifact, lambda: train, **paths)
-        for name, data_set in sets.items():
+        for name, data_set in sets.items() if method in recipes else ():
             metrics = data_set.evaluate(method, artifact, params, place.partial / name)
             results[name][method] = metrics if missing(metrics) else {**metrics, "quantize": times}
     return results

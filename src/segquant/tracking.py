@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from segquant.base.config import Method, Training, Wandb
+from segquant.base.config import Method, Training, Wandb, as_mapping
 from segquant.base.errors import ConfigError, one_line
 from segquant.base.ranks import ranks
 
@@ -41,7 +41,7 @@ def log_evaluation(
 
     If W&B fails, a warning says so and nothing is raised: the evaluation is already on disk.
     """
-    config = {"method": name, **asdict(recipe), "protocol": metrics["protocol"]}
+    config = {"method": name, **as_mapping(recipe), "protocol": metrics["protocol"]}
     with _run(wandb, name, "evaluation", config) as (client, run):
         if run:
             with _tolerated("evaluation"):

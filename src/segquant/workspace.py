@@ -9,7 +9,6 @@ from typing import Any
 
 from segquant.base.config import Data, Params
 from segquant.base.errors import ConfigError, DataError
-from segquant.base.failures import BASELINE
 from segquant.base.files import replacing, write_json
 from segquant.base.output import Claim
 from segquant.base.temporary import temporary
@@ -138,10 +137,10 @@ def earlier(root: Path, claim: Claim) -> list[Path]:
     return [root / name for name in names if name == "results.json" or PurePosixPath(name).parent.name in kinds]
 
 
-def targets(sets: Sequence[DataSet], methods: Collection[str], place: Workspace) -> list[Path]:
+def targets(sets: Sequence[DataSet], methods: Collection[str], built: Collection[str], place: Workspace) -> list[Path]:
     """All files and folders that a run replaces."""
     written = [place.exports, place.partial, place.root / "results.json", place.root / "run.log"]
-    written += [*map(place.artifact, {*methods, BASELINE}), *map(place.speed, methods)]
+    written += [*map(place.artifact, built), *map(place.speed, methods)]
     for data_set in sets:
         written += [data_set.folder / name for name in ("shards", "reference", "manifest.json")]
         for method in methods:

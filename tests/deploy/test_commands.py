@@ -231,3 +231,29 @@ def test_export_onnx_writes_both_precisions_and_prints_their_difference(tiny_fol
 def test_evaluate_on_no_image_is_refused(tmp_path):
     done = segquant("evaluate", tmp_path / "a.onnx", "--data", "scenes", "--split", "validation", "--limit", 0)
     assert done.returncode == 2 and errors(done) == ["error: --limit must be at least 1, not 0"]
+
+
+def test_run_builds_the_artifact_whose_codes_a_packed_method_takes(tiny_folder, quick, tmp_path):  # noqa: F811
+    params = yaml.safe_load(quick.read_text())
+    codes = {"weights": "int4", "group_size": 8}
+    params["quant"] |= {"methods": {"float32": {"weights": "float32"}, "codes": codes}, "method": "codes"}
+    params["quant"]["packed"] = {"graph": {"from": "codes", "engine": "onnxruntime"}}
+    quick.write_text(yaml.safe_dump(params, sort_keys=False))
+    data = ["--data", ade20k_folder(tmp_path / "one", "validation", 2), "--split", "validation"]
+    options = ("run", "--params", quick, "--model", tiny_folder, *data, "--protocol", "fixed-64x64-v1")
+    done = segquant(*options, "--methods", "graph", "--output", tmp_path / "out", "--json")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert list(results) == ["graph"] and results["graph"]["speed"]["engine"] == "onnxruntime"
+    artifacts = sorted(path.name for path in (tmp_path / "out/artifacts").iterdir())
+    assert artifacts == ["codes", "float32", "graph"]
+    metadata = {
+        entry.key: entry.value for entry in onnx.load(tmp_path / "out/artifacts/graph/model.onnx").metadata_props
+    }
+    recipe = json.loads((tmp_path / "out/artifacts/codes/quantization.json").read_text())["recipe"]
+    assert json.loads(metadata["recipe"]) == recipe
+    both = segquant(*options, "--methods", "graph,codes", "--output", tmp_path / "both")
+    assert both.returncode == 0, both.stderr
+    results = json.loads((tmp_path / "both/results.json").read_text())
+    assert list(results) == ["graph", "codes"]
+    assert results["graph"]["mean_iou"] == pytest.approx(results["codes"]["mean_iou"], abs=1e-6)

@@ -118,9 +118,30 @@ def test_the_fastest_that_needs_no_other_engine_is_named_too():
     lines = {
         heading: (name, words) for heading, name, words in sentences(bfloat16=method(0.70, 7.5e6, 1.5), static=graph)
     }
-    assert lines["Fastest"][0] == "static"
-    assert lines["Fastest"][1].startswith("On ONNX Runtime, 4.5 times as fast as float32 in PyTorch (4.00 to 5.00)")
+    assert lines["Smallest and fastest"][0] == "static" and "Fastest" not in lines
+    assert (
+        "; on ONNX Runtime, 4.5 times as fast as float32 in PyTorch (4.00 to 5.00)." in lines["Smallest and fastest"][1]
+    )
     assert lines["Fastest in PyTorch"][0] == "bfloat16" and "Without advantage" not in lines
+
+
+def test_of_files_about_as_small_a_fast_one_is_the_smallest_and_a_more_accurate_one_as_fast_is_named():
+    methods = {
+        "int2": method(0.6971, 1.58e6, 0.9),
+        "int2_static": method(0.6973, 1.67e6, 4.5),
+        "int4_static": method(0.7003, 2.44e6, 4.7),
+        "int8_static": method(0.7007, 3.77e6, 4.6),
+    }
+    chosen = advise(**methods)
+    assert (chosen.smallest, chosen.fastest, chosen.accurate) == ("int2_static", "int2_static", "int4_static")
+    assert chosen.dominated == {"int2": "int2_static", "int8_static": "int4_static"}
+    headings = [line[:2] for line in sentences(**methods)]
+    assert headings[:2] == [("Smallest and fastest", "int2_static"), ("As fast, more accurate", "int4_static")]
+    methods["int2_static"] = method(0.6973, 1.75e6, 4.5)  # not about as small as int2
+    chosen = advise(**methods)
+    assert (chosen.smallest, chosen.fastest, chosen.accurate) == ("int2", "int4_static", None)
+    methods |= {"int2_static": method(0.6995, 1.67e6, 4.5)}
+    assert advise(**methods).accurate is None  # 0.08 points more are no more
 
 
 def test_a_dominated_method_is_named_with_the_one_that_dominates_it():

@@ -91,7 +91,7 @@ def done(tmp_path_factory):
     params = params_file(
         folder / "params.yaml",
         data={"classes": str(folder / "names.txt"), **patterns},
-        quant={"methods": {"float32": {"weights": "float32"}}, "method": "float32"},
+        quant={"methods": {"float32": {"weights": "float32"}}, "packed": {}, "method": "float32"},
         speed={"input_size": [64, 64], "batch_sizes": [1], "runs": 2, "warmup": 1},
     )
     options = ["--params", params, "--model", folder / "tiny", "--data", folder / "data", "--split", "validation"]
@@ -150,7 +150,9 @@ def test_predictions_show_no_control_of_classes_and_files(done, tmp_path):
 
 def test_methods_and_mistakes_in_parameters_show_no_control(tmp_path):
     recipe = {"weights": "int8", "layers": [f"{TITLE}*[red]x[/red]"]}
-    params = params_file(tmp_path / "a.yaml", quant={"methods": {"float32": {"weights": "float32"}, "odd": recipe}})
+    params = params_file(
+        tmp_path / "a.yaml", quant={"methods": {"float32": {"weights": "float32"}, "odd": recipe}, "packed": {}}
+    )
     params.write_text(params.read_text().replace("method: int4", "method: odd"))
     listed = segquant("methods", "--params", params)
     assert listed.returncode == 0 and "\\x1b]0;owned\\x07*[red]x[/red]" in listed.stdout, listed.stderr
@@ -256,7 +258,7 @@ def reviewed(tmp_path):
     clone.mkdir()
     git = ("git", "-c", "user.name=a", "-c", "user.email=a@b.c")
     methods = {name: {"weights": name} for name in ("float32", "int8", "int4")}
-    params_file(clone / "params.yaml", quant={"methods": methods})
+    params_file(clone / "params.yaml", quant={"methods": methods, "packed": {}})
     (clone / "dvc.yaml").write_text(
         "stages:\n  s:\n    cmd: 'true'\n    params: [data, quant]\n    metrics:\n"
         "    - metrics/accuracy/float32.json: {cache: false}\n"
@@ -274,7 +276,7 @@ def reviewed(tmp_path):
     for path in (clone / "metrics" / "new").iterdir():
         in_folder(clone, "cp", "-r", path, clone / "metrics")
     everything = " ".join(name for name in HOSTILE if "\ud800" not in name)
-    params_file(clone / "params.yaml", quant={"methods": methods}, data={"source": everything})
+    params_file(clone / "params.yaml", quant={"methods": methods, "packed": {}}, data={"source": everything})
     printed = in_folder(clone, sys.executable, "-m", "segquant", "review", "--base", "main", "--output", "r.md", code=3)
     return (clone / "r.md").read_text(), printed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -16,13 +16,25 @@ from pydantic.dataclasses import dataclass
 from segquant.base.data import BY_POSITION, Columns, Data
 from segquant.base.errors import ConfigError, one_line, system_reason
 from segquant.base.keys import has_wandb_key
-from segquant.base.recipes import ENGINES, Calibration, Graph, Method, Override, Recipe, SmallLayers
+from segquant.base.recipes import (
+    BASELINE,
+    ENGINES,
+    Calibration,
+    Direct,
+    Graph,
+    Method,
+    Override,
+    Packed,
+    Recipe,
+    SmallLayers,
+)
 from segquant.base.training import Distill, Finetune, Phase, Qat, Train, Training
-from segquant.base.validate import Pair, Section, Several, build, shown, wrong
+from segquant.base.validate import Pair, Section, Several, as_mapping, build, shown, wrong
 from segquant.base.yaml_file import read_yaml
 
 __all__ = [
     "ALIGNED_PROTOCOL",
+    "BASELINE",
     "BY_POSITION",
     "Calibration",
     "Columns",
@@ -36,6 +48,7 @@ __all__ = [
     "Method",
     "Model",
     "Override",
+    "Packed",
     "Params",
     "Phase",
     "Qat",
@@ -48,6 +61,7 @@ __all__ = [
     "Train",
     "Training",
     "Wandb",
+    "as_mapping",
     "build",
     "check_protocol",
     "load",
@@ -85,26 +99,46 @@ class Quant(Section):
     """The quantization methods; each one is a lane of the pipeline."""
 
     method: Annotated[str, Field(description="The selected method, which `dvc metrics diff` compares.")]
-    methods: Annotated[dict[str, Method], Field(min_length=1)]
+    methods: Annotated[dict[str, Direct], Field(min_length=1)]
+    packed: dict[str, Packed] = Field(default_factory=dict, description="Methods that run another one's codes.")
     launcher: str = Field("python", description="What starts a quantization.")
 
     def __post_init__(self) -> None:
-        for name in self.methods:
-            if not _METHOD_NAME.fullmatch(name):
-                raise wrong("methods", f"has {shown(name)}: use letters, digits, _ and -, at most 64")
-        if "float32" not in self.methods:
+        for key in ("methods", "packed"):
+            for name in getattr(self, key):
+                if not _METHOD_NAME.fullmatch(name):
+                    raise wrong(key, f"has {shown(name)}: use letters, digits, _ and -, at most 64")
+        if BASELINE not in self.methods:
             raise wrong("methods", "lacks float32, the baseline for loss and speed")
-        if self.methods["float32"] != Recipe("float32"):
+        if self.methods[BASELINE] != Recipe("float32"):
             raise wrong("methods", "has another float32 than {weights: float32}, the baseline for loss and speed")
-        if self.method not in self.methods:
-            raise wrong("method", f"{shown(self.method)} is unknown: choose one of {', '.join(self.methods)}")
+        packable = [name for name, recipe in self.methods.items() if recipe.packable]
+        for name, recipe in self.packed.items():
+            if name in self.methods:
+                raise wrong("packed", f"has {shown(name)}, as methods has: choose another name")
+            if recipe.source not in packable:
+                choices = f"choose one of {', '.join(packable)}" if packable else "there is none"
+                message = f"has {name} from {shown(recipe.source)}, no method with codes and float activations"
+                raise wrong("packed", f"{message}: {choices}")
+        if self.method not in self.recipes:
+            raise wrong("method", f"{shown(self.method)} is unknown: choose one of {', '.join(self.recipes)}")
+
+    @property
+    def recipes(self) -> dict[str, Method]:
+        """Those of all methods, of quant.methods first."""
+        return {**self.methods, **self.packed}
 
     def choose(self, names: Sequence[str] | None) -> dict[str, Method]:
         """The recipes of the named methods, all of them for None. Raises ConfigError for an unknown name."""
         for name in names or ():
-            if name not in self.methods:
-                raise ConfigError(f"method '{name}' is unknown: choose from {', '.join(self.methods)}")
-        return {name: self.methods[name] for name in names or self.methods}
+            if name not in self.recipes:
+                raise ConfigError(f"method '{name}' is unknown: choose from {', '.join(self.recipes)}")
+        return {name: self.recipes[name] for name in names or self.recipes}
+
+    def needed(self, recipes: Mapping[str, Method]) -> dict[str, Method]:
+        """`recipes`, and before them float32, which their speed is measured against, and those whose codes they run."""
+        sources = [recipe.source for recipe in recipes.values() if recipe.source]
+        return {**{name: self.methods[name] for name in (BASELINE, *sources)}, **recipes}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from segquant.base.ranks import ranks
 from segquant.base.temporary import TEMPORARY
 
 log = logging.getLogger(__name__)
-BASELINE = "float32"  # the method that the others are compared with
 MISSING = ("unavailable", "failed")  # why a method has no figures: this machine cannot run it, or it went wrong
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 _LONGEST = 300  # characters of a reason

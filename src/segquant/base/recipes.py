@@ -1,11 +1,12 @@
-"""The two kinds of quantization method, as entries of quant.methods in params.yaml.
+"""The kinds of quantization method, as params.yaml has them.
 
-A method with the key `engine` is a Graph, which runs on that engine. Any other is a Recipe, which PyTorch runs.
+An entry of quant.methods with the key `engine` is a Graph, which runs on that engine. Any other is a Recipe, which
+PyTorch runs. An entry of quant.packed runs the codes of a Recipe as a graph.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
@@ -17,6 +18,7 @@ Quantized = Literal["float8", "int8", "int4", "int3", "int2"]
 Algorithm = Literal["affine", "hqq", "gptq"]
 Engine = Literal["onnxruntime", "openvino"]
 Compute = Literal["float32", "bfloat16"]
+BASELINE = "float32"  # the method that the others are compared with
 ENGINES: tuple[str, ...] = get_args(Engine)
 COMPUTES: tuple[str, ...] = get_args(Compute)
 
@@ -86,6 +88,13 @@ class Recipe(Section):
     calibration: Calibration | None = None
     train: Qat | None = None
 
+    source: ClassVar[None] = None  # it needs no other method
+
+    @property
+    def packable(self) -> bool:
+        """Whether a graph can run its codes."""
+        return self.weights in get_args(Quantized) and not self.activations
+
     @property
     def calibration_images(self) -> int:
         """How many images it calibrates on: 0 unless some layer's algorithm is gptq."""
@@ -113,6 +122,9 @@ class Graph(Section):
     )
     train: Finetune | None = None
 
+    source: ClassVar[None] = None
+    packable: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         engines = {"pt2e": "onnxruntime", "qdq": "onnxruntime", "nncf": "openvino"}
         if (self.algorithm == "cast") == (self.weights == "int8"):
@@ -137,9 +149,51 @@ class Graph(Section):
         return 0 if self.algorithm == "cast" else (self.calibration or Calibration(images=100)).images
 
 
+@dataclass(frozen=True, kw_only=True)
+class Packed(Section):
+    """A method that runs another one's codes, at their true width, as a graph on an engine."""
+
+    source: str = Field(alias="from", description="The entry of quant.methods whose codes it runs.")
+    engine: Engine
+    activations: Literal["int8"] | None = Field(
+        None, description="int8: in ranges from calibration, on onnxruntime; left out: float."
+    )
+    compute: Compute = Field("float32", description="Precision of float nodes; bfloat16: openvino only.")
+    calibration: Calibration | None = None
+
+    train: ClassVar[None] = None
+
+    @property
+    def algorithm(self) -> str:
+        """What finds the ranges of int8 activations, as a Graph has it."""
+        return "pt2e" if self.activations else "cast"
+
+    def __post_init__(self) -> None:
+        checks = (
+            (self.activations and self.engine != "onnxruntime", "activations are float: onnxruntime has int8"),
+            (self.compute != "float32" and self.engine != "openvino", "compute is float32: openvino alone has others"),
+            (self.calibration and not self.activations, "there is no calibration: activations stay float"),
+        )
+        for refused, reason in checks:
+            if refused:
+                raise ValueError(f"on {self.engine}, {reason}")
+
+    @property
+    def calibration_images(self) -> int:
+        """How many images calibration finds the ranges on."""
+        return (self.calibration or Calibration(images=100)).images if self.activations else 0
+
+
 def _kind(value: Any) -> str:
     graph = "engine" in value if isinstance(value, dict) else isinstance(value, Graph)
     return "<graph>" if graph else "<recipe>"
 
 
-Method = Annotated[Annotated[Recipe, Tag("<recipe>")] | Annotated[Graph, Tag("<graph>")], Discriminator(_kind)]
+def _kind_or_packed(value: Any) -> str:
+    packed = "from" in value if isinstance(value, dict) else isinstance(value, Packed)
+    return "<packed>" if packed else _kind(value)
+
+
+_Recipe, _Graph = Annotated[Recipe, Tag("<recipe>")], Annotated[Graph, Tag("<graph>")]
+Direct = Annotated[_Recipe | _Graph, Discriminator(_kind)]  # of the model itself, not of another method's codes
+Method = Annotated[_Recipe | _Graph | Annotated[Packed, Tag("<packed>")], Discriminator(_kind_or_packed)]

@@ -6,7 +6,7 @@ A mistake is a ConfigError of one line: the key's full path, what is allowed, an
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import asdict
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -33,14 +33,17 @@ Several = Annotated[tuple[T, ...], Field(strict=False, min_length=1)]
 Pair = Annotated[tuple[T, ...], Field(strict=False, min_length=2, max_length=2), BeforeValidator(_two)]
 
 
-@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
+@dataclass(
+    frozen=True,
+    config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, validate_by_name=True, validate_by_alias=True),
+)
 class Section:
     """A mapping in params.yaml. Subclasses are `@dataclass(frozen=True)` of pydantic and inherit this configuration."""
 
     @model_validator(mode="wrap")
     @classmethod
     def _check(cls, value: Any, validate: Any) -> Any:
-        names = [field.name for field in fields(cls)]
+        names = [*_keys(cls).values()]
         if not isinstance(value, (cls, dict, ArgsKwargs)):
             raise PydanticCustomError(MUST_BE, f"a mapping of {', '.join(names)}")
         for key in value if isinstance(value, dict) else ():
@@ -53,6 +56,17 @@ class Section:
             if isinstance(value, ArgsKwargs):  # the class was called, not built from a mapping
                 raise ConfigError(_line(error, cls.__name__)) from error
             raise
+
+
+def _keys(cls: type[Section]) -> dict[str, str]:
+    """{field of a section: its key in params.yaml, which may be a word of Python's}."""
+    return {name: field.alias or name for name, field in cls.__pydantic_fields__.items()}
+
+
+def as_mapping(section: Section) -> dict[str, Any]:
+    """The mapping that `build` makes this section of; its values are those of `asdict`."""
+    keys = _keys(type(section))
+    return {keys[name]: value for name, value in asdict(section).items()}
 
 
 def build(cls: type[T], mapping: Any, name: str = "") -> T:

@@ -34,5 +34,5 @@ def _described(params: config.Params) -> dict[str, dict[str, Any]]:
             "description": kind(recipe).describe(recipe),
             "unavailable": kind(recipe).unavailable(recipe, device),
         }
-        for name, recipe in params.quant.methods.items()
+        for name, recipe in params.quant.recipes.items()
     }

@@ -19,7 +19,7 @@ def main(arguments: argparse.Namespace) -> None:
     from segquant.report import terminal
     from segquant.report.results import RETRY, collect, fail_with, failures, to_json, with_intervals
 
-    results = collect(arguments.metrics, config.load(arguments.params).quant.methods)
+    results = collect(arguments.metrics, config.load(arguments.params).quant.recipes)
     if not results:
         raise ConfigError(f"{arguments.metrics} holds no results: run `dvc repro` first")
     results = with_intervals(results, arguments.metrics)

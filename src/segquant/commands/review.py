@@ -22,7 +22,7 @@ def main(arguments: argparse.Namespace) -> None:
     from segquant.report.review import review
 
     params = config.load(arguments.params)
-    text, good = review(arguments.base, arguments.metrics, list(params.quant.methods), params.review.max_drop)
+    text, good = review(arguments.base, arguments.metrics, list(params.quant.recipes), params.review.max_drop)
     if arguments.output:
         write_text(arguments.output, text)
     if arguments.json:

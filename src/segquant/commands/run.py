@@ -12,7 +12,7 @@ from segquant.commands.shared import add_built, add_limit, add_scored, at_least,
 def options(parser: argparse.ArgumentParser) -> None:
     add_scored(parser)
     add_built(parser)
-    parser.add_argument("--methods", help="names under quant.methods, separated by commas (default: all)")
+    parser.add_argument("--methods", help="names of methods, separated by commas (default: all)")
     add_limit(parser)
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import nn
 
 from segquant import models
-from segquant.base.config import Graph
+from segquant.base.config import Graph, Packed
 from segquant.base.errors import DataError
 from segquant.base.files import replacing, write_bytes
 from segquant.base.ranks import ranks
@@ -54,8 +54,7 @@ def build_graph(
     if reason:
         save_missing(recipe, reason, folder)
         return reason
-    if recipe.calibration_images and (images is None or not len(images)):
-        raise DataError(f"algorithm {recipe.algorithm} calibrates on images of the train split: there are none")
+    needs_images(recipe, images)
     model, float32 = models.load(source), Path(exports) / "float32.onnx"
     parameters = sum(p.numel() for p in model.parameters())
     size = len(save({k: v.contiguous() for k, v in model.state_dict().items()}))
@@ -86,12 +85,18 @@ def build_graph(
             **details,
         }
         seal(part, recipe, info)
-        _probe(part, (1, 3, 64, 96) if images is None else images[:1].shape)
+        probe(part, (1, 3, 64, 96) if images is None else images[:1].shape)
     return {"seconds": round(seconds, 3), "calibration_images": 0 if images is None else len(images)}
 
 
+def needs_images(recipe: Graph | Packed, images: torch.Tensor | None) -> None:
+    """Raise DataError for a recipe that calibrates, without images."""
+    if recipe.calibration_images and (images is None or not len(images)):
+        raise DataError(f"algorithm {recipe.algorithm} calibrates on images of the train split: there are none")
+
+
 @torch.inference_mode()
-def _probe(folder: Path, shape: Sequence[int]) -> None:
+def probe(folder: Path, shape: Sequence[int]) -> None:
     """Raise ModelError unless the artifact runs and its logits are numbers."""
     model = load(folder).model
     finite(model(torch.randn(*shape, generator=torch.Generator().manual_seed(0))).logits, str(folder))

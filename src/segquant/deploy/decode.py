@@ -63,6 +63,11 @@ def floats(nodes: Nodes, values: torch.Tensor) -> str:
     return name if narrow.dtype == values.dtype else nodes.to_float32(name)
 
 
+def constant(nodes: Nodes, values: np.ndarray) -> str:
+    """`values` of any type; float32 as `floats` stores them."""
+    return floats(nodes, torch.from_numpy(values.copy())) if values.dtype == np.float32 else nodes.constant(values)
+
+
 def weight(nodes: Nodes, tensor: torch.Tensor, shape: Sequence[int]) -> str:
     """The float32 values of one of torchao's quantized tensors, by the operations of its `dequantize`, as `shape`."""
     rows, groups = len(tensor), tensor.scale.numel() // len(tensor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from segquant.base.config import Graph
+from segquant.base.config import Graph, Packed
 
 _ROUTES = {"pt2e": "PyTorch 2 export", "qdq": "ONNX Runtime's quantizer", "nncf": "NNCF"}
 
@@ -25,3 +25,14 @@ def describe(recipe: Graph) -> str:
         f"int8 weights and activations of the graph on {engine} ({_ROUTES[recipe.algorithm]}{exceptions}, ranges "
         f"from {recipe.calibration_images} images{search}{training}){compute}"
     )
+
+
+def describe_packed(recipe: Packed) -> str:
+    """Describe a packed recipe in words."""
+    engine = importlib.import_module(f"segquant.engines.{recipe.engine}").NAME
+    if recipe.activations:
+        return (
+            f"the codes of {recipe.source} as a graph on {engine} that computes in int8 ({_ROUTES[recipe.algorithm]}, "
+            f"ranges from {recipe.calibration_images} images)"
+        )
+    return f"the codes of {recipe.source} as a graph on {engine}, computed in {recipe.compute}"

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from segquant import models
 from segquant.base.errors import ModelError, UnavailableError, one_line
 from segquant.base.failures import failure
 from segquant.base.files import replacing, write_bytes, write_json
 from segquant.base.recipes import ENGINES
-from segquant.data.preprocessing import read_preprocessing
+from segquant.data.preprocessing import Preprocessing, read_preprocessing
 from segquant.deploy.graph import LOGITS, OPSET, Pixels, check_opset, exported, to_onnx
 from segquant.deploy.packed import float_twin, pack_weights
 from segquant.engines.extras import needs
@@ -24,6 +26,9 @@ from segquant.engines.load import start
 from segquant.engines.runtime import CLASSES
 from segquant.quant.artifacts import load_artifact
 from segquant.quant.tensors import CASTS, finite
+
+if TYPE_CHECKING:
+    import onnx
 
 log = logging.getLogger(__name__)
 PRECISIONS = ("float32", "float16")
@@ -58,7 +63,7 @@ def export_onnx(
             path = part / f"{name}.onnx"
             try:
                 size = _write(path, graph if name == "float32" else _to_float16(graph))
-                summary[name] = {**size, **_compare(path, pixels, name)}
+                summary[name] = {**size, **compare(path, pixels, name, classes=classes)}
             except Exception as error:
                 if whole or name == "float32":
                     raise
@@ -109,18 +114,30 @@ def export_artifact(
             f"{artifact} quantizes activations as they come, and a graph with codes computes in float32: export a "
             "method with float activations, or choose one with an engine"
         )
-    twin, output = float_twin(model), CLASSES if classes else LOGITS
     with replacing(folder) as part:
         part.mkdir()
         path, pixels = part / "model.onnx", Pixels(model, classes)
-        graph = to_onnx(exported(Pixels(twin, classes)), twin.config, read_preprocessing(artifact), opset, output)
-        pack_weights(graph.graph, model, twin)
-        graph.metadata_props.add(key="recipe", value=json.dumps(recipe))
-        summary: dict[str, Any] = {"opset": opset, "output": output, **_write(path, graph)}
+        graph = packed_graph(model, recipe, read_preprocessing(artifact), opset, classes)
+        summary: dict[str, Any] = {"opset": opset, "output": graph.graph.output[0].name, **_write(path, graph)}
         for engine in filter(find_spec, ENGINES):
-            summary[engine] = _compare(path, pixels, "packed", engine)
+            summary[engine] = compare(path, pixels, "packed", engine, classes)
         write_json(part / "export.json", summary)
     return summary
+
+
+def packed_graph(
+    model: nn.Module,
+    recipe: dict[str, Any],
+    preprocessing: Preprocessing,
+    opset: int = OPSET,
+    classes: bool = False,
+) -> onnx.ModelProto:
+    """The graph of a quantized model with its codes, which computes in float32; its metadata have the `recipe`."""
+    twin = float_twin(model)
+    graph = to_onnx(exported(Pixels(twin, classes)), twin.config, preprocessing, opset, CLASSES if classes else LOGITS)
+    pack_weights(graph.graph, model, twin)
+    graph.metadata_props.add(key="recipe", value=json.dumps(recipe))
+    return graph
 
 
 def _write(path: Path, graph: Any) -> dict[str, int]:
@@ -142,8 +159,14 @@ def _to_float16(graph: Any) -> Any:
 
 
 @torch.inference_mode()
-def _compare(path: Path, pixels: Pixels, kind: str, engine: str = "onnxruntime") -> dict[str, float]:
-    """Compare an engine's output with that of PyTorch in float32, on noise.
+def compare(
+    path: Path,
+    reference: Callable[[torch.Tensor], torch.Tensor],
+    kind: str,
+    engine: str = "onnxruntime",
+    classes: bool = False,
+) -> dict[str, float]:
+    """Compare an engine's output, logits or `classes`, with that of a `reference` on noise (B, 3, H, W).
 
     Returns the largest difference of logits (`difference`, unless the graph gives classes) and the smallest share of
     equal classes (`agreement`). Raises ModelError where they are beyond TOLERANCE or LEAST_AGREEMENT, by more than one
@@ -159,11 +182,11 @@ def _compare(path: Path, pixels: Pixels, kind: str, engine: str = "onnxruntime")
     for batch, height, width in _SHAPES:
         noise = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
         try:
-            expected, output = pixels(noise).numpy(), call(noise.numpy())
+            expected, output = reference(noise).numpy(), call(noise.numpy())
         except Exception as error:  # a graph that is right for the traced size alone, for example
             reason = one_line(error, 200, end=True)
             raise ModelError(f"{name} does not run on pixels {batch}x3x{height}x{width}: {reason}") from error
-        if not pixels.classes:
+        if not classes:
             finite(torch.from_numpy(output), name)
             difference = float(np.maximum(difference, np.abs(output - expected).max()))  # NaN stays
             expected, output = expected.argmax(1), output.argmax(1)
@@ -179,6 +202,6 @@ def _compare(path: Path, pixels: Pixels, kind: str, engine: str = "onnxruntime")
         agreement,
     )
     if (kind != "float16" and not difference <= TOLERANCE) or not enough:  # NaN fails
-        logits = "" if pixels.classes else f"logits differ by up to {difference:.1e}, and "
+        logits = "" if classes else f"logits differ by up to {difference:.1e}, and "
         raise ModelError(f"{name} does not match PyTorch: {logits}{agreement:.2%} of classes agree")
-    return {"agreement": agreement} if pixels.classes else {"difference": difference, "agreement": agreement}
+    return {"agreement": agreement} if classes else {"difference": difference, "agreement": agreement}

@@ -18,7 +18,7 @@ from transformers import AutoModelForSemanticSegmentation
 from transformers.initialization import no_init_weights
 
 from segquant.base.errors import ModelError
-from segquant.deploy.decode import Nodes, floats, weight
+from segquant.deploy.decode import Nodes, constant, floats, weight
 from segquant.deploy.graph import ConvFuse
 from segquant.engines.extras import needs
 from segquant.quant.coverage import LinearConv2d
@@ -53,8 +53,7 @@ def pack_weights(graph: onnx.GraphProto, model: nn.Module, twin: nn.Module) -> N
     where the exporter folds a normalization into them or joins several. A layer that the graph does without, such as an
     auxiliary head's, is not there.
     """
-    if any(attribute.HasField("g") or attribute.graphs for node in graph.node for attribute in node.attribute):
-        raise ModelError("the model's graph has branches: codes are written for graphs without")
+    without_branches(graph)
     sources = _sources(model, twin)
     missing, other = {layer for layer, _ in sources.values()}, False
     matrices = [values for values in twin.state_dict().values() if values.ndim > 1]
@@ -66,16 +65,26 @@ def pack_weights(graph: onnx.GraphProto, model: nn.Module, twin: nn.Module) -> N
         missing.discard(layer)
         if write:
             names[tensor.name] = write(nodes)
-        elif values.dtype == np.float32:
-            names[tensor.name] = floats(nodes, torch.from_numpy(values.copy()))
-            other |= values.ndim > 1 and _key(values) not in own
         else:
-            names[tensor.name] = nodes.constant(values)
+            names[tensor.name] = constant(nodes, values)
+            other |= values.dtype == np.float32 and values.ndim > 1 and _key(values) not in own
     if missing and other:
         raise ModelError(
             f"the exporter changed the weights of {len(missing)} quantized layers, such as {min(missing)}: their codes "
             "cannot be written"
         )
+    replace_initializers(graph, nodes, names)
+
+
+def without_branches(graph: onnx.GraphProto) -> None:
+    """Raise ModelError for a graph that has others in it, whose names would have to change too."""
+    if any(attribute.HasField("g") or attribute.graphs for node in graph.node for attribute in node.attribute):
+        raise ModelError("the model's graph has branches: codes are written for graphs without")
+
+
+def replace_initializers(graph: onnx.GraphProto, nodes: Nodes, names: dict[str, str]) -> None:
+    """Put `nodes` and their constants in place of a graph's initializers, {each one's name: its value's name there};
+    shorten all names."""
     original, shapes = list(graph.node), [info for info in graph.value_info if info.name not in names]
     for field in ("node", "initializer", "value_info"):
         graph.ClearField(field)
@@ -87,7 +96,7 @@ def pack_weights(graph: onnx.GraphProto, model: nn.Module, twin: nn.Module) -> N
     _rename(graph, names, defaultdict(lambda: next(short), {name: name for name in (*ends, "")}))
 
 
-def _quantized(model: nn.Module, twin: nn.Module) -> dict[str, torch.Tensor]:
+def quantized_weights(model: nn.Module, twin: nn.Module) -> dict[str, torch.Tensor]:
     """The quantized weights of a model, by the names of their layers in its twin."""
     tensors = {layer: getattr(model.get_submodule(layer), "weight", None) for layer, _ in twin.named_modules()}
     return {layer: tensor for layer, tensor in tensors.items() if is_quantized(tensor)}
@@ -95,10 +104,10 @@ def _quantized(model: nn.Module, twin: nn.Module) -> dict[str, torch.Tensor]:
 
 def _sources(model: nn.Module, twin: nn.Module) -> dict[Any, tuple[str, Write]]:
     """{key of a weight in the twin's graph, as it is or transposed: (its layer, how to write it)}."""
-    quantized = _quantized(model, twin)
+    quantized = quantized_weights(model, twin)
     sources: dict[Any, tuple[str, Write]] = {}
     if has_segformers_head(twin):
-        head = "decode_head.linear_fuse", *_projections(twin.decode_head)
+        head = fused_layers(twin.decode_head)
         if not quantized.keys().isdisjoint(head):
             for number, stage in enumerate(ConvFuse(twin.decode_head).stages):
                 write = partial(_fused, twin.decode_head, quantized, number)
@@ -118,6 +127,11 @@ def _key(values: np.ndarray) -> tuple:
 
 def _transposed(nodes: Nodes, tensor: torch.Tensor, shape: Sequence[int]) -> str:
     return nodes.add("Transpose", weight(nodes, tensor, shape), perm=[1, 0])
+
+
+def fused_layers(head: nn.Module) -> list[str]:
+    """The layers of a SegFormer's decode head whose weights a graph has as products."""
+    return ["decode_head.linear_fuse", *_projections(head)]
 
 
 def _projections(head: nn.Module) -> list[str]:

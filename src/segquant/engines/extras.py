@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
-from segquant.base.config import FIXED_PROTOCOL, Graph
+from segquant.base.config import FIXED_PROTOCOL, Graph, Packed
 from segquant.base.errors import UnavailableError
 from segquant.base.failures import missing
 from segquant.base.files import read_json
@@ -45,7 +45,7 @@ def _refused(name: str, sizes: Iterable[int]) -> str | None:
     return None
 
 
-def unavailable(recipe: Graph) -> str | None:
+def unavailable(recipe: Graph | Packed) -> str | None:
     """Why `recipe` cannot run here, or None when it can."""
     packages = importlib.import_module(f"segquant.engines.{recipe.engine}").PACKAGES
     try:

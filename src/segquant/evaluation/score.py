@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from segquant import models
-from segquant.base.config import Eval
+from segquant.base.config import BASELINE, Eval
 from segquant.base.errors import DataError, UnavailableError
-from segquant.base.failures import BASELINE, failure, missing
+from segquant.base.failures import failure, missing
 from segquant.base.files import csv_text, replacing, sha256, write_json, write_text
 from segquant.base.ranks import ranks
 from segquant.data.label_map import class_names, match_classes
@@ -111,9 +111,8 @@ def score(
         return {}, None
     result = summary(parts)
     info, scores = loaded.info, result.scores
-    recipe = info["recipe"]
     metrics = {
-        "algorithm": "cast" if recipe["weights"] in CASTS else "qat" if recipe["train"] else recipe["algorithm"],
+        "algorithm": _algorithm(info),
         **({"engine": engine} if engine else {}),
         "mean_iou": scores.mean_iou,
         "mean_accuracy": scores.mean_accuracy,
@@ -132,6 +131,13 @@ def score(
     if skipped:
         metrics["skipped"] = skipped
     return metrics, result
+
+
+def _algorithm(info: Mapping[str, Any]) -> str:
+    recipe = info["recipe"]
+    if "from" in recipe:
+        return info["algorithm"]
+    return "cast" if recipe["weights"] in CASTS else "qat" if recipe["train"] else recipe["algorithm"]
 
 
 def write_scores(

@@ -14,7 +14,7 @@ import math
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from transformers.initialization import no_init_weights
 
 import segquant
 from segquant.base.allocator import aligned
-from segquant.base.config import Method, Recipe, build
+from segquant.base.config import Method, Recipe, as_mapping, build
 from segquant.base.errors import ConfigError, ModelError, SegquantError, UnavailableError, one_line
 from segquant.base.failures import missing
 from segquant.base.files import digest, read_json, replacing, sha256, write_bytes, write_json
@@ -123,7 +123,7 @@ def save_missing(recipe: Method, reason: Mapping[str, str], folder: str | Path) 
 def seal(folder: Path, recipe: Method, info: dict[str, Any]) -> None:
     """Write quantization.json: format, recipe, `info`, a digest of each other file in `folder`, and one of itself."""
     files = {file.name: sha256(file) for file in sorted(folder.iterdir())}
-    whole = {"format": FORMAT, "recipe": asdict(recipe), **info, **({"files": files} if files else {})}
+    whole = {"format": FORMAT, "recipe": as_mapping(recipe), **info, **({"files": files} if files else {})}
     write_json(folder / "quantization.json", {**whole, "digest": digest(whole)})
 
 
@@ -143,7 +143,7 @@ def describe_artifact(folder: str | Path) -> dict[str, Any]:
         if type(info.get(key)) not in expected:
             raise ModelError(f"{path} has no '{key}' as segquant writes it: quantize again")
     try:
-        for key in asdict(build(Method, info["recipe"], "recipe")):
+        for key in as_mapping(build(Method, info["recipe"], "recipe")):
             if key not in info["recipe"]:
                 raise ConfigError(f"recipe lacks the key '{key}'")
     except ConfigError as error:
@@ -169,8 +169,9 @@ def _kinds(info: Mapping[str, Any]) -> dict[str, tuple[type, ...]]:
         "float32_bytes": (int,),
         "quantized_fraction": (int, float),
     }
-    if isinstance(info.get("recipe"), dict) and "engine" in info["recipe"]:
-        return kinds
+    recipe = info.get("recipe")
+    if isinstance(recipe, dict) and "engine" in recipe:
+        return kinds | ({"algorithm": (str,)} if "from" in recipe else {})
     return kinds | {
         "bytes": (dict,),
         "linear_convs": (list,),

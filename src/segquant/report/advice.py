@@ -9,7 +9,7 @@ from segquant.report.results import BASELINE, PYTORCH, Result, measured
 
 POINTS = 1.0  # of mIoU, that a method may lose and still be recommended
 # Smaller differences do not count: speed varies more between runs, mIoU more between data sets.
-ALIKE_POINTS, ALIKE_SIZE, ALIKE_SPEED = 0.1, 1.05, 1.2
+ALIKE_POINTS, ALIKE_SIZE, ALIKE_SPEED = 0.1, 1.1, 1.2
 
 ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
@@ -18,14 +18,16 @@ ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 class Advice:
     """The methods to ship and those to avoid.
 
-    `within` are the methods that lose at most POINTS. From them come `smallest`, `fastest` and `pytorch`, the fastest
-    that needs no other engine; None where no method qualifies. `lossy` clearly lose more than POINTS, `unsure` may.
-    `dominated` is {method: a method at least about as good in size, speed and accuracy, and clearly better in one}.
+    `within` are the methods that lose at most POINTS. From them come `smallest`, `fastest`, `accurate`, which is about
+    as fast as the fastest and clearly more accurate, and `pytorch`, the fastest that needs no other engine; None where
+    no method qualifies. `lossy` clearly lose more than POINTS, `unsure` may. `dominated` is {method: a method at least
+    about as good in size, speed and accuracy, and clearly better in one}.
     """
 
     within: list[str]
     smallest: str | None
     fastest: str | None
+    accurate: str | None
     pytorch: str | None
     lossy: list[str]
     unsure: list[str]
@@ -39,15 +41,18 @@ def advise(results: Mapping[str, Result]) -> Advice | None:
         return None
     within = [result for method, result in done.items() if method != BASELINE and result.loss <= POINTS]
     smaller = [result for result in within if result.size_mb < done[BASELINE].size_mb]
-    smallest = min(smaller, key=lambda result: (result.size_mb, result.loss), default=None)
-    fastest = _fastest(within)
-    pytorch = _fastest([result for result in within if result.engine == PYTORCH])
+    smallest, fast = _smallest(smaller), _fast(within)
+    accurate = _most_accurate(fast)
+    fastest = smallest if smallest in fast else accurate
+    if accurate and fastest.loss - accurate.loss <= ALIKE_POINTS:
+        accurate = None
+    pytorch = _most_accurate(_fast([result for result in within if result.engine == PYTORCH]))
     lossy = [m for m, result in done.items() if (result.loss_interval or (result.loss,))[0] > POINTS]
-    best = [result.method for result in (smallest, fastest, pytorch) if result]
+    best = [result.method for result in (smallest, fastest, accurate, pytorch) if result]
     better = {result.method: [other for other in within if _dominates(other, result)] for result in within}
     dominated = {
         method: max(
-            others, key=lambda other: (other in (smallest, fastest), not better[other.method], -other.loss)
+            others, key=lambda other: (other in (smallest, fastest, accurate), not better[other.method], -other.loss)
         ).method
         for method, others in better.items()
         if others and method not in best
@@ -56,6 +61,7 @@ def advise(results: Mapping[str, Result]) -> Advice | None:
         within=[result.method for result in within],
         smallest=smallest.method if smallest else None,
         fastest=fastest.method if fastest else None,
+        accurate=accurate.method if accurate else None,
         pytorch=pytorch.method if pytorch else None,
         lossy=lossy,
         unsure=[method for method, result in done.items() if result.loss > POINTS and method not in lossy],
@@ -63,18 +69,31 @@ def advise(results: Mapping[str, Result]) -> Advice | None:
     )
 
 
-def _fastest(results: list[Result]) -> Result | None:
-    """Speeds within a factor of 1.2 may swap between runs, so the most accurate of the fastest methods.
+def _smallest(results: list[Result]) -> Result | None:
+    """Of the methods about as small as the smallest, one that is fast, if there is one."""
+    least = min((result.size_mb for result in results), default=0)
+    small = [result for result in results if result.size_mb <= ALIKE_SIZE * least]
+    return _most_accurate(_fast(small)) or min(small, key=lambda result: (result.size_mb, result.loss), default=None)
 
-    None where no method is clearly faster than float32.
+
+def _fast(results: list[Result]) -> list[Result]:
+    """The methods about as fast as the fastest, as speeds that are alike may swap between runs.
+
+    [] where no method is clearly faster than float32.
     """
     speeds = {result.method: result.speedup_eager["median"] for result in results if result.speedup_eager}
     highest = max(speeds.values(), default=0)
     if highest < ALIKE_SPEED:
-        return None
+        return []
     least = max(ALIKE_SPEED, highest / ALIKE_SPEED)
-    fast = [result for result in results if speeds.get(result.method, 0) >= least]
-    return min(fast, key=lambda result: (round(result.loss, 2), result.size_mb))
+    return [result for result in results if speeds.get(result.method, 0) >= least]
+
+
+def _most_accurate(results: list[Result]) -> Result | None:
+    """The smallest of the methods about as accurate as the most accurate."""
+    least = min((result.loss for result in results), default=0)
+    alike = [result for result in results if result.loss <= least + ALIKE_POINTS]
+    return min(alike, key=lambda result: (result.size_mb, result.loss), default=None)
 
 
 def _dominates(first: Result, second: Result) -> bool:
@@ -101,15 +120,19 @@ def sentences(results: Mapping[str, Result]) -> list[tuple[str, str, str]]:
     if advice.smallest:
         result = done[advice.smallest]
         parts = [_size(result), _loss(result), *([_speed(result)] if result.speedup_eager else [])]
-        lines.append(("Smallest", result.method, "; ".join(parts) + "."))
+        heading = "Smallest and fastest" if advice.fastest == advice.smallest else "Smallest"
+        lines.append((heading, result.method, "; ".join(parts) + "."))
     else:
         lines.append(("Smallest", BASELINE, f"No smaller method stays within {POINTS:g} point of its mIoU."))
     if advice.fastest:
-        lines.append(("Fastest", advice.fastest, _fast(done[advice.fastest])))
+        if advice.fastest != advice.smallest:
+            lines.append(("Fastest", advice.fastest, _summary(done[advice.fastest])))
+        if advice.accurate:
+            lines.append(("As fast, more accurate", advice.accurate, _summary(done[advice.accurate])))
     elif not advice.within or any(done[method].speedup_eager for method in advice.within):
         lines.append(("Fastest", BASELINE, f"No method within {POINTS:g} point of its mIoU is clearly faster."))
-    if advice.pytorch and advice.pytorch != advice.fastest:
-        lines.append(("Fastest in PyTorch", advice.pytorch, _fast(done[advice.pytorch])))
+    if advice.pytorch and advice.pytorch not in (advice.fastest, advice.accurate):
+        lines.append(("Fastest in PyTorch", advice.pytorch, _summary(done[advice.pytorch])))
     lines += [("Avoid", method, f"It {_loss(done[method])}.") for method in advice.lossy]
     lines += [("Unsure", method, f"It {_loss(done[method])}: more images would decide.") for method in advice.unsure]
     for better in dict.fromkeys(advice.dominated.values()):
@@ -120,7 +143,7 @@ def sentences(results: Mapping[str, Result]) -> list[tuple[str, str, str]]:
     return lines
 
 
-def _fast(result: Result) -> str:
+def _summary(result: Result) -> str:
     words = f"{_speed(result)}; {_loss(result)}; {_size(result)}."
     return words[0].upper() + words[1:]
 

@@ -69,7 +69,7 @@ def _timed(*keys: str) -> Callable[[Result], float | None]:
 
 
 ALL = (  # in the order of results.csv
-    Column("method", "method", "An entry of quant.methods in params.yaml", attrgetter("method"), rank=0),
+    Column("method", "method", "Its name in params.yaml", attrgetter("method"), rank=0),
     Column("algorithm", "algorithm", "How the codes were found", _accuracy("algorithm"), rank=13),
     Column("engine", "engine", "What runs it", attrgetter("engine"), rank=12),
     Column(
