@@ -15,8 +15,12 @@ from clones import copied, sh
 from conftest import ROOT
 from transformers import EvalPrediction
 
+from segquant.base.config import Eval
 from segquant.cli import parser
+from segquant.data.preprocessing import read_preprocessing
 from segquant.data.sources import open_source
+from segquant.engines.load import load
+from segquant.evaluation.predict import predict, prepared
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 KINDS = {"sh", "sh hub", "sh gpu", "yaml", "python", "text"}
@@ -161,6 +165,25 @@ def test_the_table_of_a_gpu_is_its_measured_results(results):
 
 def test_readme_is_short():
     assert len((ROOT / "README.md").read_text().split()) <= 1000
+
+
+def test_the_lines_that_deploy_a_file_give_the_class_map_of_predict(tmp_path, capsys):
+    """With the committed graph, as int2_static's own is not in Git; their inputs, outputs and metadata are alike."""
+    (text,) = (text for _, text in blocks(ROOT / "docs/deploying.md") if "onnxruntime.InferenceSession" in text)
+    assert len(text.strip().splitlines()) <= 12
+    artifact = ROOT / "models/trained/int8_static_qat"
+    row = open_source("scenes", "validation", 1)[0]
+    (tmp_path / "photo.png").write_bytes(row["image"])
+    text = text.replace("photo.jpg", str(tmp_path / "photo.png"))
+    names = {}
+    exec(text.replace("models/quantized/int2_static", str(artifact)), names)
+    settings = Eval()
+    model = prepared(load(artifact).model, settings)
+    (prediction,) = predict(model, [row], "fixed-512x512-v1", settings, read_preprocessing(artifact))
+    expected = prediction.classes.numpy()
+    assert names["classes"].shape == expected.shape and len(np.unique(expected)) > 3
+    assert (names["classes"] == expected).mean() > 0.999
+    assert expected.max() < len(names["names"]) and "%" in capsys.readouterr().out
 
 
 def test_the_metric_in_docs_gives_a_trainer_the_mean_iou():
