@@ -8,6 +8,7 @@ from segquant.base.entry import run
 from segquant.base.files import read_json, write_text
 from segquant.data.shards import read_manifest, read_rows
 from segquant.report import classes, page, pictures, tables
+from segquant.report.checked import read_hardware
 from segquant.report.results import collect, measured, with_intervals
 from stages import arguments
 
@@ -17,7 +18,7 @@ def main() -> None:
     params, predictions = config.load(), Path(a.metrics) / "predictions"
     tracking.login(params.wandb)
     results = with_intervals(collect(a.metrics, params.quant.recipes, "predictions/{}/metrics.json"), a.metrics)
-    hardware, layers = (read_json(Path(a.metrics) / f"{name}.json") for name in ("hardware", "layers"))
+    hardware, layers = read_hardware(a.metrics), read_json(Path(a.metrics) / "layers.json")
     manifest, rows = read_manifest(a.shards), list(read_rows(a.shards, "validation", params.eval.pictures))
     names, done = manifest["classes"], measured(results)
     write_text(a.csv, tables.to_csv(results))

@@ -24,7 +24,7 @@ from segquant.evaluation.predict import predict, prepared
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 KINDS = {"sh", "sh hub", "sh gpu", "yaml", "python", "text"}
-METHODS = ("float32", "int8", "int4", "int3", "int2")
+METHODS = ("float32", "int8", "int4", "int3", "int2", "int8_static")
 
 
 def blocks(page):

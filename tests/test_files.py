@@ -9,7 +9,7 @@ import pytest
 
 from segquant.base import config
 from segquant.base.errors import ConfigError, DataError, SegquantError
-from segquant.base.files import is_lfs_pointer, read_file, read_json, replacing, sha256, write_json
+from segquant.base.files import is_lfs_pointer, read_file, read_json, replacing, sha256, write_json, write_text
 from segquant.base.yaml_file import read_yaml
 from segquant.data.label_map import match_classes
 from segquant.data.preprocessing import Preprocessing
@@ -142,3 +142,38 @@ def test_a_link_to_a_file_is_read_and_a_large_one_not(tmp_path):
     assert read_file(tmp_path / "b", 10) == b"0123456789"
     with pytest.raises(OSError, match="it has 10 bytes, more than the 9 of any such file"):
         read_file(tmp_path / "b", 9)
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_file_takes_the_place_of_no_folder(link, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/mine").write_text("mine")
+    (tmp_path / "link").symlink_to("folder")
+    target = tmp_path / ("link" if link else "folder")
+    with pytest.raises(SegquantError, match=f"{target.name} is a folder: give a file"):
+        write_text(target, "text")
+    assert (target / "mine").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "link"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_a_fresh_folder_replaces_nothing_that_came_meanwhile(kind, tmp_path):
+    """As of two exports at once, or of files that a user saves there."""
+    target = tmp_path / "out"
+    with pytest.raises(SegquantError, match="out was written by another process meanwhile: give a new folder"):
+        with replacing(target, fresh=True) as part:
+            part.mkdir()
+            (part / "ours").write_text("ours")
+            if kind == "folder":
+                target.mkdir()
+                (target / "mine").write_text("mine")
+            elif kind == "file":
+                target.write_text("mine")
+            else:
+                target.symlink_to("nowhere")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert kind == "link" or (target / "mine" if kind == "folder" else target).read_text() == "mine"
+    with replacing(tmp_path / "new", fresh=True) as part:
+        part.mkdir()
+        (tmp_path / "new").mkdir()  # an empty one may be there
+    assert (tmp_path / "new").is_dir()

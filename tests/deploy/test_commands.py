@@ -257,3 +257,12 @@ def test_run_builds_the_artifact_whose_codes_a_packed_method_takes(tiny_folder, 
     results = json.loads((tmp_path / "both/results.json").read_text())
     assert list(results) == ["graph", "codes"]
     assert results["graph"]["mean_iou"] == pytest.approx(results["codes"]["mean_iou"], abs=1e-6)
+
+
+def test_nothing_is_exported_into_what_is_read(tiny_folder):
+    done = segquant("export", "onnx", "--model", tiny_folder, "--output", tiny_folder / "onnx")
+    assert done.returncode == 2 and not (tiny_folder / "onnx").exists()
+    assert errors(done) == [
+        f"error: --output {tiny_folder / 'onnx'} and {tiny_folder}, which is read, contain one another: give another "
+        "--output"
+    ]

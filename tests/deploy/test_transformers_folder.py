@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from segquant.base.config import Recipe
-from segquant.base.errors import ModelError
+from segquant.base.errors import ConfigError, ModelError
 from segquant.deploy.transformers_folder import export_transformers
 from segquant.quant.artifacts import load_quantized
 from segquant.quant.build import build
@@ -65,5 +65,5 @@ def test_quantized_convolutions_are_refused_and_nothing_is_written(tiny_folder, 
         export_transformers(tmp_path / "a", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "mine/deep").mkdir(parents=True)
-    with pytest.raises(ModelError, match="mine exists: give a new folder"):
+    with pytest.raises(ConfigError, match="mine exists: give a new folder"):
         export_transformers(tmp_path / "a", tmp_path / "mine")

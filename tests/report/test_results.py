@@ -11,6 +11,7 @@ from samples import METHODS, SPEED, metrics, write_metrics
 from segquant.base.errors import SegquantError
 from segquant.base.files import csv_text
 from segquant.report import classes, tables
+from segquant.report.checked import read_hardware
 from segquant.report.columns import ALL, COLUMN, LANES, RANKED
 from segquant.report.results import ACCURACY, collect, from_json, measured, to_json
 
@@ -113,7 +114,11 @@ def test_csv_text_quotes_and_leaves_none_empty():
         ("quantize", 4, "Input should be a valid dictionary"),
         ("speed", {"relative_to_float32": 1.5}, "relative_to_float32: Input should be a valid dictionary"),
         ("speed", {"latency_ms": {"p50": "fast"}}, "latency_ms.p50: Input should be a valid number"),
+        ("speed", {"latency_ms": {}}, "latency_ms.p50: Field required"),
+        ("speed", {"engine": None}, "engine: Input should be a valid string"),
         ("speed", {"lanes": [4]}, "lanes.0: Input should be a valid dictionary"),
+        ("speed", {"lanes": [{}]}, "lanes.0.engine: Field required"),
+        ("accuracy", {"size_bytes": 10**400}, "size_bytes: "),
     ],
 )
 def test_a_file_of_another_form_is_one_line(kind, change, message, tmp_path):
@@ -130,3 +135,22 @@ def test_a_file_of_another_form_is_one_line(kind, change, message, tmp_path):
 
 def test_every_committed_result_has_the_form(committed):  # `collect` checks it
     assert len(committed) > 10
+
+
+@pytest.mark.parametrize(("key", "value"), [("protocol", "fixed-512x512-v1"), ("n_images", 5)])
+def test_methods_that_were_scored_otherwise_than_float32_have_no_loss(key, value, tmp_path):
+    write_metrics(tmp_path)
+    path = tmp_path / "accuracy/int2.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(SegquantError, match=f"int2.json has {key} {value!r}, and float32's .*: run `dvc repro`"):
+        collect(tmp_path, METHODS)
+
+
+@pytest.mark.parametrize("change", [{"instructions": 3}, {"processor": 3}, {"cores": "x"}, []])
+def test_hardware_of_another_form_is_one_line(change, tmp_path):
+    hardware = {"processor": "p", "instructions": [], "cores": 2, "gpu": None}
+    (tmp_path / "hardware.json").write_text(json.dumps(hardware))
+    assert read_hardware(tmp_path) == hardware
+    (tmp_path / "hardware.json").write_text(json.dumps(hardware | change if change else change))
+    with pytest.raises(SegquantError, match="hardware.json is not as segquant writes it"):
+        read_hardware(tmp_path)

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 from samples import SPEED, metrics
 
-from segquant.base.errors import SegquantError
+from segquant.base.errors import ConfigError, SegquantError
+from segquant.commands import review as command
 from segquant.report import review
 from segquant.report.results import from_json
 
@@ -128,3 +129,19 @@ def test_files_of_another_form_at_the_base_are_one_line(name, text, message, mon
     monkeypatch.setattr(review, "_output", lambda command: files.get(command[-1].partition(":./metrics/")[2]))
     with pytest.raises(SegquantError, match=f"^{re.escape(message)}"):
         review._committed("main", "metrics", ["int8"])
+
+
+@pytest.mark.parametrize("name", ["folder", "link", "thesis.txt"])
+def test_what_is_no_review_is_never_replaced(name, tmp_path):
+    """A folder was, by a file, with all that was in it."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/data").write_text("mine")
+    (tmp_path / "link").symlink_to("folder")
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(
+        ConfigError, match=f"--output .*{name} is (a folder: give a file|no review that could be replaced)"
+    ):
+        command._check_output(tmp_path / name)
+    (tmp_path / "review.md").write_text(f"{review.MARKER}\n\n## old\n")
+    command._check_output(tmp_path / "review.md")
+    command._check_output(tmp_path / "new.md")

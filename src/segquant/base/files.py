@@ -38,11 +38,12 @@ def watched(watcher: Callable[[Path, Path], None]) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, fresh: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block succeeds.
 
     The block writes a file or makes a directory there. If it raises, the temporary file or directory is removed and
-    `path` stays as it was; an OSError names it. Raises SegquantError when the directory of `path` cannot be written.
+    `path` stays as it was; an OSError names it. Raises SegquantError when the directory of `path` cannot be written,
+    for a file in place of a folder, and with `fresh` where `path` holds anything by then.
     """
     path = Path(path)
     new, done, stack = [parent for parent in path.parents if not parent.exists()], False, ExitStack()
@@ -56,9 +57,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield part
         for watcher in _watchers:
             watcher(path, part)
-        if path.is_dir() and not path.is_symlink():
+        if path.is_dir() and not part.is_dir():
+            raise SegquantError(f"{path} is a folder: give a file")
+        if fresh and os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+            raise SegquantError(f"{path} was written by another process meanwhile: give a new folder")
+        if path.is_dir() and not path.is_symlink() and not fresh:
             path.rename(holder / ASIDE)  # which `temporary` puts back, however this ends
-        part.replace(path)
+        part.replace(path)  # a folder that holds anything is not replaced
         done = True
     except OSError as error:
         error.filename = error.filename or str(path)  # as of a full disk

@@ -167,6 +167,13 @@ def claimed(folder: Path, command: str, force: bool = False) -> Iterator[Claim]:
         ) from error
 
 
+def check_new(folder: Path, reads: Iterable[str | Path]) -> None:
+    """Raise ConfigError for a folder that holds anything, or that lies in what is read."""
+    if holds_anything(folder):
+        raise ConfigError(f"{folder} exists: give a new folder, or remove that one first")
+    check(folder, "", reads)
+
+
 def holds_anything(folder: Path) -> bool:
     """Whether there is a file of this name, a dangling link, a folder that is not empty, or the current one."""
     if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not os.listdir(folder))):

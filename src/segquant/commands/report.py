@@ -6,7 +6,6 @@ import argparse
 
 from segquant.base import config
 from segquant.base.errors import ConfigError
-from segquant.base.files import read_json
 from segquant.base.text import say, say_json
 from segquant.commands.shared import add_metrics, print_advice
 
@@ -17,6 +16,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     from segquant.report import terminal
+    from segquant.report.checked import read_hardware
     from segquant.report.results import RETRY, collect, fail_with, failures, to_json, with_intervals
 
     results = collect(arguments.metrics, config.load(arguments.params).quant.recipes)
@@ -26,7 +26,7 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.json:
         say_json(to_json(results))
     else:
-        terminal.show(results, read_json(arguments.metrics / "hardware.json"))
+        terminal.show(results, read_hardware(arguments.metrics))
         print_advice(results)
         page = arguments.metrics / "report" / "index.html"
         if page.is_file():

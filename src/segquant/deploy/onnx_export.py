@@ -55,7 +55,7 @@ def export_onnx(
     model, preprocessing = models.load(source), read_preprocessing(source)
     output = CLASSES if classes else LOGITS
     summary: dict[str, Any] = {"opset": opset, "output": output}
-    with replacing(folder) as part:
+    with replacing(folder, fresh=whole) as part:
         part.mkdir()
         pixels = Pixels(model, classes)
         graph = to_onnx(exported(pixels), model.config, preprocessing, opset, output)
@@ -114,7 +114,7 @@ def export_artifact(
             f"{artifact} quantizes activations as they come, and a graph with codes computes in float32: export a "
             "method with float activations, or choose one with an engine"
         )
-    with replacing(folder) as part:
+    with replacing(folder, fresh=True) as part:
         part.mkdir()
         path, pixels = part / "model.onnx", Pixels(model, classes)
         graph = packed_graph(model, recipe, read_preprocessing(artifact), opset, classes)

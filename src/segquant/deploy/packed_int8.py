@@ -40,7 +40,7 @@ def pack_int8(graph: onnx.GraphProto, model: nn.Module, twin: nn.Module) -> None
     scales = {node.input[0]: node.input[1] for node in graph.node if node.op_type == "DequantizeLinear"}
     nodes, names = Nodes(), {}
     for name, values in arrays.items():
-        if values.dtype == np.int8 and values.ndim > 1:
+        if values.dtype == np.int8 and values.ndim > 1 and name in scales:
             scale = arrays[scales[name]]
             same = {layer for layer in codes if _gives(twin.get_submodule(layer).weight.numpy(), scale, values)}
             missing -= same

@@ -13,7 +13,7 @@ from transformers import TorchAoConfig
 
 from segquant.base.errors import ModelError
 from segquant.base.files import replacing, write_bytes
-from segquant.base.output import holds_anything
+from segquant.base.output import check_new
 from segquant.quant.artifacts import load_artifact
 from segquant.quant.tensors import CASTS
 
@@ -22,11 +22,11 @@ def export_transformers(artifact: str | Path, folder: str | Path) -> int:
     """Write `folder` for `AutoModelForSemanticSegmentation.from_pretrained`, and return the bytes of its weights.
 
     Loading it takes torch, transformers and torchao, but not segquant. Codes below 8 bits take a byte each, because
-    torchao stores them so. Raises ModelError for a `folder` that exists and for an artifact with quantized
-    convolutions: transformers makes each a Conv2d, and torchao has no tensor class for its weight.
+    torchao stores them so. Raises ConfigError for a `folder` that holds anything or lies in the artifact, and
+    ModelError for an artifact with quantized convolutions: transformers makes each a Conv2d, and torchao has no tensor
+    class for its weight.
     """
-    if holds_anything(Path(folder)):
-        raise ModelError(f"{folder} exists: give a new folder, or remove that one first")
+    check_new(Path(folder), [artifact])
     loaded = load_artifact(artifact)
     model, info = loaded.model, loaded.info
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
@@ -43,7 +43,7 @@ def export_transformers(artifact: str | Path, folder: str | Path) -> int:
         model.config.quantization_config = TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=floats or None)
     model.config.dtype = next(p.dtype for p in model.parameters())
     tensors, metadata = flatten_tensor_state_dict(state)
-    with replacing(folder) as part:
+    with replacing(folder, fresh=True) as part:
         part.mkdir()
         model.config.save_pretrained(part)
         shutil.copyfile(Path(artifact) / "preprocessor_config.json", part / "preprocessor_config.json")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from segquant.base.errors import SegquantError
-from segquant.base.files import csv_rows
+from segquant.base.files import csv_rows, read_json
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Positive = Annotated[float, Field(gt=0)]
@@ -32,7 +33,7 @@ class _Accuracy(TypedDict):
     agreement: NotRequired[_Share]
     n_images: Annotated[int, Field(ge=1)]
     protocol: str
-    size_bytes: Annotated[int, Field(ge=1)]
+    size_bytes: Annotated[int, Field(ge=1, le=10**15)]
     compression: NotRequired[_Positive]
     quantized_fraction: NotRequired[_Share]
     bits_per_parameter: NotRequired[_Positive]
@@ -51,26 +52,58 @@ class _Ratio(TypedDict):
     max: _Positive
 
 
+class _Latency(TypedDict):
+    __pydantic_config__ = _CHECKS
+    p50: _Positive
+    p90: _Positive
+    n: Annotated[int, Field(ge=1)]
+
+
+class _Lane(TypedDict):
+    __pydantic_config__ = _CHECKS
+    engine: str
+    batch_size: int
+    latency_ms: NotRequired[_Latency]
+    images_per_second: NotRequired[_Positive]
+    relative_to_float32: NotRequired[_Ratio]
+    relative_to_eager: NotRequired[_Ratio]
+
+
 class _Speed(TypedDict):
     __pydantic_config__ = _CHECKS
-    engine: NotRequired[str]
-    device: NotRequired[str]
-    batch_size: NotRequired[int]
-    latency_ms: NotRequired[dict[str, _Positive]]
+    engine: str
+    device: str
+    batch_size: int
+    input_size: list[int]
+    latency_ms: _Latency
     images_per_second: NotRequired[_Positive]
     relative_to_float32: NotRequired[_Ratio]
     relative_to_eager: NotRequired[_Ratio]
     peak_memory_bytes: NotRequired[float]
     load_seconds: NotRequired[float]
-    lanes: NotRequired[list[_Speed]]
+    lanes: NotRequired[list[_Lane]]
 
 
-_FORMS = {"accuracy": TypeAdapter(_Accuracy), "quantize": TypeAdapter(_Quantize), "speed": TypeAdapter(_Speed)}
+class _Hardware(TypedDict):
+    __pydantic_config__ = _CHECKS
+    processor: str | None
+    instructions: list[str]
+    cores: int | None
+    gpu: str | None
+    memory_gb: NotRequired[float]
+
+
+_FORMS = {
+    "accuracy": TypeAdapter(_Accuracy),
+    "quantize": TypeAdapter(_Quantize),
+    "speed": TypeAdapter(_Speed),
+    "hardware": TypeAdapter(_Hardware),
+}
 _REASON = TypeAdapter(_Missing)
 
 
 def checked(kind: str, content: Any, where: str) -> dict[str, Any]:
-    """The `content` of a method's JSON file of a kind (accuracy, quantize or speed), which stands at `where`.
+    """The `content` of a method's JSON file of a kind (accuracy, quantize or speed), or of hardware.json, at `where`.
 
     It may be the reason of a method without figures (`failures.missing`). Raises SegquantError for any other form.
     """
@@ -82,6 +115,12 @@ def checked(kind: str, content: Any, where: str) -> dict[str, Any]:
         key = ".".join(map(str, first["loc"]))
         raise _wrong(where, f"{key + ': ' if key else ''}{first['msg']}") from error
     return content
+
+
+def read_hardware(metrics: str | Path) -> dict[str, Any]:
+    """hardware.json of a metrics folder. Raises SegquantError where it is not as segquant writes it."""
+    path = Path(metrics) / "hardware.json"
+    return checked("hardware", read_json(path), str(path))
 
 
 def checked_rows(text: str, columns: Sequence[str], where: str) -> list[dict[str, str]]:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from segquant.base.config import BASELINE
-from segquant.base.errors import MethodsFailed
+from segquant.base.errors import MethodsFailed, SegquantError
 from segquant.base.failures import missing
 from segquant.base.files import read_json
+from segquant.base.validate import shown
 from segquant.evaluation.bootstrap import FEWEST, interval, resampled
 from segquant.evaluation.counts import all_counts, read_counts
 from segquant.report.checked import checked
@@ -136,7 +137,8 @@ def to_json(results: Mapping[str, Result]) -> dict[str, dict[str, Any]]:
 def collect(metrics: str | Path, methods: Iterable[str], accuracy: str = ACCURACY) -> dict[str, Result]:
     """{method: its result} for each of `methods` whose accuracy is in the folder `metrics`, at the path `accuracy`.
 
-    Raises SegquantError for a file that segquant did not write so.
+    Raises SegquantError for a file that segquant did not write so, and for a method that was scored by another protocol
+    or on other images than float32.
     """
     folder, content = Path(metrics), {}
     for method in methods:
@@ -145,6 +147,14 @@ def collect(metrics: str | Path, methods: Iterable[str], accuracy: str = ACCURAC
         parts = {part: checked(part, read_json(path), str(path)) for part, path in paths.items() if path.is_file()}
         if result := parts.pop("accuracy", None):
             content[method] = result | ({} if missing(result) else parts)
+    baseline = content.get(BASELINE, {})
+    for method, result in content.items():
+        for key in ("protocol", "n_images"):
+            if not missing(result) and not missing(baseline) and result[key] != baseline.get(key, result[key]):
+                raise SegquantError(
+                    f"{folder / accuracy.format(method)} has {key} {shown(result[key])}, and float32's "
+                    f"{shown(baseline[key])}: run `dvc repro`"
+                )
     return from_json(content)
 
 

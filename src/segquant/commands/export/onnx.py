@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from segquant.base.errors import ConfigError
-from segquant.base.output import holds_anything
+from segquant.base.output import check_new
 from segquant.base.text import say, say_json
 from segquant.commands.shared import ARTIFACT, MODEL, NEW_FOLDER, add_pins
 
@@ -29,8 +29,7 @@ def main(arguments: argparse.Namespace) -> None:
     from segquant.deploy.graph import OPSET
     from segquant.deploy.onnx_export import PRECISIONS, export_artifact, export_onnx
 
-    if holds_anything(arguments.output):
-        raise ConfigError(f"{arguments.output} exists: give a new folder, or remove that one first")
+    check_new(arguments.output, [arguments.artifact or arguments.model])
     if arguments.artifact and (arguments.revision, arguments.sha256) != (None, None):
         raise ConfigError("--revision and --sha256 are of a --model from elsewhere: leave them out")
     written = (arguments.output, OPSET if arguments.opset is None else arguments.opset, arguments.classes)
