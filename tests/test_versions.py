@@ -109,7 +109,12 @@ def refusal(folder, stored, tmp_path):
     del info["digest"]
     write_json(tmp_path / "quantization.json", {**info, "digest": digest(info)})
     lines = set()
-    for read in (describe_artifact, load, load_quantized, partial(export_transformers, folder=tmp_path / "new")):
+    for read in (
+        describe_artifact,
+        load,
+        load_quantized,
+        partial(export_transformers, folder=tmp_path.with_name("new")),
+    ):
         with pytest.raises(ModelError) as error:
             read(tmp_path)
         lines.add(str(error.value).removeprefix(f"{tmp_path}/quantization.json "))
