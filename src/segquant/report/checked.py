@@ -134,6 +134,4 @@ def checked_rows(text: str, columns: Sequence[str], where: str) -> list[dict[str
 
 
 def _wrong(where: str, reason: str) -> SegquantError:
-    return SegquantError(
-        f"{where} is not as segquant writes it ({reason}): restore it from Git, or run `dvc repro`"
-    )
+    return SegquantError(f"{where} is not as segquant writes it ({reason}): restore it from Git, or run `dvc repro`")
