@@ -101,6 +101,17 @@ FLOATS = {"from": "int2", "engine": "onnxruntime"}
         (("data", "ignore"), [0, 256], "data.ignore[1] must be at most 255, not 256"),
         (("data", "images"), "*.png", "data: images and annotations are two patterns of one pair: give both or none"),
         (("quant", "methods"), 4, "quant.methods must be a mapping, not 4"),
+        (
+            ("quant", "methods", "int4", "ranges"),
+            6,
+            "quant.methods.int4.ranges must be float16 or bits such as {scale: 6, zero: 6}, not 6",
+        ),
+        (
+            ("quant", "methods", "int4", "ranges"),
+            {"scale": 0, "zero": 6},
+            "quant.methods.int4.ranges.scale must be at least 1, not 0",
+        ),
+        (("quant", "methods", "int4", "ranges"), {"scale": 6}, "quant.methods.int4.ranges lacks the key 'zero'"),
         (("quant", "methods", "int4"), None, "quant.methods.int4 must be a mapping of weights, group_size"),
         (("quant", "methods", "int4", "engine"), "tflite", "int4 has an unknown key 'group_size': allowed are engine,"),
         (

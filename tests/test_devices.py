@@ -46,6 +46,7 @@ from segquant.deploy import finetune, pt2e
 from segquant.engines.load import load_quantized
 from segquant.evaluation import loop, metric, predict, reference, score, sensitivity, speed, upsample
 from segquant.quant import artifacts, build, calibrate, fake, gptq, head, recipes
+from segquant.quant.codes import Grid, dequantize
 from segquant.training import baseline, distill, qat
 from segquant.training import loop as training
 from segquant.training.material import Material
@@ -207,8 +208,8 @@ def test_an_artifact_is_made_and_loaded(folder, gpu, name, monkeypatch):
 def test_a_layer_without_inputs_is_rounded(folder, gpu):
     model = models.load("model").to(gpu)
     model.idle = torch.nn.Linear(16, 8).to(gpu)
-    codes, _ = calibrate.calibrate(model, {"idle": (4, 16)}, images().to(gpu))["idle"]
-    assert (gptq.dequantize(codes) - model.idle.weight).abs().max() < 0.05
+    codes, _ = calibrate.calibrate(model, {"idle": Grid(4, 16)}, images().to(gpu))["idle"]
+    assert (dequantize(codes) - model.idle.weight).abs().max() < 0.05
 
 
 def scored(device, protocol, label_map, dtype):

@@ -332,7 +332,7 @@ def test_a_run_is_refused_before_it_replaces_what_the_user_added(tiny_folder, qu
 def test_a_model_that_changes_during_a_run_gives_no_result(tiny_folder, tmp_path, monkeypatch):
     """int8 was compared with another float32 than the one that was scored."""
     states = iter("ab")
-    monkeypatch.setattr(runs, "_digests", lambda baseline: next(states))
+    monkeypatch.setattr(runs, "digests", lambda baseline: next(states))
     params = replace(config.load(ROOT / "params.yaml"), protocol="fixed-64x64-v1")
     options = {"data": ["scenes"], "split": "validation", "limit": 1, "methods": ["float32"]}
     with pytest.raises(ModelError, match="changed while it was read: run it again"):

@@ -27,12 +27,33 @@ from segquant.base.files import read_json
 from segquant.base.ranks import ranks
 from segquant.methods import Job, kind
 from segquant.quant.artifacts import save_missing
-from segquant.training.split import TrainSplit
+from segquant.training.split import TrainSplit, split_of_source
 
 if TYPE_CHECKING:
     from segquant.training.material import Recording
 
 log = logging.getLogger(__name__)
+
+
+def train_split(
+    params: Params,
+    recipes: Mapping[str, Method],
+    baseline: Path,
+    data: str,
+    split: str,
+    scored: Any,
+    label_map: str | None,
+) -> TrainSplit | None:
+    """What recipes calibrate and train on: `split` of `data`; None where none does. `scored` and `label_map` are as
+    `split_of_source` takes them, whose DataError then names the recipes."""
+    fitted = [name for name, recipe in recipes.items() if recipe.calibration_images or recipe.train]
+    if not fitted:
+        return None
+    try:
+        return split_of_source(params, baseline, replace(params.data, source=data), split, scored, label_map)
+    except DataError as error:
+        needed = f"it is needed to calibrate {', '.join(fitted)}: see --train-data and --train-split"
+        raise DataError(f"{error}; {needed}") from error
 
 
 def check(params: Params, model: nn.Module, recipes: Mapping[str, Method], split: Callable[[], TrainSplit]) -> None:

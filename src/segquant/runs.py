@@ -12,15 +12,15 @@ from segquant import lanes, models
 from segquant.base import output as output_folder
 from segquant.base.config import BASELINE, Method, Params, check_protocol
 from segquant.base.entry import logged
-from segquant.base.errors import DataError, ModelError
+from segquant.base.errors import ModelError
 from segquant.base.failures import missing
-from segquant.base.files import sha256, write_json
-from segquant.base.hub import files, locate
+from segquant.base.files import write_json
+from segquant.base.hub import digests, locate
 from segquant.data.label_map import class_names
 from segquant.deploy.onnx_export import write_exports
 from segquant.methods import kind
 from segquant.report.results import failures, from_json, to_json, with_intervals
-from segquant.training.split import TrainSplit, split_of_source
+from segquant.training.split import TrainSplit
 from segquant.workspace import DataSet, Workspace, earlier, forget, open_sets, prepare, targets
 
 
@@ -49,8 +49,7 @@ def run(
     `protocol` None is params.yaml's. Methods calibrate and train on `train_split` of `train_data` (None: the first of
     `data`), without its labels unless they have no teacher. Each of `data` is scored apart; `label_maps` has one for
     each or one for all. All input is checked before the first method is built; of one that fails then, `failed` gives
-    the reason (base/failures.py). Gives {method: accuracy keys, `loss_interval`, `quantize` and `speed`}, of several
-    data sets {name: that}.
+    the reason. Gives {method: accuracy keys, `loss_interval`, `quantize` and `speed`}, of several sets {name: that}.
     """
     output_folder.check(output, command, [model, *data, *filter(None, [train_data, *label_maps])], force)
     recipes = params.quant.choose(methods)
@@ -58,45 +57,22 @@ def run(
     params = replace(params, protocol=check_protocol(protocol or params.protocol))
     place, baseline = Workspace(output), locate(model, revision, sha256)
     loaded = models.load(baseline)  # before the data, which may have to be downloaded
-    sets = open_sets(params.data, data, label_maps, split, limit, output, params.eval.on_error)
-    for data_set in sets.values():
-        data_set.check(class_names(loaded.config))
-    train = _train_split(params, built, baseline, next(iter(sets.values())), train_data or data[0], train_split)
+    sets = open_sets(params, data, label_maps, split, limit, output, class_names(loaded.config))
+    first, learns = next(iter(sets.values())), train_data or data[0]
+    train = lanes.train_split(params, built, baseline, learns, train_split, first.source, first.label_map)
     lanes.check(params, loaded, built, lambda: train)
     del loaded
-    read = _digests(baseline)
+    read = digests(baseline)
     with output_folder.claimed(output, command, force) as claim:
         claim.check(*targets([*sets.values()], recipes, built, place), *earlier(output, claim))
-        learned = train.learned if train else frozenset()
-        prepare([*sets.values()], output, int(1e6 * params.data.shard_mb), learned, claim)
+        prepare([*sets.values()], output, int(1e6 * params.data.shard_mb), train.learned if train else set(), claim)
         claim.note(output / "run.log", *map(place.speed, recipes))  # which base/files.py does not write here
         with logged(output / "run.log"):
             results = _scores(params, recipes, built, baseline, place, sets, train)
-            if _digests(baseline) != read:  # each method reads it again
+            if digests(baseline) != read:  # each method reads it again
                 forget(output, claim)
                 raise ModelError(f"model '{model}' changed while it was read: run it again")
-            results = _with_speeds(params, recipes, results, place, sets)
-    return results if len(sets) > 1 else results[next(iter(sets))]
-
-
-def _train_split(
-    params: Params, recipes: Mapping[str, Method], baseline: Path, scored: DataSet, data: str, split: str
-) -> TrainSplit | None:
-    """What recipes calibrate and train on; None where none does. Raises DataError, which names those that do."""
-    fitted = [name for name, recipe in recipes.items() if recipe.calibration_images or recipe.train]
-    if not fitted:
-        return None
-    try:
-        source = replace(params.data, source=data)
-        return split_of_source(params, baseline, source, split, scored.source, scored.label_map)
-    except DataError as error:
-        needed = f"it is needed to calibrate {', '.join(fitted)}: see --train-data and --train-split"
-        raise DataError(f"{error}; {needed}") from error
-
-
-def _digests(baseline: Path) -> list[str]:
-    """The SHA-256 of each of a model's files."""
-    return [sha256(path) for path in files(baseline)]
+            return _with_speeds(params, recipes, results, place, sets)
 
 
 def _scores(
@@ -127,20 +103,18 @@ def _scores(
 def _with_speeds(
     params: Params, recipes: Mapping[str, Method], results: dict, place: Workspace, sets: Mapping[str, DataSet]
 ) -> dict[str, dict[str, Any]]:
-    """`results` of `_scores` with intervals and speeds, which results.json holds too."""
-    for name, data_set in sets.items():
-        results[name] = to_json(with_intervals(from_json(results[name]), data_set.folder))
+    """`results` of `_scores` with intervals and speeds, as `run` gives them and results.json holds them."""
+    results = {name: to_json(with_intervals(from_json(results[name]), sets[name].folder)) for name in sets}
     whole = results if len(sets) > 1 else results[next(iter(sets))]
     write_json(place.root / "results.json", whole)  # kept should timing be interrupted
     for method in recipes:
         scored = [by_method[method] for by_method in results.values() if not missing(by_method[method])]
-        target = place.speed(method)
-        target.unlink(missing_ok=True)
         if scored:
-            speed = lanes.benchmark(place.artifact(method), place.artifact(BASELINE), place.exports, target, params)
+            paths = place.artifact(method), place.artifact(BASELINE), place.exports, place.speed(method)
+            speed = lanes.benchmark(*paths, params)
             for metrics in scored:
                 metrics["speed"] = speed
     write_json(place.root / "results.json", whole)
     if not any(failures(from_json(by_method)) for by_method in results.values()):
         shutil.rmtree(place.partial, ignore_errors=True)  # else the next run goes on from what is there
-    return results
+    return whole

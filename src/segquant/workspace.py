@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from segquant.base.config import Data, Params
+from segquant.base.config import Params
 from segquant.base.errors import ConfigError, DataError
 from segquant.base.files import replacing, write_json
 from segquant.base.output import Claim
@@ -149,15 +149,19 @@ def targets(sets: Sequence[DataSet], methods: Collection[str], built: Collection
 
 
 def open_sets(
-    params: Data,
+    params: Params,
     data: Sequence[str],
     label_maps: Sequence[str | None],
     split: str,
     limit: int | None,
     output: Path,
-    on_error: OnError = "stop",
+    model_classes: Sequence[str],
 ) -> dict[str, DataSet]:
-    """The data sets by name, the last part of each one's path; a single one is kept in `output` itself."""
+    """The data sets by name, the last part of each one's path; a single one is kept in `output` itself.
+
+    Raises DataError for one that cannot be read, or whose classes are not the model's, and ConfigError for two that
+    have the same name.
+    """
     if len(label_maps) not in (1, len(data)):
         raise ConfigError(
             f"there are {len(label_maps)} label maps for {len(data)} data sets: give one, or one for each"
@@ -168,8 +172,12 @@ def open_sets(
         raise ConfigError(f"two data sets are called '{twice}': rename a folder, as results go by its name")
     maps = list(label_maps) * (len(data) if len(label_maps) == 1 else 1)
     folders = [output if len(data) == 1 else output / "data" / name for name in names]
-    sources = [open_source(replace(params, source=place), split, limit, on_error) for place in data]
-    return {
+    on_error = params.eval.on_error
+    sources = [open_source(replace(params.data, source=place), split, limit, on_error) for place in data]
+    sets = {
         name: DataSet(place, source, split, label_map, folder, on_error)
         for name, place, source, label_map, folder in zip(names, data, sources, maps, folders)
     }
+    for data_set in sets.values():
+        data_set.check(model_classes)
+    return sets

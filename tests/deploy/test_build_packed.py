@@ -111,7 +111,8 @@ def test_the_file_holds_codes_at_their_true_width(work):
     head = ("decode_head.linear_fuse", "decode_head.linear_projections.0.proj", "decode_head.linear_projections.1.proj")
     layers = [m for name, m in info["modules"].items() if m["bits"] < 8 and name not in head]
     exact = sum(layer["parameters"] * layer["bits"] / 8 for layer in layers)
-    assert exact <= codes <= exact + 2 * len(layers)  # a byte begun for each field of a layer
+    groups = sum(layer["parameters"] / layer["group_size"] for layer in layers)
+    assert exact < codes <= exact + groups * 12 / 8 + 2 * len(layers)  # ranges; a byte begun for each field of a layer
 
 
 def test_the_artifact_says_what_it_is_and_loads_as_one_of_the_engine(work):

@@ -17,7 +17,7 @@ from segquant.base.config import Override, Recipe
 from segquant.base.errors import ConfigError, ModelError, SegquantError, UnavailableError
 from segquant.base.files import digest, sha256, write_json
 from segquant.engines import load as engines
-from segquant.quant import gptq
+from segquant.quant import fit, gptq
 from segquant.quant.artifacts import describe_artifact, load_artifact, load_quantized
 from segquant.quant.build import build
 from segquant.quant.recipes import quantize, unavailable
@@ -112,7 +112,14 @@ def test_codes_are_stored_at_their_true_width_and_floats_as_float16(built, tiny_
             parts = [v.nbytes for k, v in tensors.items() if k.startswith(f"{stored}._weight_")]
             assert entry["bytes"] == sum(parts)
             assert tensors[f"{stored}._weight_scale"].dtype == torch.float16
-            assert tensors[f"{stored}._weight_scale"].numel() * entry["group_size"] == weights
+            rows, groups = len(original[f"{name}.weight"]), weights // entry["group_size"]
+            assert len(tensors[f"{stored}._weight_scale"]) == rows
+            if f"{stored}._weight_scale_shares" in tensors:  # gptq's, of 6 bits: one scale a row, and shares of it
+                assert tensors[f"{stored}._weight_scale"].numel() == rows
+                assert tensors[f"{stored}._weight_scale_shares"].nbytes <= -(-groups * 6 // 8)
+                assert tensors[f"{stored}._weight_zero_point"].nbytes <= -(-groups * 6 // 8)
+            else:
+                assert tensors[f"{stored}._weight_scale"].numel() == groups
         wide = {k for k, v in tensors.items() if v.dtype == torch.float32}
         assert all(k.endswith("fc2.bias") for k in wide), wide  # random values, too small for float16
 
@@ -163,8 +170,9 @@ def test_the_counts_of_segformer_b0_are_the_published_ones(b0, tmp_path):
 def test_a_b0_is_as_small_as_its_bits(b0, tmp_path, monkeypatch):
     """Without refinement, which takes long and does not change the size."""
     monkeypatch.setattr(gptq, "_descend", lambda weight, hessian, codes, bits: codes)
-    monkeypatch.setattr(gptq, "_refit", lambda weight, hessian, codes: codes)
-    sizes = {"int8": 4.3, "int4": 2.5, "int3": 2.1, "int2": 1.6}  # MB, of float32's 15.04
+    monkeypatch.setattr(fit, "refit", lambda weight, hessian, codes, grid: codes)
+    monkeypatch.setattr(fit, "move", lambda weight, hessian, codes, grid: codes)
+    sizes = {"int8": 4.3, "int4": 2.20, "int3": 1.75, "int2": 1.34}  # MB, of float32's 15.04
     for method, most in sizes.items():
         recipe = dataclasses.replace(METHODS[method], algorithm="affine" if method == "int8" else "gptq")
         build(b0, recipe, tmp_path / method, CPU, IMAGES[:1])
@@ -207,6 +215,10 @@ def test_an_unavailable_method_gives_its_reason_and_is_never_replaced(tiny_folde
     ("recipe", "message"),
     [
         (Recipe("int4", 11), "group_size 11 divides the inputs of no layer"),
+        (
+            Recipe("int4", 32, "hqq", ranges="float16"),
+            "ranges are fitted by algorithm gptq: choose it, or leave ranges",
+        ),
         (Recipe("float8", 32), "one scale per row: leave group_size and algorithm out"),
         (Recipe("float8", algorithm="gptq"), "gptq does not support float8 weights: choose"),
         (Recipe("int4", 32, "gptq"), "calibrates on images of the train split, but there are none"),

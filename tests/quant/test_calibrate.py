@@ -5,8 +5,9 @@ from torch.nn import functional as F
 
 from segquant.base.config import Recipe
 from segquant.quant.calibrate import _solve, calibrate, position_weights
+from segquant.quant.codes import Grid, dequantize
 from segquant.quant.coverage import dense_convs, rewrite
-from segquant.quant.gptq import dequantize, quantize_weight
+from segquant.quant.gptq import quantize_weight
 from segquant.quant.recipes import quantize
 
 
@@ -23,7 +24,7 @@ def model(tiny):
 
 def _layers(model, bits=3):
     return {
-        name: (bits, 16 if m.in_features % 16 == 0 else 21)
+        name: Grid(bits, 16 if m.in_features % 16 == 0 else 21)
         for name, m in model.named_modules()
         if isinstance(m, nn.Linear)
     }
@@ -62,10 +63,10 @@ def test_calibration_is_closer_to_float_than_rounding_each_layer(model, images):
         expected = model(unseen).logits
     results = calibrate(model, layers, images)
     rounded = {}
-    for name, (bits, group_size) in layers.items():
+    for name, grid in layers.items():
         linear = model.get_submodule(name)
         zeros = torch.zeros(linear.in_features, linear.in_features)
-        rounded[name] = quantize_weight(linear.weight, zeros, bits, group_size), linear.bias
+        rounded[name] = quantize_weight(linear.weight, zeros, grid), linear.bias
     original = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     calibrated = _noise(_apply(model, results), unseen, expected)
     model.load_state_dict(original)
@@ -108,7 +109,7 @@ def test_positions_that_matter_more_weigh_more(model, images):
 
 def test_a_layer_that_the_model_does_not_call_is_rounded_to_nearest(model, images):
     model.spare = nn.Linear(32, 8).requires_grad_(False)
-    results = calibrate(model, {**_layers(model), "spare": (4, 16)}, images)
+    results = calibrate(model, {**_layers(model), "spare": Grid(4, 16)}, images)
     codes, bias = results["spare"]
     assert torch.equal(bias, model.spare.bias)
     assert (dequantize(codes) - model.spare.weight).abs().max() < 0.04
@@ -132,7 +133,7 @@ def test_wide_inputs_near_their_mean_do_not_break_the_factorization():
     """In float32, the second moment minus the squared mean would not be positive definite."""
     linear = nn.Linear(1024, 8).requires_grad_(False)
     inputs = 1 + 1e-3 * torch.randn(4, 200, 1024, generator=torch.Generator().manual_seed(0))
-    codes, bias = _solve(linear, inputs, inputs, torch.ones(4, 200), 4, 32)
+    codes, bias = _solve(linear, inputs, inputs, torch.ones(4, 200), Grid(4, 32))
     difference = F.linear(inputs, dequantize(codes), bias) - linear(inputs)
     assert difference.abs().max() < 0.01 and difference.mean(dim=(0, 1)).abs().max() < 1e-3
 

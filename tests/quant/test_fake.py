@@ -8,16 +8,20 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torchao.quantization import IntxUnpackedToInt8Tensor
 
+from segquant.base.config import Ranges
 from segquant.quant import fake
-from segquant.quant.gptq import Codes, dequantize, quantize_weight
+from segquant.quant.codes import Codes, Grid, dequantize
+from segquant.quant.gptq import quantize_weight
+from segquant.quant.ranges import round_ranges
 from segquant.quant.tensors import as_float16
 
 
-def layer(rows=6, columns=16, bits=2, group=8, seed=0):
+def layer(rows=6, columns=16, bits=2, group=8, seed=0, ranges=None):
     torch.manual_seed(seed)
     linear = nn.Linear(columns, rows)
-    codes = quantize_weight(linear.weight.detach(), torch.eye(columns), bits, group)
-    return linear, codes, fake.attach(linear, codes, bits)
+    grid = Grid(bits, group, ranges)
+    codes = quantize_weight(linear.weight.detach(), torch.eye(columns), grid)
+    return linear, codes, fake.attach(linear, codes, grid)
 
 
 def stored(codes, bits):
@@ -34,10 +38,15 @@ def test_an_attached_layer_computes_with_its_codes(bits):
     assert torch.equal(linear.weight, stored(codes, bits).dequantize())
 
 
-@given(bits=st.sampled_from([2, 3, 4, 8]), seed=st.integers(0, 2**31), size=st.floats(0.0, 3.0))
+@given(
+    bits=st.sampled_from([2, 3, 4, 8]),
+    ranges=st.none() | st.builds(Ranges, st.integers(1, 8), st.integers(1, 8)),
+    seed=st.integers(0, 2**31),
+    size=st.floats(0.0, 3.0),
+)
 @settings(deadline=None)
-def test_training_computes_with_the_weights_that_are_stored(bits, seed, size):
-    linear, _, fake_codes = layer(bits=bits)
+def test_training_computes_with_the_weights_that_are_stored(bits, ranges, seed, size):
+    linear, _, fake_codes = layer(bits=bits, ranges=ranges)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in (linear.parametrizations.weight.original, fake_codes.stretch, fake_codes.zero):
@@ -47,8 +56,8 @@ def test_training_computes_with_the_weights_that_are_stored(bits, seed, size):
     assert codes.codes.int().min() >= -(2 ** (bits - 1)) and codes.codes.int().max() < 2 ** (bits - 1)
     assert torch.equal(computed, stored(codes, bits).dequantize())
     assert torch.equal(computed, linear.weight) and not parametrize.is_parametrized(linear)
-    for values in (codes.scale, codes.zero):
-        assert torch.equal(values, as_float16(values))
+    for values, rounded in zip(codes[1:], round_ranges(*codes[1:], bits, ranges), strict=True):
+        assert torch.equal(values, rounded)
 
 
 def test_codes_start_in_the_middle_of_their_bins():

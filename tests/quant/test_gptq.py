@@ -3,7 +3,11 @@ import itertools
 import pytest
 import torch
 
-from segquant.quant.gptq import Codes, _round_columns, dequantize, errors, quantize_weight
+from segquant.base.config import Ranges
+from segquant.quant import fit
+from segquant.quant.codes import Codes, Grid, dequantize, errors
+from segquant.quant.gptq import _round_columns, quantize_weight
+from segquant.quant.ranges import round_ranges
 
 
 def _problem(rows, columns, seed=0, samples=None):
@@ -56,7 +60,7 @@ def test_codes_are_close_to_the_optimum():
     ratios, plain = [], []
     for seed in range(40):
         weight, hessian = _problem(1, 6, seed)
-        result = quantize_weight(weight, hessian, 2, 3, damping=0.0)
+        result = quantize_weight(weight, hessian, Grid(2, 3), damping=0.0)
         best = _brute_force(weight, hessian, result.scale, result.zero, 2)
         grouped = weight.view(1, 2, 3)
         rounded = (grouped / result.scale[..., None] + result.zero[..., None]).round().clamp(-2, 1)
@@ -69,11 +73,13 @@ def test_codes_are_close_to_the_optimum():
     assert ratios.mean() < 0.5 * plain.mean()
 
 
+@pytest.mark.parametrize("ranges", [None, Ranges(6, 6), Ranges(1, 1)])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_more_rounds_never_increase_the_error(bits):
+def test_more_rounds_never_increase_the_error(bits, ranges):
     weight, hessian = _problem(6, 64)
     damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(64)
-    losses = [errors(weight, damped, quantize_weight(weight, hessian, bits, 16, rounds=n)) for n in range(4)]
+    grid = Grid(bits, 16, ranges)
+    losses = [errors(weight, damped, quantize_weight(weight, hessian, grid, rounds=n)) for n in range(4)]
     for earlier, later in itertools.pairwise(losses):
         assert bool((later <= earlier * 1.0001).all())
     assert losses[3].sum() < losses[0].sum()
@@ -81,7 +87,7 @@ def test_more_rounds_never_increase_the_error(bits):
 
 def test_without_correlation_gptq_rounds_to_nearest():
     weight = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
-    result = quantize_weight(weight, torch.zeros(32, 32), 3, 8)
+    result = quantize_weight(weight, torch.zeros(32, 32), Grid(3, 8))
     grouped = weight.view(4, 4, 8)
     nearest = (grouped / result.scale[..., None] + result.zero[..., None]).round().clamp(-4, 3).flatten(1)
     assert torch.equal(nearest, result.codes.float())
@@ -90,7 +96,7 @@ def test_without_correlation_gptq_rounds_to_nearest():
 @pytest.mark.parametrize(("rows", "columns", "group_size", "bits"), [(1, 21, 21, 2), (7, 130, 13, 3), (3, 5, 1, 4)])
 def test_codes_fit_their_bits_and_ranges_fit_float16(rows, columns, group_size, bits):
     weight, hessian = _problem(rows, columns)
-    result = quantize_weight(weight, hessian, bits, group_size)
+    result = quantize_weight(weight, hessian, Grid(bits, group_size))
     assert result.codes.dtype == torch.int8 and result.codes.shape == weight.shape
     assert result.scale.shape == result.zero.shape == (rows, columns // group_size)
     assert result.codes.min() >= -(2 ** (bits - 1)) and result.codes.max() < 2 ** (bits - 1)
@@ -99,23 +105,57 @@ def test_codes_fit_their_bits_and_ranges_fit_float16(rows, columns, group_size, 
     assert dequantize(result).isfinite().all()
 
 
+@pytest.mark.parametrize(("ranges", "share"), [(None, 2e-3), (Ranges(6, 6), 2e-2), (Ranges(2, 2), 0.2)])
 @pytest.mark.parametrize("value", [0.0, 1e-6, 3.0, -1e4])
-def test_equal_weights_keep_their_value(value):
+def test_equal_weights_keep_their_value(value, ranges, share):
     weight = torch.full((2, 16), value)
-    result = quantize_weight(weight, torch.eye(16), 2, 8)
-    assert (dequantize(result) - weight).abs().max() <= 2e-3 * abs(value) + 1e-12
+    result = quantize_weight(weight, torch.eye(16), Grid(2, 8, ranges))
+    assert (dequantize(result) - weight).abs().max() <= share * abs(value) + 1e-6 * (ranges is not None) + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("bits", "scale", "zero", "most"),
+    [(2, 6, 6, 1.1), (3, 6, 6, 1.1), (4, 8, 8, 1.1), (2, 3, 4, 1.5), (3, 3, 4, 2), (4, 4, 4, 4)],
+)
+def test_ranges_of_few_bits_are_fitted_and_not_rounded_afterwards(bits, scale, zero, most):
+    weight, hessian = _problem(24, 96)
+    ranges, damped = Ranges(scale, zero), hessian + 0.01 * hessian.diagonal().mean() * torch.eye(96)
+    wide = quantize_weight(weight, hessian, Grid(bits, 16))
+    fitted = quantize_weight(weight, hessian, Grid(bits, 16, ranges))
+    for values, stored in zip(fitted[1:], round_ranges(*fitted[1:], bits, ranges), strict=True):
+        assert torch.equal(values, stored)
+    rounded = Codes(wide.codes, *round_ranges(*wide[1:], bits, ranges))
+    loss = errors(weight, damped, fitted).sum()
+    assert loss < most * errors(weight, damped, wide).sum()
+    assert loss < 0.85 * errors(weight, damped, rounded).sum() or scale > 4
+
+
+def test_a_scale_and_a_zero_are_the_best_of_their_grids():
+    """Compare with every scale and zero of the last group that moved, the codes and the other groups fixed."""
+    weight, hessian = _problem(5, 16)
+    ranges = Ranges(3, 4)
+    start = quantize_weight(weight, hessian, Grid(2, 8, ranges), rounds=0)
+    start = Codes(start.codes, torch.stack([start.scale.amax(1), start.scale.amax(1) / 2], 1), start.zero)
+    moved = fit.move(weight, hessian, start, Grid(2, 8, ranges))
+    best = torch.full((5,), torch.inf)
+    for share in range(1, 9):
+        for step in range(-8, 8):
+            scale, zero = moved.scale.clone(), moved.zero.clone()
+            scale[:, 1], zero[:, 1] = scale[:, 0] * share / 8, step / 2
+            best = torch.minimum(best, errors(weight, hessian, Codes(start.codes, scale, zero)))
+    assert torch.allclose(errors(weight, hessian, moved), best, rtol=1e-4)
 
 
 def test_a_group_size_that_does_not_divide_the_columns_is_refused():
     with pytest.raises(ValueError, match="group_size 5 does not divide 12 columns"):
-        quantize_weight(torch.ones(1, 12), torch.eye(12), 4, 5)
+        quantize_weight(torch.ones(1, 12), torch.eye(12), Grid(4, 5))
 
 
 def test_rows_of_zeros_stay_zero():
     weight, hessian = _problem(4, 64)
     weight[1] = 0
     weight[2] *= 1e-9
-    result = quantize_weight(weight, hessian, 4, 16)
+    result = quantize_weight(weight, hessian, Grid(4, 16))
     assert result.scale.isfinite().all() and bool((result.scale > 0).all()) and result.zero.isfinite().all()
     assert torch.equal(result.scale.half().float(), result.scale)
     assert dequantize(result)[1:3].abs().max() < 1e-6

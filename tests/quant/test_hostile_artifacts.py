@@ -58,6 +58,7 @@ def built(tmp_path_factory):
         "dynamic": Recipe("int8", activations="int8"),
     }.items():
         build(root / "float", recipe, root / name, CPU)
+    build(root / "float", Recipe("int2", 8, "gptq"), root / "gptq", CPU, torch.zeros(1, 3, 32, 32))
     for name in ("beit", "upernet_swin", "dpt"):
         torch.manual_seed(0)
         models.save(AutoModelForSemanticSegmentation.from_config(FAMILIES[name]), root / name)
@@ -246,6 +247,11 @@ ENTRIES = {
     "zeros of a type": ("int8", entry("_weight_zero_point", lambda e: e.update(dtype="load"))),
     "bits": ("int4", entry("_weight_qdata", lambda e: e.update(bits=10**9))),
     "bits of 0": ("int4", entry("_weight_qdata", lambda e: e.update(bits=0))),
+    "steps for other codes": ("gptq", entry("_weight_zero_point", lambda e: e.update(of=3))),
+    "steps of many bits": ("gptq", entry("_weight_zero_point", lambda e: e.update(steps=10**9))),
+    "steps without their codes": ("gptq", entry("_weight_zero_point", lambda e: e.pop("of"))),
+    "shares of no bits": ("gptq", entry("_weight_scale", lambda e: e.update(shares=0))),
+    "shares of other rows": ("gptq", entry("_weight_scale", lambda e: e.update(shape=e["shape"][::-1]))),
     "a shape": ("int4", entry("_weight_qdata", lambda e: e.update(shape=[10**9, 10**9]))),
 }
 

@@ -25,6 +25,7 @@ from segquant.base.recipes import (
     Method,
     Override,
     Packed,
+    Ranges,
     Recipe,
     SmallLayers,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "Method",
     "Model",
     "Override",
+    "Ranges",
     "Packed",
     "Params",
     "Phase",

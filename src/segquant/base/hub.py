@@ -52,10 +52,15 @@ def files(folder: Path) -> list[Path]:
     return [path for path in (folder / name for name in CONFIGS) if path.is_file()] + _weights(folder)
 
 
+def digests(folder: Path) -> list[str]:
+    """SHA-256 (hexadecimal) of each of a model's `files`."""
+    return [disk.sha256(path) for path in files(folder)]
+
+
 def weights_sha256(folder: str | Path) -> str:
     """SHA-256 (hexadecimal) of a model's weights file; of several files, of the list of theirs."""
-    digests = [disk.sha256(path) for path in _weights(Path(folder))]
-    return digests[0] if len(digests) == 1 else disk.digest(digests)
+    hashes = [disk.sha256(path) for path in _weights(Path(folder))]
+    return hashes[0] if len(hashes) == 1 else disk.digest(hashes)
 
 
 def listed_sha256(folder: Path) -> str:

@@ -41,6 +41,14 @@ class SmallLayers(Section):
 
 
 @dataclass(frozen=True)
+class Ranges(Section):
+    """Bits of a group's scale, as a share of the largest of its row, and of its zero."""
+
+    scale: int = Field(ge=1, le=8)
+    zero: int = Field(ge=1, le=8)
+
+
+@dataclass(frozen=True)
 class Calibration(Section):
     """Unlabelled images of the train split that a method calibrates on."""
 
@@ -59,6 +67,20 @@ Layers = Annotated[
         _layers,
         custom_error_type=MUST_BE,
         custom_error_message="all, linear or a list of name patterns such as [decode_head.*]",
+    ),
+]
+
+
+def _ranges(value: Any) -> str | None:
+    return "<ranges>" if isinstance(value, (dict, Ranges)) else "<name>" if value == "float16" else None
+
+
+RangesOf = Annotated[
+    Annotated[Literal["float16"], Tag("<name>")] | Annotated[Ranges, Tag("<ranges>")],
+    Discriminator(
+        _ranges,
+        custom_error_type=MUST_BE,
+        custom_error_message="float16 or bits such as {scale: 6, zero: 6}",
     ),
 ]
 
@@ -82,6 +104,9 @@ class Recipe(Section):
         "all", description="all (Linear and Conv2d), linear, or a list of name patterns such as [decode_head.*]."
     )
     small_layers: SmallLayers | None = None
+    ranges: RangesOf | None = Field(
+        None, description="Bits of gptq's scales and zeros, or float16; left out: what measured best for the weights."
+    )
     overrides: dict[str, Override] = Field(
         default_factory=dict, description='Layers by name pattern, as {"decode_head.*": {weights: int8}}.'
     )

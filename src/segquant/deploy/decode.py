@@ -5,8 +5,10 @@ Each operator is a standard one on constants, so that an engine can fold them al
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import reduce
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 
 from segquant.engines.extras import needs
 from segquant.quant.packing import pack
+from segquant.quant.ranges import from_steps, shares_of, steps_of
 from segquant.quant.tensors import bits, narrowed
 
 _SMALLEST = 32  # numbers from which float16 and a Cast are smaller than float32
@@ -25,14 +28,21 @@ class Nodes:
     def __init__(self) -> None:
         self._nodes: dict[tuple, Any] = {}
         self._constants: dict[tuple, Any] = {}
+        self._numbers = count()
+        self._grids: dict[tuple[int, float, float], dict[str, torch.Tensor]] = defaultdict(dict)
 
-    @property
-    def nodes(self) -> list[Any]:
-        return list(self._nodes.values())
-
-    @property
-    def constants(self) -> list[Any]:
-        return list(self._constants.values())
+    def written(self) -> tuple[list[Any], list[Any]]:
+        """All nodes, those that decode integers of grids first, and all constants."""
+        before, self._nodes = self._nodes, {}
+        for (width, offset, step), parts in self._grids.items():
+            whole = _unsigned(self, torch.cat([*parts.values()]), width, flat=True)
+            for kind, value in (("Add", offset), ("Mul", step)):
+                whole = self.add(kind, whole, self.constant(np.array(value, np.float32)))
+            sizes = self.constant(np.array([len(part) for part in parts.values()], np.int64))
+            split = needs("onnx").helper.make_node("Split", [whole, sizes], [*parts], axis=0)
+            self._nodes[("Split", width, offset, step)] = split
+        decoding, self._nodes = self._nodes, before
+        return [*decoding.values(), *before.values()], [*self._constants.values()]
 
     def constant(self, values: np.ndarray) -> str:
         key = (values.dtype.name, values.shape, values.tobytes())
@@ -45,9 +55,21 @@ class Nodes:
         """A node; gives the name of its output."""
         key = (kind, inputs, repr(attributes))
         if key not in self._nodes:
-            name = f"segquant/decoded {len(self._nodes)}"
+            name = f"segquant/decoded {next(self._numbers)}"
             self._nodes[key] = needs("onnx").helper.make_node(kind, inputs, [name], **attributes)
         return self._nodes[key].output[0]
+
+    def on_grid(self, integers: torch.Tensor, width: int, offset: float, step: float, shape: Sequence[int]) -> str:
+        """(integers + offset) * step as float32 of `shape`, for integers (N,) from 0 to 2**width - 1.
+
+        Those of all weights are decoded together, as the nodes of each would take more bytes than a byte an integer.
+        """
+        parts = self._grids[width, offset, step]
+        name = next((name for name, part in parts.items() if torch.equal(part, integers)), None)
+        if name is None:
+            name = f"segquant/grid {width} {offset} {step} {len(parts)}"
+            parts[name] = integers
+        return self.reshape(name, shape)
 
     def reshape(self, value: str, shape: Sequence[int]) -> str:
         return self.add("Reshape", value, self.constant(np.array(shape, np.int64)))
@@ -74,9 +96,28 @@ def weight(nodes: Nodes, tensor: torch.Tensor, shape: Sequence[int]) -> str:
     grouped = nodes.reshape(_codes(nodes, tensor), (rows, groups, -1))
     zero = getattr(tensor, "zero_point", None)
     if zero is not None and zero.any():
-        grouped = nodes.add("Sub", grouped, floats(nodes, zero.float().reshape(rows, groups, 1)))
-    scaled = nodes.add("Mul", grouped, floats(nodes, tensor.scale.float().reshape(rows, groups, 1)))
+        grouped = nodes.add("Sub", grouped, _zero(nodes, zero.float().reshape(rows, groups, 1), bits(tensor)))
+    scaled = nodes.add("Mul", grouped, _scale(nodes, tensor.scale.float().reshape(rows, groups)))
     return nodes.reshape(scaled, shape)
+
+
+def _scale(nodes: Nodes, scale: torch.Tensor) -> str:
+    """Scales (rows, groups) as (rows, groups, 1): shares of their row's largest where they are on such a grid."""
+    shares = shares_of(scale) if scale.shape[1] > 1 else None
+    if not shares:
+        return floats(nodes, scale[..., None])
+    largest, integers, width = shares
+    share = nodes.on_grid(integers.flatten().int() - 1, width, 1, 2.0**-width, (*scale.shape, 1))
+    return nodes.add("Mul", share, floats(nodes, largest[..., None]))
+
+
+def _zero(nodes: Nodes, zero: torch.Tensor, width: int) -> str:
+    """Zeros of any shape, for codes of `width` bits: steps of a grid where they are on one."""
+    steps = steps_of(zero, width)
+    if not steps:
+        return floats(nodes, zero)
+    half, step = 2 ** (steps[1] - 1), from_steps(torch.ones(()), width, steps[1]).item()
+    return nodes.on_grid(steps[0].flatten().int() + half, steps[1], -half, step, zero.shape)
 
 
 def _codes(nodes: Nodes, tensor: torch.Tensor) -> str:
@@ -92,19 +133,20 @@ def _codes(nodes: Nodes, tensor: torch.Tensor) -> str:
     return nodes.add("Sub", _unsigned(nodes, codes.flatten() + half, width), nodes.constant(np.array(half, np.float32)))
 
 
-def _unsigned(nodes: Nodes, codes: torch.Tensor, width: int) -> str:
-    """Codes (N,) from 0 to 2**width - 1 as float32, from fields of 4, 2 and 1 bits that fill bytes.
+def _unsigned(nodes: Nodes, codes: torch.Tensor, width: int, flat: bool = False) -> str:
+    """Codes (N,) from 0 to 2**width - 1 as float32, from fields of 8, 4, 2 and 1 bits that fill bytes; `flat`: as (N,).
 
     Masks and multiplications take the fields apart: OpenVINO turns shifts into divisions, which gave other codes.
     """
     parts, low = [], 0
-    for field in (size for size in (4, 2, 1) if width & size):
+    for field in (size for size in (8, 4, 2, 1) if width & size):
         half, positions = 1 << (field - 1), np.arange(0, 8, field)
         packed = pack((codes >> low & 2 * half - 1) - half, field).numpy()
         masks = nodes.constant((2 * half - 1 << positions).astype(np.uint8))
         masked = nodes.to_float32(nodes.add("BitwiseAnd", nodes.constant(packed[:, None]), masks))
         part = nodes.add("Mul", masked, nodes.constant(np.float32(2) ** (low - positions).astype(np.float32)))
-        parts.append(part if field == width and len(codes) * field % 8 == 0 else _first(nodes, part, len(codes)))
+        whole = field == width and len(codes) * field % 8 == 0 and not flat
+        parts.append(part if whole else _first(nodes, part, len(codes)))
         low += field
     return reduce(lambda total, part: nodes.add("Add", total, part), parts)
 

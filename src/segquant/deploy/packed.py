@@ -88,8 +88,9 @@ def replace_initializers(graph: onnx.GraphProto, nodes: Nodes, names: dict[str, 
     original, shapes = list(graph.node), [info for info in graph.value_info if info.name not in names]
     for field in ("node", "initializer", "value_info"):
         graph.ClearField(field)
-    graph.initializer.extend(nodes.constants)
-    graph.node.extend([*nodes.nodes, *original])
+    decoding, constants = nodes.written()
+    graph.initializer.extend(constants)
+    graph.node.extend([*decoding, *original])
     graph.value_info.extend(shapes)  # without them ONNX Runtime fuses fewer nodes
     ends = {end.name for end in (*graph.input, *graph.output)}
     short = (name for number in count() if (name := _short(number)) not in ends)

@@ -37,12 +37,12 @@ from segquant.base.skeleton import headers, skeleton
 from segquant.base.weights import SAFETENSORS
 from segquant.models import check_config, check_runs, save_preprocessor
 from segquant.quant.coverage import LinearConv2d, rewrite
-from segquant.quant.flat import check_state, key_of, pack_codes, state_of
+from segquant.quant.flat import SHARES, check_state, key_of, pack_codes, state_of
 from segquant.quant.float8 import compute_in_bfloat16
 from segquant.quant.tensors import CASTS, bits, is_quantized, narrowed
 
 log = logging.getLogger(__name__)
-FORMAT = "segquant-2"  # another number when older versions cannot read it; CHANGELOG.md says which version writes it
+FORMAT = "segquant-3"  # another number when older versions cannot read it; CHANGELOG.md says which version writes it
 QUANTIZATION = "quantization.json"
 
 
@@ -77,7 +77,7 @@ def save_quantized(
         if is_quantized(tensor):
             keys = [key_of(name, part) for part in json.loads(metadata[name])["_tensor_data_names"]]
             packed |= pack_codes(tensors, keys, bits(tensor))
-            parts[name] = [key for key in keys if key in tensors]
+            parts[name] = [key for part in keys for key in (part, part + SHARES) if key in tensors]
     if recipe.weights not in CASTS:
         tensors = {name: narrowed(tensor) for name, tensor in tensors.items()}
     modules = {

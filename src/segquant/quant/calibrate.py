@@ -21,19 +21,21 @@ from torch import nn
 
 from segquant.base.allocator import keep_freed_memory
 from segquant.base.progress import progress
-from segquant.quant.gptq import Codes, dequantize, quantize_weight
+from segquant.quant.codes import Codes, Grid, dequantize
+from segquant.quant.gptq import quantize_weight
 from segquant.quant.tensors import as_float16
 
 DAMPING = 0.05  # added to second moments, as a share of their mean diagonal; deep layers see few positions
 
 
 def calibrate(
-    model: nn.Module, layers: Mapping[str, tuple[int, int]], images: torch.Tensor
+    model: nn.Module, layers: Mapping[str, Grid], images: torch.Tensor
 ) -> dict[str, tuple[Codes, torch.Tensor | None]]:
     """Compute codes and a corrected bias for each named Linear layer, without changing `model`.
 
-    `layers` maps names to (bits, group size); `images` (N, 3, H, W) are model inputs. A layer that the model does not
-    call is rounded to nearest. Memory grows with N: a layer's activations on all images are held at once.
+    `layers` maps names to (bits, group size, ranges); `images` (N, 3, H, W) are model inputs. A layer that the
+    model does not call is rounded to nearest. Memory grows with N: a layer's activations on all images are held at
+    once.
     """
     keep_freed_memory()
     importance = position_weights(model, list(layers), images)
@@ -46,7 +48,7 @@ def calibrate(
                     return output
                 inputs, float_inputs = args[0].chunk(2)
                 if name not in results:
-                    results[name] = _solve(linear, inputs, float_inputs, importance[name], *layers[name])
+                    results[name] = _solve(linear, inputs, float_inputs, importance[name], layers[name])
                     bar.update()
                 codes, bias = results[name]
                 return torch.cat([F.linear(inputs, dequantize(codes), bias), output[len(inputs) :]])
@@ -63,7 +65,7 @@ def calibrate(
         for name in layers.keys() - results.keys():
             linear = model.get_submodule(name)
             zeros = torch.zeros(linear.in_features, linear.in_features, device=linear.weight.device)
-            results[name] = quantize_weight(linear.weight, zeros, *layers[name]), linear.bias
+            results[name] = quantize_weight(linear.weight, zeros, layers[name]), linear.bias
             bar.update()
     keep_freed_memory(False)  # return gigabytes that the next steps do not need
     return {name: results[name] for name in layers}
@@ -118,8 +120,7 @@ def _solve(
     inputs: torch.Tensor,
     float_inputs: torch.Tensor,
     importance: torch.Tensor,
-    bits: int,
-    group_size: int,
+    grid: Grid,
 ) -> tuple[Codes, torch.Tensor | None]:
     """Codes and bias of one layer, from its inputs in the quantized and in the float model, both (N, ..., columns)."""
     columns, images = linear.in_features, len(importance)
@@ -140,7 +141,7 @@ def _solve(
     damping = torch.eye(columns, device=inputs.device) * (DAMPING * hessian.diagonal().mean()).clamp_min(1e-12)
     # The float weight that would reproduce the float outputs from the quantized model's inputs
     target = torch.linalg.solve((hessian + damping).double(), ((cross + damping) @ linear.weight.T).double())
-    codes = quantize_weight(target.T.to(linear.weight.dtype).contiguous(), hessian, bits, group_size, damping=DAMPING)
+    codes = quantize_weight(target.T.to(linear.weight.dtype).contiguous(), hessian, grid, damping=DAMPING)
     if linear.bias is None:
         return codes, None
     return codes, as_float16(linear.bias + linear.weight @ float_mean - dequantize(codes) @ mean)

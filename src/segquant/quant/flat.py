@@ -13,8 +13,10 @@ from segquant.base.errors import ModelError
 from segquant.base.files import parse_json
 from segquant.base.validate import shown
 from segquant.quant.packing import pack, unpack
+from segquant.quant.ranges import from_shares, from_steps, shares_of, steps_of
 from segquant.quant.tensors import CASTS, dtype_name, is_quantized
 
+SHARES = "_shares"  # after the key of scales that are packed: what share of their row's largest they are
 _NAMES = "tensor_names"  # torchao's key for the list of names, beside an entry for each
 _KINDS = ("Tensor", "Int8Tensor", "IntxUnpackedToInt8Tensor", "Float8Tensor")
 _CODES = (torch.int8, torch.float8_e4m3fn)
@@ -27,14 +29,25 @@ def key_of(name: str, part: str) -> str:
 
 
 def pack_codes(tensors: dict[str, torch.Tensor], keys: list[str], width: int) -> dict[str, dict[str, Any]]:
-    """Pack the codes among `tensors[keys]` and drop all-zero zero points, in place; return how to undo it."""
+    """Pack codes of `width` bits and their ranges among `tensors[keys]`, in place; return how to undo it.
+
+    All-zero zero points are dropped; other ranges are packed where they are on the grids of quant/ranges.py.
+    """
     packed = {}
     for key in keys:
-        if key.endswith("_zero_point") and not tensors[key].any():
-            packed[key] = {"zeros": list(tensors[key].shape), "dtype": dtype_name(tensors.pop(key).dtype)}
+        values, shape = tensors[key], list(tensors[key].shape)
+        if key.endswith("_zero_point") and not values.any():
+            packed[key] = {"zeros": shape, "dtype": dtype_name(tensors.pop(key).dtype)}
         elif key.endswith("_qdata") and width < 8:
-            packed[key] = {"bits": width, "shape": list(tensors[key].shape)}
-            tensors[key] = pack(tensors[key], width)
+            packed[key] = {"bits": width, "shape": shape}
+            tensors[key] = pack(values, width)
+        elif key.endswith("_zero_point") and (steps := steps_of(values, width)):
+            packed[key] = {"steps": steps[1], "shape": shape, "of": width}
+            tensors[key] = pack(steps[0].to(torch.int8), steps[1])
+        elif key.endswith("_scale") and values.ndim == 2 and shape[1] > 1 and (shares := shares_of(values)):
+            tensors[key], integers, bits = shares
+            packed[key] = {"shares": bits, "shape": shape}
+            tensors[key + SHARES] = pack((integers - 1 - 2 ** (bits - 1)).to(torch.int8), bits)
     return packed
 
 
@@ -47,17 +60,38 @@ def state_of(tensors: dict[str, torch.Tensor], info: Mapping[str, Any]) -> dict[
     if info["recipe"]["weights"] not in CASTS:
         tensors = {k: v.float() if v.dtype == torch.float16 else v for k, v in tensors.items()}
     for key, entry in info["packed"].items():
-        if "zeros" in entry:
-            scale = tensors.get(key.removesuffix("_zero_point") + "_scale")
-            if scale is None or math.prod(entry["zeros"]) != scale.numel():
-                raise ModelError(f"quantization.json has other zeros in {key} than the weights have scales")
-            tensors[key] = torch.zeros(entry["zeros"], dtype=getattr(torch, entry["dtype"]))
-        else:
-            tensors[key] = unpack(tensors[key], entry["bits"], tuple(entry["shape"]))
+        tensors[key] = _unpacked(key, entry, tensors, info["packed"])
     state, leftover = unflatten_tensor_state_dict(tensors, info["tensors"])
     if leftover:
         raise ModelError(f"model.safetensors has tensors that quantization.json does not name: {sorted(leftover)[:3]}")
     return state
+
+
+def _unpacked(
+    key: str, entry: Mapping[str, Any], tensors: dict[str, torch.Tensor], packed: Mapping[str, Any]
+) -> torch.Tensor:
+    """The tensor `key` as it was before `pack_codes`."""
+    if "zeros" in entry:
+        scale = packed.get(_beside(key, "scale"), {}).get("shape") or tensors[_beside(key, "scale")].shape
+        if math.prod(entry["zeros"]) != math.prod(scale):
+            raise ModelError(f"quantization.json has other zeros in {key} than the weights have scales")
+        return torch.zeros(entry["zeros"], dtype=getattr(torch, entry["dtype"]))
+    if "bits" in entry:
+        return unpack(tensors[key], entry["bits"], tuple(entry["shape"]))
+    width, shape = entry["steps" if "steps" in entry else "shares"], tuple(entry["shape"])
+    if "steps" in entry:
+        if entry["of"] != packed.get(_beside(key, "qdata"), {"bits": 8})["bits"]:
+            raise ModelError(f"quantization.json has {key} for codes of other bits than the weights have")
+        return from_steps(unpack(tensors[key], width, shape), entry["of"], width)
+    shares, largest = unpack(tensors.pop(key + SHARES), width, shape), tensors[key]
+    if largest.shape != (shape[0], 1):
+        raise ModelError(f"quantization.json has other rows in {key} than model.safetensors")
+    return from_shares(largest, shares.float() + 1 + 2 ** (width - 1), width)
+
+
+def _beside(key: str, part: str) -> str:
+    """The key of another part of the same weight."""
+    return f"{key[: key.rindex('_weight_')]}_weight_{part}"
 
 
 def _check_described(described: Mapping[str, Any]) -> None:

@@ -11,23 +11,24 @@ import torchao.quantization as ao
 from torch import nn
 from torchao.quantization import IntxUnpackedToInt8Tensor
 
-from segquant.base.config import Override, Recipe
+from segquant.base.config import Override, Ranges, Recipe
 from segquant.base.errors import ConfigError, ModelError, UnavailableError
 from segquant.base.ranks import from_first
 from segquant.base.validate import shown
 from segquant.quant.calibrate import calibrate
+from segquant.quant.codes import Codes, Grid
 from segquant.quant.coverage import choose, dense_convs, match, rewrite
 from segquant.quant.fake import int8
 from segquant.quant.float8 import compute_in_bfloat16, to_bfloat16
-from segquant.quant.gptq import Codes
 from segquant.quant.tensors import CASTS, is_quantized, round_to_float16
 
 log = logging.getLogger(__name__)
 BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}
+RANGES = {"int8": None, "int4": Ranges(6, 6), "int3": Ranges(6, 6), "int2": Ranges(6, 6)}  # gptq's, by weights
 
 LayerCodes = dict[str, tuple[Codes, torch.Tensor | None]]  # name of a Linear layer -> its codes and bias
-# (model, calibrated codes, bits of each layer, names of convolutions with groups) -> trained codes
-Refine = Callable[[nn.Module, LayerCodes, Mapping[str, int], Sequence[str]], LayerCodes]
+# (model, calibrated codes, the grid of each layer, names of convolutions with groups) -> trained codes
+Refine = Callable[[nn.Module, LayerCodes, Mapping[str, Grid], Sequence[str]], LayerCodes]
 
 
 class Layer(NamedTuple):
@@ -96,6 +97,8 @@ def describe(recipe: Recipe) -> str:
     group = f"groups of {recipe.group_size}" if recipe.group_size else "one scale a row"
     if small := recipe.small_layers:
         group += f", of {small.group_size} in layers of up to {small.weights:,} weights"
+    if recipe.algorithm == "gptq" and (stored := ranges(recipe, recipe.weights)):
+        group += f", with scales of {stored.scale} and zeros of {stored.zero} bits"
     activations = (
         f"{recipe.activations} activations, quantized as they come" if recipe.activations else "float32 activations"
     )
@@ -145,7 +148,7 @@ def quantize(
         model.to(CASTS[recipe.weights])
         return []
     by_gptq = {
-        name: (BITS[layer.weights], layer.group_size)
+        name: Grid(BITS[layer.weights], layer.group_size, ranges(recipe, layer.weights))
         for name, layer in todo.layers.items()
         if layer.algorithm == "gptq"
     }
@@ -162,7 +165,7 @@ def quantize(
         # Ranks that train together start from the same codes.
         results = _to(device, from_first(calibrated) if recipe.train else calibrated())
         if recipe.train:
-            results = refine(model, results, {name: bits for name, (bits, _) in by_gptq.items()}, todo.convs)
+            results = refine(model, results, by_gptq, todo.convs)
         _set_codes(model, results, by_gptq, recipe.activations)
     for layer, config in sorted(todo.configs.items(), key=str):
         if config is not None:
@@ -179,7 +182,9 @@ def quantize(
         raise ModelError("torchao supports the shape of no chosen layer: choose other layers or another method")
     if skipped:
         log.info("%d of %d layers stay float: torchao does not support their shape", skipped, skipped + len(quantized))
-    round_to_float16(part for tensor in model.state_dict(keep_vars=True).values() for part in _parts(tensor))
+    fitted = {f"{name}.weight" for name in by_gptq}  # in the form that an artifact stores
+    others = (tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in fitted)
+    round_to_float16(part for tensor in others for part in _parts(tensor))
     return quantized
 
 
@@ -208,6 +213,8 @@ def plan(model: nn.Module, recipe: Recipe) -> Plan:
     convs = [name for name in names if isinstance(model.get_submodule(name), nn.Conv2d) and name not in dense]
     inputs = {name: model.get_submodule(name).weight[0].numel() for name in layers if name not in convs}
     fitted = _fit({name: layers[name] for name in inputs}, inputs)
+    if recipe.ranges and "gptq" not in {layer.algorithm for layer in fitted.values()}:
+        raise ConfigError("ranges are fitted by algorithm gptq: choose it, or leave ranges out")
     configs = {layer: _config(layer, recipe.activations) for layer in set(fitted.values())}
     if recipe.train and (recipe.activations or {layer.algorithm for layer in fitted.values()} != {"gptq"}):
         raise ConfigError("train starts from algorithm gptq in every layer and float activations: choose these")
@@ -230,6 +237,13 @@ def _overridden(sizes: Mapping[str, int], recipe: Recipe) -> dict[str, Layer]:
         layer = Layer(weights, override.group_size or inherited[0], override.algorithm or inherited[1])
         layers.update(dict.fromkeys(match(pattern, names, "overrides"), layer))
     return layers
+
+
+def ranges(recipe: Recipe, weights: str) -> Ranges | None:
+    """The bits of gptq's scales and zeros for such weights; None: float16."""
+    if recipe.ranges == "float16":
+        return None
+    return recipe.ranges or RANGES[weights]
 
 
 def fitting(inputs: int, group_size: int) -> int:
@@ -278,13 +292,11 @@ def _to(device: torch.device, results: LayerCodes) -> LayerCodes:
     }
 
 
-def _set_codes(
-    model: nn.Module, results: LayerCodes, layers: dict[str, tuple[int, int]], activations: str | None
-) -> None:
+def _set_codes(model: nn.Module, results: LayerCodes, layers: Mapping[str, Grid], activations: str | None) -> None:
     """Replace the weights by torchao tensors that hold the codes, and set the biases."""
     dynamic = "int8_asym_per_token" if activations else None
     for name, (codes, bias) in results.items():
-        bits, group_size = layers[name]
+        bits, group_size, _ = layers[name]
         linear = model.get_submodule(name)
         tensor = IntxUnpackedToInt8Tensor(
             codes.codes,

@@ -20,6 +20,7 @@ from segquant.data.preprocessing import read_preprocessing
 from segquant.evaluation.loop import Evaluation
 from segquant.quant import fake
 from segquant.quant.build import build
+from segquant.quant.codes import Grid
 from segquant.quant.head import fuse_early, fused_live
 from segquant.quant.recipes import LayerCodes, describe
 from segquant.quant.tensors import round_to_float16
@@ -54,8 +55,8 @@ def build_trained(
     trainer = Trainer(recipe, material, preprocessing, checkpoint, run, crop, options.steps, recording)
     trainer.announce("the layers are calibrated again")
 
-    def refine(model: nn.Module, start: LayerCodes, bits: Mapping[str, int], convs: Sequence[str]) -> LayerCodes:
-        groups = _attach(model, start, bits, convs, options)
+    def refine(model: nn.Module, start: LayerCodes, grids: Mapping[str, Grid], convs: Sequence[str]) -> LayerCodes:
+        groups = _attach(model, start, grids, convs, options)
 
         def validate(model: nn.Module) -> Evaluation:
             with parametrize.cached():
@@ -108,7 +109,7 @@ def _teacher(options: Qat, baseline: str | Path) -> Path | None:
 
 
 def _attach(
-    model: nn.Module, start: LayerCodes, bits: Mapping[str, int], convs: Sequence[str], options: Qat
+    model: nn.Module, start: LayerCodes, grids: Mapping[str, Grid], convs: Sequence[str], options: Qat
 ) -> list[dict]:
     """Fake-quantize `model` in place; the parameter groups of what is trained."""
     round_to_float16(model.buffers())  # statistics of normalization
@@ -117,7 +118,7 @@ def _attach(
         linear = model.get_submodule(name)
         if bias is not None:
             linear.bias = nn.Parameter(bias)
-        ranges += fake.attach(linear, layer_codes, bits[name]).parameters()
+        ranges += fake.attach(linear, layer_codes, grids[name]).parameters()
         codes.append(linear.parametrizations.weight.original)
     for name in convs:
         parametrize.register_parametrization(model.get_submodule(name), "weight", fake.FakeInt8())

@@ -1,0 +1,47 @@
+"""A weight's integer codes, their ranges, and the weight that they represent: (code - zero) * scale.
+
+Weights are (rows, columns). Scales and zeros are (rows, groups); a group is `group_size` adjacent columns. Codes of b
+bits lie in [-2**(b-1), 2**(b-1)).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from segquant.base.recipes import Ranges
+
+
+class Grid(NamedTuple):
+    """What the codes of a layer are: their bits, adjacent columns that share a range, and the bits of these ranges
+    (None: float16)."""
+
+    bits: int
+    group_size: int
+    ranges: Ranges | None = None
+
+
+class Codes(NamedTuple):
+    """int8 codes (rows, columns); float scales and zeros (rows, groups), as quant/ranges.py rounds them."""
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+    zero: torch.Tensor
+
+
+def dequantize(codes: Codes) -> torch.Tensor:
+    """The weight (rows, columns) that the codes represent."""
+    grouped = codes.codes.unflatten(1, (codes.scale.shape[1], -1)).to(codes.scale.dtype)
+    return ((grouped - codes.zero[..., None]) * codes.scale[..., None]).flatten(1)
+
+
+def errors(weight: torch.Tensor, hessian: torch.Tensor, codes: Codes) -> torch.Tensor:
+    """The error of each row (rows,), as the module's docstring defines it."""
+    difference = dequantize(codes) - weight
+    return (difference @ hessian * difference).sum(1)
+
+
+def bounds(bits: int) -> tuple[int, int]:
+    """The smallest and the largest code."""
+    return -(1 << (bits - 1)), (1 << (bits - 1)) - 1

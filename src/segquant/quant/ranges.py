@@ -1,0 +1,74 @@
+"""Scales and zeros of a few bits each.
+
+A group's scale is a share of its row's largest, which is stored once as float16: k / 2**width with k from 1 to
+2**width. A zero lies on a grid in units of one code, which is the same for all layers. Both fall on these grids while
+they are fitted and trained (`round_ranges`), so an artifact stores them without a further error. What is on a grid
+shows in the values themselves (`shares_of`, `steps_of`): nothing else has to say so.
+
+llama.cpp stores the ranges of its 2 to 6-bit formats in a similar way, as integers of 4 to 8 bits in a super-block.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from segquant.base.recipes import Ranges
+from segquant.quant.tensors import as_float16
+
+WIDEST = 8  # bits of a scale's or a zero's integer
+
+
+def round_ranges(
+    scale: torch.Tensor, zero: torch.Tensor, bits: int, ranges: Ranges | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales and zeros (rows, groups) for codes of `bits` as an artifact stores them: float16 without `ranges`."""
+    if ranges is None:
+        return as_float16(scale), as_float16(zero)
+    return round_scale(scale, ranges.scale), round_zero(zero, bits, ranges.zero)
+
+
+def round_scale(scale: torch.Tensor, width: int, largest: torch.Tensor | None = None) -> torch.Tensor:
+    """Each scale (rows, groups) as a share of `largest` (rows, 1), by default the largest of its row in float16."""
+    if largest is None:
+        largest = as_float16(scale.amax(1, keepdim=True))
+    return from_shares(largest, (scale / largest * 2**width).round().clamp(1, 2**width), width)
+
+
+def round_zero(zero: torch.Tensor, bits: int, width: int) -> torch.Tensor:
+    """Each zero as a multiple of 2**(bits + 1 - width), from -2**bits up to below 2**bits."""
+    half = 2 ** (width - 1)
+    return from_steps((zero / _step(bits, width)).round().clamp(-half, half - 1), bits, width)
+
+
+def from_shares(largest: torch.Tensor, shares: torch.Tensor, width: int) -> torch.Tensor:
+    """Scales (rows, groups) from the largest of each row (rows, 1) and shares of it, from 1 to 2**width."""
+    return largest * (shares.to(largest.dtype) / 2**width)
+
+
+def from_steps(steps: torch.Tensor, bits: int, width: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Zeros for codes of `bits` from signed integers of `width` bits."""
+    return steps.to(dtype) * _step(bits, width)
+
+
+def shares_of(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int] | None:
+    """(largest of each row, shares, their width) of scales (rows, groups) on such a grid, the coarsest; else None."""
+    largest = scale.amax(1, keepdim=True)
+    for width in range(1, WIDEST + 1):
+        shares = (scale / largest * 2**width).round().clamp(1, 2**width)
+        if torch.equal(from_shares(largest, shares, width), scale):
+            return largest, shares, width
+    return None
+
+
+def steps_of(zero: torch.Tensor, bits: int) -> tuple[torch.Tensor, int] | None:
+    """(signed integers, their width) of zeros for codes of `bits` on such a grid, the coarsest; else None."""
+    for width in range(1, WIDEST + 1):
+        steps = (zero / _step(bits, width)).round()
+        half = 2 ** (width - 1)
+        if torch.equal(steps, steps.clamp(-half, half - 1)) and torch.equal(from_steps(steps, bits, width), zero):
+            return steps, width
+    return None
+
+
+def _step(bits: int, width: int) -> float:
+    return 2.0 ** (bits + 1 - width)
