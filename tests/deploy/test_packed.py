@@ -17,7 +17,7 @@ from onnx.reference import ReferenceEvaluator
 from torchao.quantization import IntxUnpackedToInt8Tensor
 
 from segquant import cli, models
-from segquant.base.config import Override, Recipe
+from segquant.base.config import Override, Ranges, Recipe
 from segquant.base.errors import ModelError
 from segquant.deploy import decode, onnx_export, packed
 from segquant.deploy.decode import Nodes
@@ -26,7 +26,7 @@ from segquant.deploy.packed import float_twin, pack_weights
 from segquant.engines.load import load_graph
 from segquant.quant.artifacts import describe_artifact, load_artifact
 from segquant.quant.build import build
-from segquant.quant.ranges import round_scale, round_zero
+from segquant.quant.ranges import round_ranges
 
 GPTQ = {"algorithm": "gptq", "group_size": 8}
 RECIPES = {
@@ -77,7 +77,7 @@ def test_codes_of_every_width_decode_on_every_engine(width, rows, groups, size, 
     zero = torch.randn(rows, groups, generator=generator).half().float() * data.draw(st.sampled_from([0, 1, 300]))
     bits = data.draw(st.none() | st.tuples(st.integers(1, 8), st.integers(1, 8)))
     if bits:
-        scale, zero = round_scale(scale.clamp_min(0.01), bits[0]), round_zero(zero, width, bits[1])
+        scale, zero = round_ranges(scale.clamp_min(0.01), zero, width, Ranges(*bits))
     kind = getattr(torch, f"int{width}")
     tensor = IntxUnpackedToInt8Tensor(codes, scale, zero, kind, (1, size), torch.float32, None)
     nodes = Nodes()

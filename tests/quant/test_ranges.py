@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from segquant.base.config import Ranges
 from segquant.quant.flat import SHARES, pack_codes
 from segquant.quant.ranges import from_shares, from_steps, round_scale, round_zero, shares_of, steps_of
 
@@ -21,35 +22,36 @@ def positive(shape, seed, spread):
 @settings(deadline=None)
 def test_a_scale_is_the_nearest_share_of_the_largest_of_its_row(width, shape, seed, spread):
     scale = positive(shape, seed, spread)
-    rounded = round_scale(scale, width)
+    rounded = round_scale(scale, Ranges(width, 1))
     largest = rounded.amax(1, keepdim=True)
     assert torch.allclose(largest, scale.amax(1, keepdim=True), rtol=1e-3)
     assert bool((rounded > 0).all())
     near = scale >= largest / 2**width  # below the smallest share, that one is the nearest
     assert bool(((rounded - scale).abs() <= 0.5001 * largest / 2**width)[near].all())
-    assert torch.equal(round_scale(rounded, width), rounded)
+    assert torch.equal(round_scale(rounded, Ranges(width, 1)), rounded)
 
 
 @given(st.integers(2, 8), WIDTHS, SHAPES, st.integers(0, 999), st.floats(0, 300))
 @settings(deadline=None)
 def test_a_zero_is_the_nearest_of_its_grid(bits, width, shape, seed, spread):
     zero = spread * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    rounded, step = round_zero(zero, bits, width), 2.0 ** (bits + 1 - width)
+    rounded, step = round_zero(zero, bits, Ranges(1, width)), 2.0 ** (bits + 1 - width)
     lowest, highest = -(2.0**bits), 2.0**bits - step
     assert lowest <= rounded.min() and rounded.max() <= highest
     assert bool(((rounded - zero.clamp(lowest, highest)).abs() <= step / 2).all())
-    assert torch.equal(round_zero(rounded, bits, width), rounded)
+    assert torch.equal(round_zero(rounded, bits, Ranges(1, width)), rounded)
 
 
 @given(st.integers(2, 8), WIDTHS, WIDTHS, SHAPES, st.integers(0, 999), st.floats(0, 8))
 @settings(deadline=None)
 def test_integers_of_ranges_on_a_grid_give_them_back(bits, scale_width, zero_width, shape, seed, spread):
-    scale = round_scale(positive(shape, seed, spread), scale_width)
+    ranges = Ranges(scale_width, zero_width)
+    scale = round_scale(positive(shape, seed, spread), ranges)
     largest, shares, width = shares_of(scale)
     assert width <= scale_width and 1 <= shares.min() and shares.max() <= 2**width
     assert torch.equal(largest, largest.half().float()) or largest.max() > 60000 or largest.min() < 1e-4
     assert torch.equal(from_shares(largest, shares, width), scale)
-    zero = round_zero(bits * torch.randn(shape, generator=torch.Generator().manual_seed(seed)), bits, zero_width)
+    zero = round_zero(bits * torch.randn(shape, generator=torch.Generator().manual_seed(seed)), bits, ranges)
     steps, width = steps_of(zero, bits)
     assert width <= zero_width and -(2 ** (width - 1)) <= steps.min() and steps.max() < 2 ** (width - 1)
     assert torch.equal(from_steps(steps, bits, width), zero)
@@ -69,7 +71,8 @@ def test_rows_of_one_scale_need_their_largest_and_a_bit_a_group():
 
 
 def test_packed_ranges_take_their_bits_and_wide_ones_stay():
-    scale, zero = round_scale(positive((5, 7), 0, 1.0), 6), round_zero(torch.randn(5, 7), 2, 5)
+    ranges = Ranges(6, 5)
+    scale, zero = round_scale(positive((5, 7), 0, 1.0), ranges), round_zero(torch.randn(5, 7), 2, ranges)
     tensors = {"a._weight_scale": scale, "a._weight_zero_point": zero}
     packed = pack_codes(tensors, list(tensors), 2)
     assert packed["a._weight_scale"] == {"shares": 6, "shape": [5, 7]}

@@ -105,7 +105,8 @@ class Recipe(Section):
     )
     small_layers: SmallLayers | None = None
     ranges: RangesOf | None = Field(
-        None, description="Bits of gptq's scales and zeros, or float16; left out: what measured best for the weights."
+        None,
+        description="Bits of gptq's scales and zeros, or float16; left out: 6 each, or float16 for int8.",
     )
     overrides: dict[str, Override] = Field(
         default_factory=dict, description='Layers by name pattern, as {"decode_head.*": {weights: int8}}.'

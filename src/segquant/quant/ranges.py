@@ -22,22 +22,23 @@ def round_ranges(
     scale: torch.Tensor, zero: torch.Tensor, bits: int, ranges: Ranges | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scales and zeros (rows, groups) for codes of `bits` as an artifact stores them: float16 without `ranges`."""
-    if ranges is None:
-        return as_float16(scale), as_float16(zero)
-    return round_scale(scale, ranges.scale), round_zero(zero, bits, ranges.zero)
+    return round_scale(scale, ranges), round_zero(zero, bits, ranges)
 
 
-def round_scale(scale: torch.Tensor, width: int, largest: torch.Tensor | None = None) -> torch.Tensor:
+def round_scale(scale: torch.Tensor, ranges: Ranges | None, largest: torch.Tensor | None = None) -> torch.Tensor:
     """Each scale (rows, groups) as a share of `largest` (rows, 1), by default the largest of its row in float16."""
+    if ranges is None:
+        return as_float16(scale)
     if largest is None:
         largest = as_float16(scale.amax(1, keepdim=True))
-    return from_shares(largest, (scale / largest * 2**width).round().clamp(1, 2**width), width)
+    return from_shares(largest, _shares(scale, largest, ranges.scale), ranges.scale)
 
 
-def round_zero(zero: torch.Tensor, bits: int, width: int) -> torch.Tensor:
-    """Each zero as a multiple of 2**(bits + 1 - width), from -2**bits up to below 2**bits."""
-    half = 2 ** (width - 1)
-    return from_steps((zero / _step(bits, width)).round().clamp(-half, half - 1), bits, width)
+def round_zero(zero: torch.Tensor, bits: int, ranges: Ranges | None) -> torch.Tensor:
+    """Each zero as a multiple of 2**(bits + 1 - ranges.zero), from -2**bits up to below 2**bits."""
+    if ranges is None:
+        return as_float16(zero)
+    return from_steps(_steps(zero, bits, ranges.zero), bits, ranges.zero)
 
 
 def from_shares(largest: torch.Tensor, shares: torch.Tensor, width: int) -> torch.Tensor:
@@ -54,7 +55,7 @@ def shares_of(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int] | N
     """(largest of each row, shares, their width) of scales (rows, groups) on such a grid, the coarsest; else None."""
     largest = scale.amax(1, keepdim=True)
     for width in range(1, WIDEST + 1):
-        shares = (scale / largest * 2**width).round().clamp(1, 2**width)
+        shares = _shares(scale, largest, width)
         if torch.equal(from_shares(largest, shares, width), scale):
             return largest, shares, width
     return None
@@ -63,11 +64,19 @@ def shares_of(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int] | N
 def steps_of(zero: torch.Tensor, bits: int) -> tuple[torch.Tensor, int] | None:
     """(signed integers, their width) of zeros for codes of `bits` on such a grid, the coarsest; else None."""
     for width in range(1, WIDEST + 1):
-        steps = (zero / _step(bits, width)).round()
-        half = 2 ** (width - 1)
-        if torch.equal(steps, steps.clamp(-half, half - 1)) and torch.equal(from_steps(steps, bits, width), zero):
+        steps = _steps(zero, bits, width)
+        if torch.equal(from_steps(steps, bits, width), zero):
             return steps, width
     return None
+
+
+def _shares(scale: torch.Tensor, largest: torch.Tensor, width: int) -> torch.Tensor:
+    return (scale / largest * 2**width).round().clamp(1, 2**width)
+
+
+def _steps(zero: torch.Tensor, bits: int, width: int) -> torch.Tensor:
+    half = 2 ** (width - 1)
+    return (zero / _step(bits, width)).round().clamp(-half, half - 1)
 
 
 def _step(bits: int, width: int) -> float:
