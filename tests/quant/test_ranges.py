@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from segquant.base.config import Ranges
 from segquant.quant.flat import SHARES, pack_codes
 from segquant.quant.ranges import from_shares, from_steps, round_scale, round_zero, shares_of, steps_of
+from segquant.quant.tensors import as_float16
 
 WIDTHS = st.integers(1, 8)
 SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 9))
@@ -24,11 +25,20 @@ def test_a_scale_is_the_nearest_share_of_the_largest_of_its_row(width, shape, se
     scale = positive(shape, seed, spread)
     rounded = round_scale(scale, Ranges(width, 1))
     largest = rounded.amax(1, keepdim=True)
-    assert torch.allclose(largest, scale.amax(1, keepdim=True), rtol=1e-3)
+    assert torch.equal(largest, as_float16(scale.amax(1, keepdim=True).clamp_min(2**-24)))
     assert bool((rounded > 0).all())
-    near = scale >= largest / 2**width  # below the smallest share, that one is the nearest
-    assert bool(((rounded - scale).abs() <= 0.5001 * largest / 2**width)[near].all())
+    # Below the smallest share that one is the nearest, and above the largest, rounded to float16, this one.
+    scale = torch.where(scale == scale.amax(1, keepdim=True), largest, scale)
+    nearest = torch.maximum(torch.minimum(scale.clamp_min(2**-24), largest), largest / 2**width)
+    assert bool(((rounded - nearest).abs() <= 0.5001 * largest / 2**width).all())
     assert torch.equal(round_scale(rounded, Ranges(width, 1)), rounded)
+
+
+@pytest.mark.parametrize("ranges", [None, Ranges(1, 1), Ranges(6, 6)])
+def test_no_scale_becomes_zero(ranges):
+    """Beside a scale of 1, float16 has only zero for one of 1e-9."""
+    rounded = round_scale(torch.tensor([[1.0, 1e-9], [1e-9, 1e-12]]), ranges)
+    assert rounded.min() >= 2**-24
 
 
 @given(st.integers(2, 8), WIDTHS, SHAPES, st.integers(0, 999), st.floats(0, 300))

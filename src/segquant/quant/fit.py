@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from segquant.quant.codes import Codes, Grid, bounds, dequantize
-from segquant.quant.ranges import round_ranges, round_scale, round_zero
+from segquant.quant.ranges import SMALLEST, round_ranges, round_scale, round_zero
 from segquant.quant.tensors import as_float16
 
 SHRINKS = 24  # candidate ranges for a group, from its full span down to 30 % of it
@@ -36,9 +36,8 @@ def _search(
     low, high = bounds(grid.bits)
     least, most = grouped.amin(2), grouped.amax(2)
     # Bounding the scale keeps the zeros within float16, or on their grid, when a group's weights are all equal.
-    # 2**-24 is the smallest positive float16.
     farthest = 1024 if grid.ranges is None else 2**grid.bits + high  # codes from the lowest zero to the highest code
-    smallest = (grouped.abs().amax(2) / farthest).clamp_min(2.0**-24)
+    smallest = (grouped.abs().amax(2) / farthest).clamp_min(SMALLEST)
     best_error = torch.full_like(least, torch.inf)
     best_scale, best_zero = torch.ones_like(least), torch.zeros_like(least)
     for shrink in torch.linspace(1, 0.3, SHRINKS).tolist():

@@ -16,6 +16,7 @@ from segquant.base.recipes import Ranges
 from segquant.quant.tensors import as_float16
 
 WIDEST = 8  # bits of a scale's or a zero's integer
+SMALLEST = 2.0**-24  # the smallest scale: float16 has no smaller positive number
 
 
 def round_ranges(
@@ -26,11 +27,18 @@ def round_ranges(
 
 
 def round_scale(scale: torch.Tensor, ranges: Ranges | None, largest: torch.Tensor | None = None) -> torch.Tensor:
-    """Each scale (rows, groups) as a share of `largest` (rows, 1), by default the largest of its row in float16."""
+    """Each scale (rows, groups) as a share of `largest` (rows, 1), by default the largest of its row in float16.
+
+    No scale becomes zero: what is below `SMALLEST` becomes `SMALLEST` first.
+    """
+    scale = scale.clamp_min(SMALLEST)
     if ranges is None:
         return as_float16(scale)
     if largest is None:
-        largest = as_float16(scale.amax(1, keepdim=True))
+        exact = scale.amax(1, keepdim=True)
+        largest = as_float16(exact)
+        # The largest is the whole of itself, also where it is so small that float16 moves it by more than a share.
+        scale = torch.where(scale == exact, largest, scale)
     return from_shares(largest, _shares(scale, largest, ranges.scale), ranges.scale)
 
 
