@@ -106,7 +106,7 @@ def test_the_file_holds_codes_at_their_true_width(work):
     codes = sum(
         tensor.dims[0]
         for tensor in graph.graph.initializer
-        if tensor.data_type == TensorProto.UINT8 and len(tensor.dims) == 2
+        if tensor.data_type == TensorProto.UINT8 and len(tensor.dims) == 1
     )
     head = ("decode_head.linear_fuse", "decode_head.linear_projections.0.proj", "decode_head.linear_projections.1.proj")
     layers = [m for name, m in info["modules"].items() if m["bits"] < 8 and name not in head]

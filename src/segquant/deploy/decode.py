@@ -29,15 +29,14 @@ class Nodes:
         self._nodes: dict[tuple, Any] = {}
         self._constants: dict[tuple, Any] = {}
         self._numbers = count()
-        self._grids: dict[tuple[int, float, float], dict[str, torch.Tensor]] = defaultdict(dict)
+        self._grids: dict[tuple[int, int, float], dict[str, torch.Tensor]] = defaultdict(dict)
 
     def written(self) -> tuple[list[Any], list[Any]]:
         """All nodes, those that decode integers of grids first, and all constants."""
         before, self._nodes = self._nodes, {}
         for (width, offset, step), parts in self._grids.items():
-            whole = _unsigned(self, torch.cat([*parts.values()]), width, flat=True)
-            for kind, value in (("Add", offset), ("Mul", step)):
-                whole = self.add(kind, whole, self.constant(np.array(value, np.float32)))
+            whole = _integers(self, torch.cat([*parts.values()]), width, offset, flat=True)
+            whole = self.add("Mul", whole, self.constant(np.array(step, np.float32)))
             sizes = self.constant(np.array([len(part) for part in parts.values()], np.int64))
             split = needs("onnx").helper.make_node("Split", [whole, sizes], [*parts], axis=0)
             self._nodes[("Split", width, offset, step)] = split
@@ -59,7 +58,7 @@ class Nodes:
             self._nodes[key] = needs("onnx").helper.make_node(kind, inputs, [name], **attributes)
         return self._nodes[key].output[0]
 
-    def on_grid(self, integers: torch.Tensor, width: int, offset: float, step: float, shape: Sequence[int]) -> str:
+    def on_grid(self, integers: torch.Tensor, width: int, offset: int, step: float, shape: Sequence[int]) -> str:
         """(integers + offset) * step as float32 of `shape`, for integers (N,) from 0 to 2**width - 1.
 
         Those of all weights are decoded together: nodes for each weight made an int2 file 3 % larger.
@@ -124,31 +123,38 @@ def _codes(nodes: Nodes, tensor: torch.Tensor) -> str:
     """The codes of a quantized tensor as float32."""
     codes, width = tensor.qdata, bits(tensor)
     if codes.dtype == torch.float8_e4m3fn:  # by a table, as not every engine knows the type
-        table = torch.arange(256, dtype=torch.uint8).view(codes.dtype).float()
-        numbers = nodes.add("Cast", nodes.constant(codes.view(torch.uint8).numpy()), to=needs("onnx").TensorProto.INT32)
-        return nodes.add("Gather", nodes.constant(table.numpy()), numbers)
+        table = nodes.constant(torch.arange(256, dtype=torch.uint8).view(codes.dtype).float().numpy())
+        return _looked_up(nodes, table, codes.view(torch.uint8))
     if width == 8:
         return nodes.to_float32(nodes.constant(codes.numpy()))
     half = 1 << (width - 1)
-    return nodes.add("Sub", _unsigned(nodes, codes.flatten() + half, width), nodes.constant(np.array(half, np.float32)))
+    return _integers(nodes, codes.flatten() + half, width, -half)
 
 
-def _unsigned(nodes: Nodes, codes: torch.Tensor, width: int, flat: bool = False) -> str:
-    """Codes (N,) from 0 to 2**width - 1 as float32, from fields of 8, 4, 2 and 1 bits that fill bytes; `flat`: as (N,).
+def _integers(nodes: Nodes, numbers: torch.Tensor, width: int, least: int, flat: bool = False) -> str:
+    """numbers + least as float32, for numbers (N,) from 0 to 2**width - 1; `flat`: as (N,).
 
-    Masks and multiplications take the fields apart: OpenVINO turns shifts into divisions, which gave other codes.
+    Fields of 8, 4, 2 and 1 of their bits fill bytes, and a table has the fields of each byte. Arithmetic would pass
+    over all numbers several times, which takes engines longer, and OpenVINO turns shifts into divisions.
     """
     parts, low = [], 0
     for field in (size for size in (8, 4, 2, 1) if width & size):
         half, positions = 1 << (field - 1), np.arange(0, 8, field)
-        packed = pack((codes >> low & 2 * half - 1) - half, field).numpy()
-        masks = nodes.constant((2 * half - 1 << positions).astype(np.uint8))
-        masked = nodes.to_float32(nodes.add("BitwiseAnd", nodes.constant(packed[:, None]), masks))
-        part = nodes.add("Mul", masked, nodes.constant(np.float32(2) ** (low - positions).astype(np.float32)))
-        whole = field == width and len(codes) * field % 8 == 0 and not flat
-        parts.append(part if whole else _first(nodes, part, len(codes)))
+        fields = (np.arange(256)[:, None] >> positions & 2 * half - 1) << low
+        table = nodes.to_float32(nodes.constant(fields.astype(np.uint8)))
         low += field
+        if low == width:
+            table = nodes.add("Add", table, nodes.constant(np.array(least, np.float32)))
+        part = _looked_up(nodes, table, pack((numbers >> low - field & 2 * half - 1) - half, field))
+        whole = field == width and len(numbers) * field % 8 == 0 and not flat
+        parts.append(part if whole else _first(nodes, part, len(numbers)))
     return reduce(lambda total, part: nodes.add("Add", total, part), parts)
+
+
+def _looked_up(nodes: Nodes, table: str, numbers: torch.Tensor) -> str:
+    """Rows of a table, by uint8 numbers of any shape."""
+    indices = nodes.add("Cast", nodes.constant(numbers.numpy()), to=needs("onnx").TensorProto.INT32)
+    return nodes.add("Gather", table, indices)
 
 
 def _first(nodes: Nodes, values: str, number: int) -> str:
