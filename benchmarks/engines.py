@@ -45,8 +45,8 @@ PACKED = {
     "int2_onnx": {"from": "int2_qat", "engine": "onnxruntime"},
     "int2_openvino": {"from": "int2_qat", "engine": "openvino"},
     "int2_openvino_bfloat16": {"from": "int2_qat", "engine": "openvino", "compute": "bfloat16"},
-    "int4_static": {"from": "int4_qat", "engine": "onnxruntime", "activations": "int8"},
-    "int2_static": {"from": "int2_qat", "engine": "onnxruntime", "activations": "int8"},
+    "int4_static": {"from": "int4_qat", "engine": "onnxruntime", "activations": "int8", "train": {"epochs": 4}},
+    "int2_static": {"from": "int2_qat", "engine": "onnxruntime", "activations": "int8", "train": {"epochs": 4}},
 }
 
 

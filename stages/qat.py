@@ -19,7 +19,7 @@ def main() -> None:
     tracking.login(params.wandb)
     recipe = params.quant.choose([a.method])[a.method]
     if not recipe.train:
-        raise ConfigError(f"quant.methods.{a.method} has no train section: there is nothing to train")
+        raise ConfigError(f"{a.method} in params.yaml has no train section: there is nothing to train")
     times = lanes.quantize(
         params,
         a.method,

@@ -458,6 +458,7 @@ def test_a_packed_method_is_a_mapping_again(tree):
     assert config.as_mapping(quant.packed["int2_static"]) == tree["quant"]["packed"]["int2_static"] | {
         "compute": "float32",
         "calibration": None,
+        "train": config.as_mapping(config.Finetune(epochs=4)),
     }
     assert list(quant.recipes) == [*tree["quant"]["methods"], *tree["quant"]["packed"]]
 

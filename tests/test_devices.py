@@ -342,9 +342,6 @@ def graph(folder, monkeypatch):
 
 def test_a_graph_is_trained(graph, gpu, monkeypatch):
     monkeypatch.setattr(finetune, "prepared", lambda *arguments, **options: graph)
-    monkeypatch.setattr(
-        finetune, "build_graph", lambda *given, fit, **options: {"graph": fit(models.load("model"), images())}
-    )
     if not REAL:  # as what it is after an export in eval mode, without another export
         graph.train = lambda mode=True: graph
         monkeypatch.setattr(pt2e, "allow_exported_model_train_eval", lambda graph: graph)
@@ -352,7 +349,11 @@ def test_a_graph_is_trained(graph, gpu, monkeypatch):
     options = Finetune(epochs=1, crop=64, batch_size=2, workers=0, **UPKEEP)
     recipe = Graph(engine="onnxruntime", weights="int8", algorithm="pt2e", calibration=Calibration(2), train=options)
     material = Material(list(rows(pictures("train"))), ADE20K, "three pictures", PROTOCOL)
-    made = finetune.build_finetuned("model", recipe, Path("out"), gpu, images(), material, Path("c.pt"))
+
+    def build(fit, run):
+        return {"graph": fit(models.load("model"), images())}
+
+    made = finetune.build_finetuned(build, "model", recipe, gpu, material, Path("c.pt"), "a training")
     assert made["graph"](images()).isfinite().all()
 
 

@@ -168,10 +168,9 @@ def test_readme_is_short():
 
 
 def test_the_lines_that_deploy_a_file_give_the_class_map_of_predict(tmp_path, capsys):
-    """With the committed graph, as int2_static's own is not in Git; their inputs, outputs and metadata are alike."""
     (text,) = (text for _, text in blocks(ROOT / "docs/deploying.md") if "onnxruntime.InferenceSession" in text)
     assert len(text.strip().splitlines()) <= 12
-    artifact = ROOT / "models/trained/int8_static_qat"
+    artifact = ROOT / "models/trained/int2_static"
     row = open_source("scenes", "validation", 1)[0]
     (tmp_path / "photo.png").write_bytes(row["image"])
     text = text.replace("photo.jpg", str(tmp_path / "photo.png"))
@@ -244,7 +243,7 @@ def test_every_command_runs(page, clone):
     for kind, text in blocks(page):
         if kind == "python":
             # the clone has fewer methods
-            (clone / "block.py").write_text(text.replace("quantized/int2_static", "trained/int8_static_qat"))
+            (clone / "block.py").write_text(text.replace("quantized/int2_static", "trained/int2_static"))
             (clone / "photo.jpg").write_bytes(open_source("scenes", "validation", 1)[0]["image"])
             sh(clone, "python block.py")
         if kind == "sh":

@@ -55,7 +55,8 @@ def clone(tmp_path_factory, warm):
     for name in ("int2", "int2_qat"):  # of the small model's layers
         params["quant"]["methods"][name]["small_layers"]["weights"] = 1000
     params["quant"]["methods"]["int8_static"]["calibration"] = {"images": 4}
-    params["quant"]["packed"]["int4_static"] |= {"from": "int4", "calibration": {"images": 4}}
+    train = {"epochs": 1, "batch_size": 2, "crop": 64, "workers": 0, "validation_images": 2}
+    params["quant"]["packed"]["int4_static"] |= {"from": "int4", "calibration": {"images": 4}, "train": train}
     params["model"]["source"] = "models/small"
     tiny_model(folder / "models/small")
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
@@ -63,7 +64,7 @@ def clone(tmp_path_factory, warm):
     output = sh(folder, "env WANDB_MODE=offline dvc repro")
     assert {"prepare_shards", "reference", "select", "report", "complete"} <= ran(output)
     tracked = list((folder / "wandb").glob("offline-run-*"))
-    assert len(tracked) == 8  # each evaluation, training and report, none for a method that is unavailable
+    assert len(tracked) == 9  # each evaluation, training and report, none for a method that is unavailable
     sh(folder, "git add -A && git commit -qm results")
     return folder
 

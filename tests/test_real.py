@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,10 +22,10 @@ from segquant.data.label_map import match_classes
 from segquant.data.rows import rows
 from segquant.data.sources import open_images, open_source
 from segquant.deploy.build import build_graph
-from segquant.deploy.finetune import build_finetuned
 from segquant.deploy.onnx_export import export_onnx
 from segquant.engines.load import load
 from segquant.evaluation.loop import evaluate
+from segquant.methods import Job, kind
 from segquant.quant.artifacts import load_quantized
 from segquant.quant.build import build
 from segquant.training.qat import Material, build_trained
@@ -176,7 +177,8 @@ def test_int8_graphs_lose_little_and_nncfs_default_preset_destroys_the_model(rea
         if recipe.train:
             material = Material(train, train.classes, "photographs", PROTOCOL)
             checkpoint = tmp_path / "training.pt"
-            build_finetuned(model, recipe, tmp_path / name, torch.device("cpu"), images, material, checkpoint)
+            inputs = (model, recipe, tmp_path / name, torch.device("cpu"), images, Path())
+            kind(recipe).build(Job(*inputs, material=material, checkpoint=checkpoint))
         else:
             score = partial(miou, rows_=calibration_rows)
             build_graph(model, recipe, tmp_path / name, tmp_path / "onnx", images, score)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -53,8 +54,8 @@ class Kind(NamedTuple):
 
     `unavailable(recipe, device)` and `refused(protocol, input_size)` give a reason or None; `check(model, recipe)`
     raises ConfigError for a recipe that does not fit the model; `check_training(recipe, baseline, material)` raises
-    as the teachers' loading does; `training_name(recipe, baseline, identity, protocol)` names all that a training
-    depends on; `build(job)` gives {"seconds", "calibration_images"} or {"unavailable": reason}. `searches(recipe)` says
+    as the teachers' loading does; `training_name(job)` names all that a training depends on; `build(job)`
+    gives {"seconds", "calibration_images"} or {"unavailable": reason}. `searches(recipe)` says
     whether the build scores models on the calibration images, with labels; `exports` whether it and its timing need
     what `export_onnx` writes.
     """
@@ -64,7 +65,7 @@ class Kind(NamedTuple):
     refused: Callable[[str, Sequence[int] | None], str | None]
     check: Callable[[nn.Module, Any], Any]
     check_training: Callable[[Any, Path, Material], None]
-    training_name: Callable[[Any, Path, Any, str], str]
+    training_name: Callable[[Job], str]
     build: Callable[[Job], dict[str, Any]]
     searches: Callable[[Any], bool]
     exports: bool
@@ -91,22 +92,18 @@ def _check_qat(recipe: Recipe, baseline: Path, material: Material) -> None:
     load_teacher(recipe.train, baseline, material)
 
 
-def _qat_name(recipe: Recipe, baseline: Path, identity: Any, protocol: str) -> str:
+def _qat_name(job: Job) -> str:
     from segquant.training.qat import run_name
 
-    return run_name(recipe, baseline, identity, protocol)
-
-
-def _trained(build: Callable[..., dict[str, Any]], job: Job) -> dict[str, Any]:
-    inputs = (job.baseline, job.recipe, job.folder, job.device, job.images)
-    return build(*inputs, job.material, job.checkpoint, job.recording)
+    return run_name(job.recipe, job.baseline, job.material.identity, job.material.protocol)
 
 
 def _build_recipe(job: Job) -> dict[str, Any]:
     if job.recipe.train:
         from segquant.training.qat import build_trained
 
-        return _trained(build_trained, job)
+        inputs = (job.baseline, job.recipe, job.folder, job.device, job.images)
+        return build_trained(*inputs, job.material, job.checkpoint, job.recording)
     from segquant.quant.build import build
 
     return build(job.baseline, job.recipe, job.folder, job.device, job.images)
@@ -116,37 +113,47 @@ def _refused_by_graphs(protocol: str, input_size: Sequence[int] | None) -> str |
     return extras.refused_protocol(protocol) or (extras.refused_size(input_size) if input_size else None)
 
 
-def _check_finetuning(recipe: Graph, _baseline: Path, material: Material) -> None:
+def _check_finetuning(recipe: Graph | Packed, _baseline: Path, material: Material) -> None:
     from segquant.deploy.finetune import crop_of
 
     crop_of(recipe, material.protocol)
 
 
-def _finetuning_name(recipe: Graph, baseline: Path, identity: Any, protocol: str) -> str:
+def _finetuning_name(job: Job) -> str:
     from segquant.deploy.finetune import run_name
 
-    return run_name(recipe, baseline, identity, protocol)
+    return run_name(job.recipe, job.baseline, _codes(job), job.material.identity, job.material.protocol)
+
+
+def _codes(job: Job) -> Path | None:
+    """The artifact that has the codes of a packed method."""
+    return job.folder.parent / job.recipe.source if job.recipe.source else None
+
+
+def _finetuned(job: Job, build: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """What `build` gives, with the training of a recipe that has one."""
+    if not job.recipe.train:
+        return build()
+    from segquant.deploy.finetune import build_finetuned
+
+    run = _finetuning_name(job)
+    return build_finetuned(
+        build, job.baseline, job.recipe, job.device, job.material, job.checkpoint, run, job.recording
+    )
 
 
 def _build_graph(job: Job) -> dict[str, Any]:
-    if job.recipe.train:
-        from segquant.deploy.finetune import build_finetuned
-
-        return _trained(build_finetuned, job)
     from segquant.deploy.build import build_graph
 
-    return build_graph(job.baseline, job.recipe, job.folder, job.exports, job.images, job.points)
+    inputs = (job.baseline, job.recipe, job.folder, job.exports, job.images, job.points)
+    return _finetuned(job, partial(build_graph, *inputs))
 
 
 def _build_packed(job: Job) -> dict[str, Any]:
     from segquant.deploy.build_packed import build_packed
 
-    source = job.recipe.source
-    return build_packed(job.folder.parent / source, job.methods[source], job.recipe, job.folder, job.images)
-
-
-def _no_training(*_: Any) -> Any:
-    raise AssertionError("a packed method takes the codes of one that is trained already")
+    source = job.methods[job.recipe.source]
+    return _finetuned(job, partial(build_packed, _codes(job), source, job.recipe, job.folder, job.images))
 
 
 KINDS: dict[type, Kind] = {
@@ -177,8 +184,8 @@ KINDS: dict[type, Kind] = {
         unavailable=lambda recipe, device: extras.unavailable(recipe),
         refused=_refused_by_graphs,
         check=lambda model, recipe: None,
-        check_training=_no_training,
-        training_name=_no_training,
+        check_training=_check_finetuning,
+        training_name=_finetuning_name,
         build=_build_packed,
         searches=lambda recipe: False,
         exports=True,

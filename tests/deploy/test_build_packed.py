@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -10,18 +11,25 @@ from graphs import float_model, images
 from onnx import TensorProto, helper, numpy_helper
 
 from segquant import models
-from segquant.base.config import Calibration, Override, Packed, Recipe
-from segquant.base.errors import DataError, ModelError
+from segquant.base.classes import CAMVID
+from segquant.base.config import Calibration, Finetune, Override, Packed, Recipe
+from segquant.base.errors import ConfigError, DataError, ModelError
+from segquant.data.calibration import calibration_batch
+from segquant.data.rows import rows
+from segquant.data.sources import open_source
 from segquant.deploy import build_packed as module
 from segquant.deploy.build_packed import build_packed
+from segquant.deploy.finetune import run_name
 from segquant.deploy.graph import to_onnx
 from segquant.deploy.packed import float_twin
 from segquant.deploy.packed_int8 import pack_int8
 from segquant.engines.load import load, load_graph
 from segquant.engines.openvino import core
-from segquant.methods import kind
+from segquant.methods import Job, kind
 from segquant.quant.artifacts import describe_artifact, load_artifact, save_missing
 from segquant.quant.build import build
+from segquant.training.losses import distillation
+from segquant.training.material import Material
 
 SOURCE = Recipe(
     "int2",
@@ -30,6 +38,7 @@ SOURCE = Recipe(
     overrides={"*.fc1": Override("int3"), "*.fc2": Override("int4"), "decode_head.classifier": Override("int8")},
 )
 STATIC = Packed(source="codes", engine="onnxruntime", activations="int8", calibration=Calibration(4))
+SCENES = list(rows(open_source("scenes", "train", 4)))
 FLOAT = Packed(source="codes", engine="openvino")
 
 
@@ -66,13 +75,17 @@ def int8_weights(graph):
 def decoded_weights(graph):
     """The same graph up to the int8 weights that it decodes, which are its outputs."""
     casts = [n for n in graph.node if n.op_type == "Cast" and n.attribute[0].i == TensorProto.INT8]
-    names = [node.output[0] for node in casts]
+    return up_to(graph, [node.output[0] for node in casts], TensorProto.INT8)
+
+
+def up_to(graph, names, kind):
+    """The part of a graph that computes these values."""
     needed, nodes = set(names), []
     for node in reversed(graph.node):
         if needed & set(node.output):
             nodes.insert(0, node)
             needed |= set(node.input)
-    outputs = [helper.make_tensor_value_info(name, TensorProto.INT8, None) for name in names]
+    outputs = [helper.make_tensor_value_info(name, kind, None) for name in names]
     constants = [tensor for tensor in graph.initializer if tensor.name in needed]
     part = helper.make_graph(nodes, "weights", [], outputs, constants)
     return helper.make_model(part, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
@@ -86,10 +99,20 @@ def test_the_int8_weights_are_the_quantizers_one_by_one_on_both_engines(work):
     decoded = [session.run(None, {}), [output for output in compiled([]).values()]]
     before = int8_weights(onnx.load(work / "int8.onnx").graph)
     kept_int8 = int8_weights(graph)  # depthwise convolutions, the classifier, and the products of the head
-    assert len(decoded[0]) + len(kept_int8) == len(before) and len(decoded[0]) >= 15
+    assert len(decoded[0]) + len(kept_int8) == len(before) and len(decoded[0]) == 14
     for weights in decoded:
         left = [values.tobytes() for values in [*weights, *kept_int8]]
         assert sorted(left) == sorted(values.tobytes() for values in before)
+
+
+def test_the_first_convolution_has_its_codes_in_float(work):
+    graph = onnx.load(work / "static/model.onnx").graph
+    (first,) = (node for node in graph.node if node.op_type == "Conv" and "pixel_values" in node.input)
+    part = up_to(graph, first.input[1:2], TensorProto.FLOAT)
+    (decoded,) = onnxruntime.InferenceSession(part, providers=["CPUExecutionProvider"]).run(None, {})
+    twin = float_twin(load_artifact(work / "codes").model)
+    assert np.array_equal(decoded, twin.segformer.stages[0].patch_embeddings.proj.weight.numpy())
+    assert list(decoded.shape) not in [list(tensor.dims) for tensor in graph.initializer]
 
 
 def test_the_graph_computes_what_the_int8_graph_computes_bit_for_bit(work):
@@ -123,6 +146,7 @@ def test_the_artifact_says_what_it_is_and_loads_as_one_of_the_engine(work):
         "activations": "int8",
         "compute": "float32",
         "calibration": {"images": 4},
+        "train": None,
     }
     assert info["algorithm"] == "gptq+pt2e"
     assert all(info[key] == source[key] for key in ("parameters", "float32_bytes", "quantized_fraction"))
@@ -194,6 +218,56 @@ def test_a_weight_that_the_quantizer_rounded_otherwise_is_refused(work):
     weights[0].CopyFrom(numpy_helper.from_array(values, weights[0].name))
     with pytest.raises(ModelError, match="changed the weights of 1 quantized layers, such as segformer.stages"):
         pack_int8(graph, model, float_twin(model))
+
+
+def scenes():
+    return calibration_batch(SCENES, "fixed-96x96-v1")
+
+
+@pytest.fixture(scope="module")
+def trained(work):
+    """The artifact `trained`: STATIC after some training, from the same codes. Beside it lies `calibrated`, before."""
+    recipe = replace(STATIC, train=Finetune(epochs=16, batch_size=2, crop=64, lr=1e-4, warmup=1, workers=0))
+    material = Material(SCENES, CAMVID, "four scenes", "fixed-96x96-v1")
+    build_packed(work / "codes", SOURCE, STATIC, work / "calibrated", scenes())
+    inputs = (work / "model", recipe, work / "trained", torch.device("cpu"), scenes(), None, {"codes": SOURCE})
+    kind(recipe).build(Job(*inputs, material=material, checkpoint=work / "training.pt"))
+    return work / "trained"
+
+
+def test_training_moves_no_code(trained, work):
+    before, after = (onnx.load(folder / "model.onnx") for folder in (work / "calibrated", trained))
+    weights = []
+    for model in (before, after):
+        session = onnxruntime.InferenceSession(decoded_weights(model.graph), providers=["CPUExecutionProvider"])
+        weights.append(sorted(values.tobytes() for values in session.run(None, {})))
+    assert weights[0] == weights[1]
+    head = [max(int8_weights(model.graph), key=lambda values: values.shape[0]).tobytes() for model in (before, after)]
+    assert head[0] != head[1]  # what has no codes moves
+    sizes = [(folder / "model.onnx").stat().st_size for folder in (work / "calibrated", trained)]
+    assert sizes[1] <= 1.001 * sizes[0]  # biases and normalizations stay float16
+
+
+def test_training_brings_it_nearer_to_float32(trained, work):
+    teacher = models.load(work / "model")
+    with torch.inference_mode():
+        logits = [load(folder).model(scenes()).logits for folder in (work / "calibrated", trained)]
+        distances = [float(distillation(student, teacher(scenes()).logits)) for student in logits]
+    assert distances[1] < 0.8 * distances[0]
+
+
+def test_a_training_is_named_by_the_codes_too(trained, work, tmp_path):
+    info = describe_artifact(trained)
+    assert info["algorithm"] == "gptq+pt2e" and "16 epochs of training towards float32" in info["run"]
+    recipe = replace(STATIC, train=Finetune(epochs=4))
+    build(work / "model", replace(SOURCE, group_size=4), tmp_path / "codes", torch.device("cpu"), images())
+    names = {run_name(recipe, work / "model", codes, 1, "p") for codes in (work / "codes", tmp_path / "codes")}
+    assert len(names) == 2 and run_name(recipe, work / "model", work / "codes", 1, "p") in names
+
+
+def test_float_activations_train_nothing():
+    with pytest.raises(ConfigError, match="there is no train: activations stay float"):
+        replace(FLOAT, train=Finetune(epochs=1))
 
 
 def test_it_is_described_and_needs_its_engine(monkeypatch):

@@ -186,8 +186,9 @@ class Packed(Section):
     )
     compute: Compute = Field("float32", description="Precision of float nodes; bfloat16: openvino only.")
     calibration: Calibration | None = None
-
-    train: ClassVar[None] = None
+    train: Finetune | None = Field(
+        None, description="Training towards float32 of what has no codes below 8 bits, for int8 activations."
+    )
 
     @property
     def algorithm(self) -> str:
@@ -199,6 +200,7 @@ class Packed(Section):
             (self.activations and self.engine != "onnxruntime", "activations are float: onnxruntime has int8"),
             (self.compute != "float32" and self.engine != "openvino", "compute is float32: openvino alone has others"),
             (self.calibration and not self.activations, "there is no calibration: activations stay float"),
+            (self.train and not self.activations, "there is no train: activations stay float"),
         )
         for refused, reason in checks:
             if refused:

@@ -119,7 +119,6 @@ class Finetune(Training):
     crop: int | None = Field(
         None, ge=64, description="Pixels a side; null: the shorter side of the model's input by the protocol."
     )
-    observe: float = Field(0.5, ge=0, le=1, description="Share of the steps after which activation ranges stay fixed.")
     lr: float = Field(1e-5, ge=0, description="The highest learning rate of AdamW.")
     warmup: int = Field(10, ge=0, description="Steps of linear warm-up.")
     schedule: Literal["poly", "cosine"] = Field("cosine", description="How the learning rate falls to zero.")

@@ -29,7 +29,8 @@ from segquant.engines.openvino import core
 from segquant.quant.artifacts import save_missing, seal
 from segquant.quant.tensors import finite
 
-Fit = Callable[[nn.Module, torch.Tensor], nn.Module]  # (float model, calibration images) -> a quantized graph
+# (float model, calibration images[, layers whose weights stay as they are]) -> a quantized graph
+Fit = Callable[..., nn.Module]
 
 
 def build_graph(

@@ -14,12 +14,13 @@ from segquant.base.config import Packed, Recipe, as_mapping
 from segquant.base.errors import ModelError
 from segquant.base.failures import missing
 from segquant.base.files import replacing, write_bytes
+from segquant.base.ranks import ranks
 from segquant.data.preprocessing import Preprocessing, read_preprocessing
-from segquant.deploy.build import needs_images, probe
+from segquant.deploy.build import Fit, needs_images, probe
 from segquant.deploy.graph import Pixels, exported, to_onnx
 from segquant.deploy.onnx_export import compare, packed_graph
 from segquant.deploy.packed import float_twin
-from segquant.deploy.packed_int8 import pack_int8
+from segquant.deploy.packed_int8 import coded, pack_int8
 from segquant.deploy.pt2e import calibrated
 from segquant.engines.extras import unavailable
 from segquant.engines.load import load_graph
@@ -31,11 +32,18 @@ if TYPE_CHECKING:
 
 
 def build_packed(
-    artifact: str | Path, source: Recipe, recipe: Packed, folder: str | Path, images: torch.Tensor | None = None
+    artifact: str | Path,
+    source: Recipe,
+    recipe: Packed,
+    folder: str | Path,
+    images: torch.Tensor | None = None,
+    fit: Fit | None = None,
+    run: str | None = None,
 ) -> dict[str, Any]:
     """Make the artifact `folder` of a packed method from the one of its `source`: model.onnx, config.json and others.
 
-    `images` (N, 3, H, W) are calibrated on. Gives what `quant.build.build` gives, but no time that the source took.
+    `images` (N, 3, H, W) are calibrated on; `fit` makes an int8 graph of them, by the training named `run`; left
+    out: calibration alone. Gives what `quant.build.build` gives, but no time that the source took.
     Raises ModelError for an artifact of another recipe, or a graph that is another model on the engine.
     """
     info = describe_artifact(artifact)
@@ -49,13 +57,17 @@ def build_packed(
     needs_images(recipe, images)
     start = time.perf_counter()
     model, preprocessing = load_artifact(artifact).model, read_preprocessing(artifact)
-    algorithm = "qat" if source.train else source.algorithm
+    algorithm, int8 = "qat" if source.train else source.algorithm, None
+    if recipe.activations:
+        twin, algorithm = float_twin(model), f"{algorithm}+{recipe.algorithm}"
+        int8 = (fit or calibrated)(twin, images, coded(model, twin))
+    if ranks()[0]:  # the first of the processes that trained together writes
+        return {}
     with replacing(folder) as part:
         part.mkdir()
         path = part / "model.onnx"
         if recipe.activations:
-            algorithm += f"+{recipe.algorithm}"
-            _write_int8(path, model, preprocessing, images)
+            _write_int8(path, int8, model, twin, preprocessing)
         else:
             _write(path, packed_graph(model, info["recipe"], preprocessing))
             compare(path, Pixels(model), "packed", recipe.engine)
@@ -63,18 +75,17 @@ def build_packed(
         model.config.save_pretrained(part)
         models.save_preprocessor(part, artifact)
         counts = {key: info[key] for key in ("parameters", "float32_bytes", "quantized_fraction")}
-        seal(part, recipe, {"algorithm": algorithm, **counts})
+        seal(part, recipe, {**({"run": run} if run else {}), "algorithm": algorithm, **counts})
         probe(part, (1, 3, 64, 96) if images is None else images[:1].shape)
     return {"seconds": round(seconds, 3), "calibration_images": 0 if images is None else len(images)}
 
 
-def _write_int8(path: Path, model: nn.Module, preprocessing: Preprocessing, images: torch.Tensor) -> None:
-    """The int8 graph that algorithm pt2e makes of the floats that a quantized model's codes stand for, with the codes.
+def _write_int8(path: Path, int8: nn.Module, model: nn.Module, twin: nn.Module, preprocessing: Preprocessing) -> None:
+    """`int8`, the graph that algorithm pt2e made of a quantized model's float twin, with the model's codes.
 
     Raises ModelError where the engine's logits are not those of the graph with int8 weights.
     """
-    twin = float_twin(model)
-    graph = to_onnx(exported(calibrated(twin, images)), twin.config, preprocessing)
+    graph = to_onnx(exported(int8), twin.config, preprocessing)
     plain = path.with_name("int8.onnx")
     _write(plain, graph)
     pack_int8(graph.graph, model, twin)

@@ -18,21 +18,24 @@ def describe(recipe: Graph) -> str:
         return f"the {recipe.weights} graph on {engine}{compute}"
     exceptions = f", but for {', '.join(recipe.ignored_types)}" if recipe.ignored_types else ""
     search = f", losing at most {recipe.max_drop} points" if recipe.max_drop is not None else ""
-    training = ""
-    if recipe.train:
-        training = f", then {recipe.train.epochs} epoch{'s' * (recipe.train.epochs > 1)} of training towards float32"
     return (
         f"int8 weights and activations of the graph on {engine} ({_ROUTES[recipe.algorithm]}{exceptions}, ranges "
-        f"from {recipe.calibration_images} images{search}{training}){compute}"
+        f"from {recipe.calibration_images} images{search}{_training(recipe)}){compute}"
     )
 
 
 def describe_packed(recipe: Packed) -> str:
-    """Describe a packed recipe in words."""
+    """Describe a packed recipe in words. Digests in committed artifacts depend on this text: do not change it."""
     engine = importlib.import_module(f"segquant.engines.{recipe.engine}").NAME
     if recipe.activations:
         return (
             f"the codes of {recipe.source} as a graph on {engine} that computes in int8 ({_ROUTES[recipe.algorithm]}, "
-            f"ranges from {recipe.calibration_images} images)"
+            f"ranges from {recipe.calibration_images} images{_training(recipe)})"
         )
     return f"the codes of {recipe.source} as a graph on {engine}, computed in {recipe.compute}"
+
+
+def _training(recipe: Graph | Packed) -> str:
+    if not recipe.train:
+        return ""
+    return f", then {recipe.train.epochs} epoch{'s' * (recipe.train.epochs > 1)} of training towards float32"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import nn
 
 from segquant.base.errors import ModelError
@@ -19,34 +20,40 @@ if TYPE_CHECKING:
     import onnx
 
 
-def pack_int8(graph: onnx.GraphProto, model: nn.Module, twin: nn.Module) -> None:
-    """Put the codes of a quantized model in place of the int8 weights that deploy/pt2e.py gave its float twin.
+def coded(model: nn.Module, twin: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a quantized model that an int8 graph of its float twin has as codes, by the names of their layers.
 
-    Folded, the operators are the very same int8 weights. Weights whose codes have 8 bits stay as they are, and so do
-    the products of the decode head: their int8 takes no more bytes than the codes of both factors.
+    Weights whose codes have 8 bits are not among them, nor are the products of the decode head: their int8 takes no
+    more bytes than the codes of both factors.
+    """
+    head = fused_layers(twin.decode_head) if has_segformers_head(twin) else []
+    tensors = quantized_weights(model, twin)
+    return {layer: tensor for layer, tensor in tensors.items() if bits(tensor) < 8 and layer not in head}
+
+
+def pack_int8(graph: onnx.GraphProto, model: nn.Module, twin: nn.Module) -> None:
+    """Put the codes of a quantized model in place of the weights that deploy/pt2e.py gave its float twin.
+
+    Folded, the operators are the very same int8 weights, or the floats of a layer that stays float. Weights that are
+    not `coded` stay as they are.
 
     Raises ModelError for a graph with branches, and for one that has other matrices in the place of quantized ones.
     """
     without_branches(graph)
-    head = fused_layers(twin.decode_head) if has_segformers_head(twin) else []
-    codes = {
-        layer: tensor
-        for layer, tensor in quantized_weights(model, twin).items()
-        if bits(tensor) < 8 and layer not in head
-    }
+    codes = coded(model, twin)
     matrices = [values.numpy() for values in Pixels(twin).state_dict().values() if values.ndim > 1]
     missing, other = set(codes), False
     arrays = {tensor.name: needs("onnx").numpy_helper.to_array(tensor) for tensor in graph.initializer}
     scales = {node.input[0]: node.input[1] for node in graph.node if node.op_type == "DequantizeLinear"}
     nodes, names = Nodes(), {}
     for name, values in arrays.items():
-        if values.dtype == np.int8 and values.ndim > 1 and name in scales:
-            scale = arrays[scales[name]]
+        scale = arrays[scales[name]] if values.dtype == np.int8 and name in scales else None
+        if values.ndim > 1 and (scale is not None or values.dtype == np.float32):
             same = {layer for layer in codes if _gives(twin.get_submodule(layer).weight.numpy(), scale, values)}
             missing -= same
             if same:
                 decoded = weight(nodes, codes[min(same)], values.shape)
-                names[name] = _quantized(nodes, decoded, scale, values.ndim)
+                names[name] = decoded if scale is None else _quantized(nodes, decoded, scale, values.ndim)
                 continue
             other |= not any(_gives(matrix, scale, values) for matrix in matrices)
         names[name] = constant(nodes, values)
@@ -64,8 +71,9 @@ def _codes(matrix: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(matrix * inverse), -128, 127).astype(np.int8)
 
 
-def _gives(matrix: np.ndarray, scale: np.ndarray, codes: np.ndarray) -> bool:
-    return matrix.shape == codes.shape and np.array_equal(_codes(matrix, scale), codes)
+def _gives(matrix: np.ndarray, scale: np.ndarray | None, values: np.ndarray) -> bool:
+    """Whether `values` are a matrix, in int8 if there is a `scale` for each row."""
+    return matrix.shape == values.shape and np.array_equal(matrix if scale is None else _codes(matrix, scale), values)
 
 
 def _quantized(nodes: Nodes, matrix: str, scale: np.ndarray, sides: int) -> str:

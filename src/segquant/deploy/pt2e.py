@@ -5,6 +5,7 @@ Linear and Conv2d are quantized: weights with a scale per channel, activations w
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from types import SimpleNamespace
 
 import torch
@@ -12,13 +13,12 @@ from torch import nn
 from torch.fx import GraphModule
 from torchao.quantization.pt2e import (
     FakeQuantize,
-    MovingAverageMinMaxObserver,
+    HistogramObserver,
     MovingAveragePerChannelMinMaxObserver,
     allow_exported_model_train_eval,
     disable_fake_quant,
     disable_observer,
     enable_fake_quant,
-    enable_observer,
     move_exported_model_to_eval,
 )
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
@@ -34,10 +34,11 @@ from segquant.deploy.graph import Pixels, exported
 _BATCH = 4  # images per calibration batch
 
 
-def prepared(model: nn.Module, images: torch.Tensor, trained: bool) -> GraphModule:
+def prepared(model: nn.Module, images: torch.Tensor, trained: bool, fixed: Collection[str] = ()) -> GraphModule:
     """Insert observers into the graph of a float model, and calibrate them on images (N, 3, H, W).
 
-    With `trained` it inserts trainable fake quantization instead.
+    With `trained` it inserts trainable fake quantization instead: activations keep the ranges of calibration, and the
+    ranges of weights follow the weights. The weights of the layers `fixed` take no gradient.
     """
     pixels = Pixels(model).requires_grad_(trained)
     graph = exported(pixels, named=False).module()
@@ -49,11 +50,18 @@ def prepared(model: nn.Module, images: torch.Tensor, trained: bool) -> GraphModu
         for batch in images.split(_BATCH):
             graph(batch)
     graph.apply(enable_fake_quant)
+    for module in graph.modules():
+        if isinstance(module, FakeQuantize) and not module.is_per_channel:
+            module.apply(disable_observer)
+    names = {f"model.{layer}.weight" for layer in fixed}
+    for name, parameter in graph.named_parameters():
+        if name in names:
+            parameter.requires_grad_(False)
     return graph
 
 
-def calibrated(model: nn.Module, images: torch.Tensor) -> nn.Module:
-    """The int8 graph of a float model, with ranges from images (N, 3, H, W)."""
+def calibrated(model: nn.Module, images: torch.Tensor, fixed: Collection[str] = ()) -> nn.Module:
+    """The int8 graph of a float model, with ranges from images (N, 3, H, W). No weight moves, `fixed` or not."""
     return converted(prepared(model, images, trained=False))
 
 
@@ -67,38 +75,28 @@ def converted(graph: GraphModule) -> GraphModule:
 
 
 class Trainable(nn.Module):
-    """A fake-quantized graph as a model for the training loop, with the logits of the converted graph.
+    """A fake-quantized graph as a model for the training loop, with the logits of the converted graph."""
 
-    Activation ranges adapt during the first `observed` forward passes of training and are fixed afterwards; evaluation
-    never changes them. Weight ranges always follow the current weights.
-    """
-
-    def __init__(self, graph: GraphModule, observed: int):
+    def __init__(self, graph: GraphModule):
         super().__init__()
         self.graph = allow_exported_model_train_eval(graph)
-        self.observed = observed
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # a buffer, so that checkpoints hold it
 
     def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
-        training = torch.is_grad_enabled()
-        adapting = training and self.seen < self.observed
-        for module in self.graph.modules():
-            if isinstance(module, FakeQuantize) and not module.is_per_channel:
-                module.apply(enable_observer if adapting else disable_observer)
-        self.seen += training
         return SimpleNamespace(logits=self.graph(pixel_values))
 
 
 class Quantizer(X86InductorQuantizer):
     """X86InductorQuantizer that also quantizes the outputs of convolutions, so that ONNX Runtime computes in int8.
 
-    The output of the first convolution, which sees pixels, stays float: quantizing it would cost more accuracy than all
-    others together.
+    The first convolution stays float, which takes no longer: pixels in int8 cost as much as any other activation, a
+    fifth of what all cost together, and its output in int8 would cost more than all others.
     """
 
     def annotate(self, model: GraphModule) -> GraphModule:
         model = super().annotate(model)
         convolutions = [node for node in model.graph.nodes if node.target is torch.ops.aten.conv2d.default]
+        for node in convolutions[:1]:
+            del node.meta["quantization_annotation"]
         for node in convolutions[1:]:
             node.meta["quantization_annotation"].output_qspec = self.global_config.output_activation
         return model
@@ -115,7 +113,7 @@ def _fake_quantized() -> QuantizationConfig:
         quant_min=0,
         quant_max=255,
         qscheme=torch.per_tensor_affine,
-        observer_or_fake_quant_ctr=FakeQuantize.with_args(observer=MovingAverageMinMaxObserver, eps=2**-12),
+        observer_or_fake_quant_ctr=FakeQuantize.with_args(observer=HistogramObserver, eps=2**-12),
     )
     weights = QuantizationSpec(
         dtype=torch.int8,
