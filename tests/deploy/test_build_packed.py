@@ -185,6 +185,16 @@ def test_without_its_source_it_is_not_there_either(reason, tmp_path):
     assert {key: info[key] for key in reason} == given and not (tmp_path / "out/model.onnx").exists()
 
 
+def test_nothing_is_trained_without_its_source(work, tmp_path):
+    save_missing(SOURCE, {"unavailable": "no CUDA here"}, tmp_path / "codes")
+    recipe = replace(STATIC, train=Finetune(epochs=1, crop=64))
+    material = Material(SCENES, CAMVID, "four scenes", "fixed-96x96-v1")
+    inputs = (work / "model", recipe, tmp_path / "out", torch.device("cpu"), scenes(), None, {"codes": SOURCE})
+    times = kind(recipe).build(Job(*inputs, material=material, checkpoint=tmp_path / "training.pt"))
+    assert times == {"unavailable": "codes unavailable: no CUDA here"}
+    assert not (tmp_path / "training.pt").exists()
+
+
 def test_an_artifact_of_another_recipe_is_refused(work, tmp_path):
     with pytest.raises(ModelError, match="codes is not of the recipe of codes in params.yaml: quantize it again"):
         build_packed(work / "codes", replace(SOURCE, group_size=16), STATIC, tmp_path / "out", images())
