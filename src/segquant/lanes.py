@@ -114,10 +114,10 @@ def quantize(
     options = {"exports": Path(exports), "methods": params.quant.methods, "recording": recording}
     job = Job(Path(baseline), recipe, Path(folder), device, **options)
     if recipe.train:
+        if trained and (times := _take(trained, job, split())):
+            return times
         material = split().material(recipe.train.validation_images, _labels(recipe))
         job = replace(job, material=material, checkpoint=checkpoint)
-        if trained and (times := _take(trained, job)):
-            return times
     if count := recipe.calibration_images:
         job = replace(job, images=split().images(count))
         if kind(recipe).searches(recipe):
@@ -137,11 +137,12 @@ def quantize(
     return times
 
 
-def _take(trained: str | Path, job: Job) -> dict[str, Any] | None:
+def _take(trained: str | Path, job: Job, split: TrainSplit) -> dict[str, Any] | None:
     from segquant.engines.load import load
     from segquant.quant.build import take
 
-    return take(trained, job.folder, kind(job.recipe).training_name(job), load)
+    name = kind(job.recipe).training_name(job, split.identity, split.params.protocol)
+    return take(trained, job.folder, name, load)
 
 
 def benchmark(artifact: Path, float32: Path, exports: Path, target: Path, params: Params) -> dict[str, Any]:

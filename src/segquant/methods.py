@@ -54,7 +54,8 @@ class Kind(NamedTuple):
 
     `unavailable(recipe, device)` and `refused(protocol, input_size)` give a reason or None; `check(model, recipe)`
     raises ConfigError for a recipe that does not fit the model; `check_training(recipe, baseline, material)` raises
-    as the teachers' loading does; `training_name(job)` names all that a training depends on; `build(job)`
+    as the teachers' loading does; `training_name(job, identity, protocol)` names all that a training on these
+    rows depends on; `build(job)`
     gives {"seconds", "calibration_images"} or {"unavailable": reason}. `searches(recipe)` says
     whether the build scores models on the calibration images, with labels; `exports` whether it and its timing need
     what `export_onnx` writes.
@@ -65,7 +66,7 @@ class Kind(NamedTuple):
     refused: Callable[[str, Sequence[int] | None], str | None]
     check: Callable[[nn.Module, Any], Any]
     check_training: Callable[[Any, Path, Material], None]
-    training_name: Callable[[Job], str]
+    training_name: Callable[[Job, Any, str], str]
     build: Callable[[Job], dict[str, Any]]
     searches: Callable[[Any], bool]
     exports: bool
@@ -92,10 +93,10 @@ def _check_qat(recipe: Recipe, baseline: Path, material: Material) -> None:
     load_teacher(recipe.train, baseline, material)
 
 
-def _qat_name(job: Job) -> str:
+def _qat_name(job: Job, identity: Any, protocol: str) -> str:
     from segquant.training.qat import run_name
 
-    return run_name(job.recipe, job.baseline, job.material.identity, job.material.protocol)
+    return run_name(job.recipe, job.baseline, identity, protocol)
 
 
 def _build_recipe(job: Job) -> dict[str, Any]:
@@ -119,10 +120,10 @@ def _check_finetuning(recipe: Graph | Packed, _baseline: Path, material: Materia
     crop_of(recipe, material.protocol)
 
 
-def _finetuning_name(job: Job) -> str:
+def _finetuning_name(job: Job, identity: Any, protocol: str) -> str:
     from segquant.deploy.finetune import run_name
 
-    return run_name(job.recipe, job.baseline, _codes(job), job.material.identity, job.material.protocol)
+    return run_name(job.recipe, job.baseline, _codes(job), identity, protocol)
 
 
 def _codes(job: Job) -> Path | None:
@@ -136,7 +137,7 @@ def _finetuned(job: Job, build: Callable[..., dict[str, Any]]) -> dict[str, Any]
         return build()
     from segquant.deploy.finetune import build_finetuned
 
-    run = _finetuning_name(job)
+    run = _finetuning_name(job, job.material.identity, job.material.protocol)
     return build_finetuned(
         build, job.baseline, job.recipe, job.device, job.material, job.checkpoint, run, job.recording
     )

@@ -27,7 +27,7 @@ def test_a_scale_is_the_nearest_share_of_the_largest_of_its_row(width, shape, se
     largest = rounded.amax(1, keepdim=True)
     assert torch.equal(largest, as_float16(scale.amax(1, keepdim=True).clamp_min(2**-24)))
     assert bool((rounded > 0).all())
-    # Below the smallest share that one is the nearest, and above the largest, rounded to float16, this one.
+    # No share is below the smallest one, and none above the largest scale as float16 has it.
     scale = torch.where(scale == scale.amax(1, keepdim=True), largest, scale)
     nearest = torch.maximum(torch.minimum(scale.clamp_min(2**-24), largest), largest / 2**width)
     assert bool(((rounded - nearest).abs() <= 0.5001 * largest / 2**width).all())

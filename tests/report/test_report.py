@@ -12,7 +12,7 @@ from segquant.data.palette import palette
 from segquant.evaluation.bootstrap import METRICS
 from segquant.report import classes, page, plots, tables, terminal, training
 from segquant.report.columns import ALL, LANES
-from segquant.report.notes import footnotes
+from segquant.report.notes import _minutes, footnotes
 from segquant.report.results import ACCURACY, collect, failures, from_json, measured, to_json
 
 
@@ -149,6 +149,15 @@ def test_training_is_shown_by_class(metrics, tmp_path):
     assert (
         "What training did: int2_qat" in html and "trained beforehand, in 20 minutes: models/trained/int2_qat" in html
     )
+
+
+def test_a_short_training_is_in_seconds():
+    assert [_minutes(seconds) for seconds in (86.3, 119.9, 120, 318)] == [
+        "86 seconds",
+        "120 seconds",
+        "2 minutes",
+        "5 minutes",
+    ]
 
 
 def test_plots_name_their_points_and_units(metrics):

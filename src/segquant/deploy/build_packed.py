@@ -42,8 +42,8 @@ def build_packed(
 ) -> dict[str, Any]:
     """Make the artifact `folder` of a packed method from the one of its `source`: model.onnx, config.json and others.
 
-    `images` (N, 3, H, W) are calibrated on; `fit` makes an int8 graph of them, by the training named `run`; left
-    out: calibration alone. Gives what `quant.build.build` gives, but no time that the source took.
+    `images` (N, 3, H, W) are calibrated on; `fit` also trains an int8 graph, in the training named `run`. Gives what
+    `quant.build.build` gives, but no time that the source took.
     Raises ModelError for an artifact of another recipe, or a graph that is another model on the engine.
     """
     info = describe_artifact(artifact)
@@ -60,7 +60,7 @@ def build_packed(
     algorithm, int8 = "qat" if source.train else source.algorithm, None
     if recipe.activations:
         twin, algorithm = float_twin(model), f"{algorithm}+{recipe.algorithm}"
-        int8 = (fit or calibrated)(twin, images, coded(model, twin))
+        int8 = fit(twin, images, coded(model, twin)) if fit else calibrated(twin, images)
     if ranks()[0]:  # the first of the processes that trained together writes
         return {}
     with replacing(folder) as part:

@@ -142,12 +142,12 @@ def _integers(nodes: Nodes, numbers: torch.Tensor, width: int, least: int, flat:
         half, positions = 1 << (field - 1), np.arange(0, 8, field)
         fields = (np.arange(256)[:, None] >> positions & 2 * half - 1) << low
         table = nodes.to_float32(nodes.constant(fields.astype(np.uint8)))
-        low += field
-        if low == width:
+        if low + field == width:
             table = nodes.add("Add", table, nodes.constant(np.array(least, np.float32)))
-        part = _looked_up(nodes, table, pack((numbers >> low - field & 2 * half - 1) - half, field))
+        part = _looked_up(nodes, table, pack((numbers >> low & 2 * half - 1) - half, field))
         whole = field == width and len(numbers) * field % 8 == 0 and not flat
         parts.append(part if whole else _first(nodes, part, len(numbers)))
+        low += field
     return reduce(lambda total, part: nodes.add("Add", total, part), parts)
 
 

@@ -60,8 +60,8 @@ def prepared(model: nn.Module, images: torch.Tensor, trained: bool, fixed: Colle
     return graph
 
 
-def calibrated(model: nn.Module, images: torch.Tensor, fixed: Collection[str] = ()) -> nn.Module:
-    """The int8 graph of a float model, with ranges from images (N, 3, H, W). No weight moves, `fixed` or not."""
+def calibrated(model: nn.Module, images: torch.Tensor) -> nn.Module:
+    """The int8 graph of a float model, with ranges from images (N, 3, H, W)."""
     return converted(prepared(model, images, trained=False))
 
 
@@ -88,8 +88,8 @@ class Trainable(nn.Module):
 class Quantizer(X86InductorQuantizer):
     """X86InductorQuantizer that also quantizes the outputs of convolutions, so that ONNX Runtime computes in int8.
 
-    The first convolution stays float, which takes no longer: pixels in int8 cost as much as any other activation, a
-    fifth of what all cost together, and its output in int8 would cost more than all others.
+    The first convolution stays float, which takes no longer. Pixels in int8 are a fifth of the accuracy that all int8
+    activations cost, and its output in int8 would cost more than all of them.
     """
 
     def annotate(self, model: GraphModule) -> GraphModule:

@@ -74,9 +74,13 @@ def _speed(done: list[Result], hardware: Mapping[str, Any] | None) -> list[str]:
 def _quantize(done: list[Result]) -> list[str]:
     times = {result.method: result.quantize for result in done if "taken_from" in (result.quantize or {})}
     return [
-        f"{method} was trained beforehand, in {time['seconds'] / 60:.0f} minutes: {time['taken_from']}."
+        f"{method} was trained beforehand, in {_minutes(time['seconds'])}: {time['taken_from']}."
         for method, time in times.items()
     ]
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
 
 
 def _missing(results: Mapping[str, Result]) -> list[str]:
