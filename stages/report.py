@@ -7,7 +7,7 @@ from segquant.base import config
 from segquant.base.entry import run
 from segquant.base.files import read_json, write_text
 from segquant.data.shards import read_manifest, read_rows
-from segquant.report import classes, page, pictures, tables
+from segquant.report import bits, classes, page, pictures, tables
 from segquant.report.checked import read_hardware
 from segquant.report.results import collect, measured, with_intervals
 from stages import arguments
@@ -23,7 +23,8 @@ def main() -> None:
     names, done = manifest["classes"], measured(results)
     write_text(a.csv, tables.to_csv(results))
     write_text(a.classes, classes.to_csv(classes.read_classes(predictions, done), list(done)))
-    page.write_page(a.page, results, rows, predictions, names, hardware, params.quant.recipes, layers)
+    figures = layers, bits.read(a.artifacts, done)
+    page.write_page(a.page, results, rows, predictions, names, hardware, params.quant.recipes, *figures)
 
     def report() -> tracking.Report:
         missing = {method: result.missing for method, result in results.items() if result.missing}

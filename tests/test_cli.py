@@ -153,7 +153,7 @@ def test_help_imports_nothing_heavy():
 def test_methods_lists_every_method_and_says_what_cannot_run():
     done = segquant("methods", "--json")
     listing = json.loads(done.stdout)
-    assert {"float32", "bfloat16", "float8", "float8_dynamic", "int8", "int8_dynamic", "int4", "int3", "int2"} <= set(
+    assert {"float32", "bfloat16", "float8", "float8_dynamic", "int8", "int8_dynamic", "int4", "int2", "auto"} <= set(
         listing
     )
     assert listing["int8"]["unavailable"] is None

@@ -26,6 +26,7 @@ def test_the_committed_params_are_valid():
     assert params.train.phases[0].crop == 128
 
 
+AUTO = ("quant", "methods", "auto")
 PACKED = ("quant", "packed", "int2_static")
 FLOATS = {"from": "int2", "engine": "onnxruntime"}
 
@@ -128,6 +129,17 @@ FLOATS = {"from": "int2", "engine": "onnxruntime"}
             ("quant", "methods", "int8_static_qat", "train", "ema"),
             0.9,
             "quant.methods.int8_static_qat.train: train of a graph takes no ema",
+        ),
+        (AUTO, {"weights": "auto"}, "quant.methods.auto: weights auto need a budget: give megabytes or points, one of"),
+        (AUTO + ("points",), 1.0, "quant.methods.auto: weights auto need a budget: give megabytes or points, one of"),
+        (AUTO + ("megabytes",), -1.0, "quant.methods.auto.megabytes must be at least 0, not -1"),
+        (AUTO + ("bits",), [2, 5], "quant.methods.auto.bits[1] '5' is unknown: choose one of 2, 3, 4, 8"),
+        (AUTO + ("bits",), [2, 2], "quant.methods.auto.bits has a value twice: 2, 2"),
+        (AUTO + ("group_sizes",), [], "quant.methods.auto.group_sizes must be a list with at least one entry, not []"),
+        (
+            AUTO + ("group_size",),
+            32,
+            "quant.methods.auto has an unknown key 'group_size': allowed are weights, megabytes",
         ),
         (("eval", "bad\nkey"), 1, "eval has an unknown key 'bad\\nkey': allowed are"),
         (

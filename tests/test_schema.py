@@ -98,7 +98,9 @@ def test_a_mistake_fails_the_schema(tree, path, value):
 
 
 def test_the_schema_describes_the_keys_of_a_method():
-    recipe, graph = SCHEMA["$defs"]["Quant"]["properties"]["methods"]["additionalProperties"]["oneOf"]
-    assert (recipe["$ref"], graph["$ref"]) == ("#/$defs/Recipe", "#/$defs/Graph")
+    recipe, auto, graph = SCHEMA["$defs"]["Quant"]["properties"]["methods"]["additionalProperties"]["oneOf"]
+    assert [kind["$ref"] for kind in (recipe, auto, graph)] == [
+        f"#/$defs/{name}" for name in ("Recipe", "Auto", "Graph")
+    ]
     assert "one scale for each row" in SCHEMA["$defs"]["Recipe"]["properties"]["group_size"]["description"]
     assert "engine" in SCHEMA["$defs"]["Graph"]["required"]

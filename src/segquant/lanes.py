@@ -66,9 +66,9 @@ def check(params: Params, model: nn.Module, recipes: Mapping[str, Method], split
         count = recipe.calibration_images
         if count:
             split().images(count)
-        if kind(recipe).searches(recipe):
+        if scored := kind(recipe).searches(recipe):
             try:
-                split().points(count)
+                split().points(scored)
             except DataError as error:
                 raise DataError(f"{name}: {error}") from error
         if recipe.train:
@@ -120,8 +120,8 @@ def quantize(
         job = replace(job, material=material, checkpoint=checkpoint)
     if count := recipe.calibration_images:
         job = replace(job, images=split().images(count))
-        if kind(recipe).searches(recipe):
-            job = replace(job, points=split().points(count))
+        if scored := kind(recipe).searches(recipe):
+            job = replace(job, points=split().points(scored))
     try:
         times = kind(recipe).build(job)
     except (ConfigError, DataError):  # the user's, and not the method's

@@ -16,14 +16,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from segquant.base.config import Graph, Method, Packed, Params, Recipe
+from segquant.base.config import Auto, Graph, Method, Packed, Params, Recipe
 from segquant.base.errors import ConfigError
 from segquant.deploy import describe as graphs
 from segquant.engines import extras
-from segquant.quant import recipes
+from segquant.quant import candidates, recipes
+from segquant.quant.describe import describe
 
 if TYPE_CHECKING:
     from segquant.training.material import Material, Recording
+
+
+VERIFIED = 128  # train images that a budget in points is verified on
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,8 @@ class Job:
     """What a method is built from, and the folder for its artifact.
 
     `images` float32 (N, 3, H, W) are the calibration inputs, `exports` the folder of `export_onnx`, `methods` the
-    recipes of the artifacts beside `folder`, from which a packed method takes its codes; `points` scores a model on the
-    calibration images in points of mIoU, `material` is what it trains on, `checkpoint` what a killed training goes on
+    recipes of the artifacts beside `folder`, from which a packed method takes its codes; `points` scores a model on
+    train images in points of mIoU, `material` is what it trains on, `checkpoint` what a killed training goes on
     from.
     """
 
@@ -56,9 +60,9 @@ class Kind(NamedTuple):
     raises ConfigError for a recipe that does not fit the model; `check_training(recipe, baseline, material)` raises
     as the teachers' loading does; `training_name(job, identity, protocol)` names all that a training on these
     rows depends on; `build(job)`
-    gives {"seconds", "calibration_images"} or {"unavailable": reason}. `searches(recipe)` says
-    whether the build scores models on the calibration images, with labels; `exports` whether it and its timing need
-    what `export_onnx` writes.
+    gives {"seconds", "calibration_images"} or {"unavailable": reason}. `searches(recipe)` is the number of train images
+    on which the build scores models, 0 for most; `exports` says whether it and its timing need what `export_onnx`
+    writes.
     """
 
     describe: Callable[[Any], str]
@@ -68,7 +72,7 @@ class Kind(NamedTuple):
     check_training: Callable[[Any, Path, Material], None]
     training_name: Callable[[Job, Any, str], str]
     build: Callable[[Job], dict[str, Any]]
-    searches: Callable[[Any], bool]
+    searches: Callable[[Any], int]
     exports: bool
 
 
@@ -84,7 +88,7 @@ def check(name: str, model: nn.Module, recipe: Method, params: Params) -> None:
     kind(recipe).check(model, recipe)
 
 
-def _check_qat(recipe: Recipe, baseline: Path, material: Material) -> None:
+def _check_qat(recipe: Recipe | Auto, baseline: Path, material: Material) -> None:
     from segquant.training.data import crop_size
     from segquant.training.material import SCALE
     from segquant.training.qat import load_teacher
@@ -104,10 +108,10 @@ def _build_recipe(job: Job) -> dict[str, Any]:
         from segquant.training.qat import build_trained
 
         inputs = (job.baseline, job.recipe, job.folder, job.device, job.images)
-        return build_trained(*inputs, job.material, job.checkpoint, job.recording)
+        return build_trained(*inputs, job.material, job.checkpoint, job.recording, job.points)
     from segquant.quant.build import build
 
-    return build(job.baseline, job.recipe, job.folder, job.device, job.images)
+    return build(job.baseline, job.recipe, job.folder, job.device, job.images, points=job.points)
 
 
 def _refused_by_graphs(protocol: str, input_size: Sequence[int] | None) -> str | None:
@@ -157,17 +161,23 @@ def _build_packed(job: Job) -> dict[str, Any]:
     return _finetuned(job, partial(build_packed, _codes(job), source, job.recipe, job.folder, job.images))
 
 
+_RECIPE = Kind(
+    describe=describe,
+    unavailable=recipes.unavailable,
+    refused=lambda protocol, input_size: None,
+    check=recipes.plan,
+    check_training=_check_qat,
+    training_name=_qat_name,
+    build=_build_recipe,
+    searches=lambda recipe: 0,
+    exports=False,
+)
 KINDS: dict[type, Kind] = {
-    Recipe: Kind(
-        describe=recipes.describe,
-        unavailable=recipes.unavailable,
-        refused=lambda protocol, input_size: None,
-        check=recipes.plan,
-        check_training=_check_qat,
-        training_name=_qat_name,
-        build=_build_recipe,
-        searches=lambda recipe: False,
-        exports=False,
+    Recipe: _RECIPE,
+    Auto: _RECIPE._replace(
+        unavailable=lambda recipe, device: None,
+        check=candidates.candidates,
+        searches=lambda recipe: 0 if recipe.points is None else VERIFIED,
     ),
     Graph: Kind(
         describe=graphs.describe,
@@ -177,7 +187,7 @@ KINDS: dict[type, Kind] = {
         check_training=_check_finetuning,
         training_name=_finetuning_name,
         build=_build_graph,
-        searches=lambda recipe: recipe.max_drop is not None,
+        searches=lambda recipe: 0 if recipe.max_drop is None else recipe.calibration_images,
         exports=True,
     ),
     Packed: Kind(
@@ -188,7 +198,7 @@ KINDS: dict[type, Kind] = {
         check_training=_check_finetuning,
         training_name=_finetuning_name,
         build=_build_packed,
-        searches=lambda recipe: False,
+        searches=lambda recipe: 0,
         exports=True,
     ),
 }

@@ -211,7 +211,7 @@ def test_run_applies_max_drop_to_the_calibration_images(tiny_folder, quick, tmp_
     done = segquant(*options, "--train-data", tmp_path / "camvid")
     assert (
         done.returncode == 2
-        and f"onnx_int8: max_drop needs labels of the classes that are scored, and {tmp_path / 'camvid'} has others"
+        and f"onnx_int8: labels of the classes that are scored are needed, and {tmp_path / 'camvid'} has others"
         in errors(done)[-1]
     )
 

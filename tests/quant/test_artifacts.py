@@ -28,6 +28,7 @@ METHODS = {
     name: recipe
     for name, recipe in {
         **config.load(ROOT / "params.yaml").quant.methods,
+        "int3": Recipe("int3", 32, "gptq"),
         "int4_dynamic": Recipe("int4", 32, "hqq", "int8"),
         "int4_affine": Recipe("int4", 16, "affine"),
         "int2_per_row": Recipe("int2", None, "affine"),

@@ -1,4 +1,6 @@
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -159,3 +161,14 @@ def test_rows_of_zeros_stay_zero():
     assert result.scale.isfinite().all() and bool((result.scale > 0).all()) and result.zero.isfinite().all()
     assert torch.equal(result.scale.half().float(), result.scale)
     assert dequantize(result)[1:3].abs().max() < 1e-6
+
+
+def test_many_groups_are_fitted_on_several_threads():
+    """Least squares for 90 groups of a row solve matrices of 180 rows: many of these at once failed, or never ended."""
+    code = (
+        "import torch; from segquant.quant.codes import Grid; from segquant.quant.gptq import quantize_weight;"
+        "torch.set_num_threads(2); torch.manual_seed(0); inputs = torch.randn(3000, 1440);"
+        "quantize_weight(torch.randn(8, 1440), inputs.T @ inputs, Grid(2, 16)); print('done')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "done\n", done.stderr

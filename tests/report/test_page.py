@@ -10,7 +10,8 @@ from browser import colours, needs_browser, probed, shot
 from samples import HARDWARE, METHODS, RECIPES, write_metrics, write_predictions
 
 from segquant.base.classes import ADE20K
-from segquant.report import page, plots
+from segquant.base.files import write_json
+from segquant.report import bits, page, plots
 from segquant.report.results import collect, from_json, to_json, with_intervals
 
 
@@ -67,6 +68,22 @@ def test_the_loss_of_each_layer_is_shown_where_it_was_measured(made, tmp_path):
     assert "fixed-64x64-v1, the first 16 images; hqq, groups of 32" in html and html.count("<svg") == 3
     assert "classifier" in html and "#layers" in html
     assert "#layers" not in path.read_text()
+
+
+def test_the_page_shows_what_each_layer_got(made, tmp_path):
+    path, arguments = made
+    layer = {"bits": 3, "group_size": 64, "divergence": 1e-5, "smallest": 2e-4}
+    given = {"allocation": {"layers": {"decode_head.classifier": layer, "early": {**layer, "bits": 8}}}}
+    for method, info in {"auto": given, "int8": {"format": "segquant-3"}}.items():
+        write_json(tmp_path / method / "quantization.json", info)
+    allocations = bits.read(tmp_path, ["auto", "int8"])
+    assert allocations == {"auto": given["allocation"]["layers"]}
+    page.write_page(tmp_path / "with.html", *arguments, None, allocations)
+    html = (tmp_path / "with.html").read_text()
+    assert all(
+        text in html for text in ('href="#bits"', "3 / 64", "8 / 64", "decode_head.classifier", "auto: the divergence")
+    )
+    assert "#bits" not in path.read_text()
 
 
 def test_texts_from_outside_are_text(made, tmp_path):

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from segquant import lanes, models
 from segquant.base.classes import ADE20K, CAMVID
-from segquant.base.config import Calibration, Data, Override, Qat, Recipe, load
+from segquant.base.config import Auto, Calibration, Data, Override, Qat, Recipe, load
 from segquant.base.errors import ConfigError, DataError, ModelError, SegquantError
 from segquant.data.preprocessing import read_preprocessing
 from segquant.data.rows import rows
@@ -23,7 +23,7 @@ from segquant.quant import recipes as methods
 from segquant.quant.artifacts import describe_artifact, load_quantized
 from segquant.quant.build import build
 from segquant.quant.recipes import quantize
-from segquant.training import losses, material, qat
+from segquant.training import losses, material, qat, split
 from segquant.training.baseline import scorer
 from segquant.training.data import Crops
 from segquant.training.losses import distillation
@@ -307,7 +307,7 @@ def test_the_repositorys_own_artifacts_are_those_of_its_parameters(tmp_path, mon
     params, float32 = load(ROOT / "params.yaml"), ROOT / "models" / "scenes-b0"
     write_shards({s: open_source(params.data, s, params.data.limit) for s in ("train", "validation")}, tmp_path / "s")
     methods = [name for name, recipe in params.quant.methods.items() if recipe.train]
-    assert set(methods) == {"int4_qat", "int2_qat", "int8_static_qat"}
+    assert set(methods) == {"int4_qat", "int2_qat", "auto_qat", "int8_static_qat"}
     for method in methods:
         trained = ROOT / "models" / "trained" / method
         times = lanes.quantize(
@@ -345,6 +345,38 @@ def test_the_artifact_says_how_it_was_trained(baseline, tmp_path):
     info = describe_artifact(tmp_path / "out")
     assert info["recipe"] == json.loads(json.dumps(asdict(RECIPE)))
     assert info["run"].startswith("int2 weights of all Linear and Conv2d layers (gptq on 2 images, then 6 steps")
+
+
+def test_weights_auto_are_trained_on_the_grids_that_were_chosen(baseline, tmp_path):
+    model = models.load(baseline)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):  # as trained ones, float16 holds them
+            parameter.data += 0.1
+    models.save(model, baseline)
+    recipe = Auto(weights="auto", megabytes=0.16, group_sizes=(8, 16), calibration=Calibration(2), train=TRAIN)
+    made(baseline, tmp_path / "out", recipe)
+    made(baseline, tmp_path / "untrained", replace(recipe, train=replace(TRAIN, lr=0.0)))
+    info, start = (describe_artifact(tmp_path / name) for name in ("out", "untrained"))
+    assert info["allocation"] == start["allocation"] and info["run"] != start["run"]
+    for name, layer in info["allocation"]["layers"].items():
+        module = info["modules"][name]
+        assert (module["bits"], module["group_size"]) == (layer["bits"], layer["group_size"])
+    assert len({layer["bits"] for layer in info["allocation"]["layers"].values()}) > 1
+    files = [tmp_path / name / "model.safetensors" for name in ("out", "untrained")]
+    assert max(file.stat().st_size for file in files) <= 160_000
+    assert files[0].read_bytes() != files[1].read_bytes()
+    assert "chosen for 0.16 MB (gptq on 2 images, then 6 steps of training towards float32" in info["run"]
+
+
+def test_a_budget_in_points_is_scored_on_the_train_split(pipeline, tmp_path, monkeypatch):
+    scored = []
+    monkeypatch.setattr(split.TrainSplit, "points", lambda _split, count: scored.append(count) or (lambda _model: 7.0))
+    recipe = Auto(weights="auto", points=0.5, layers=("decode_head.*",), calibration=Calibration(2))
+    pipeline(tmp_path / "out", recipe)
+    info = describe_artifact(tmp_path / "out")
+    assert scored == [128]
+    assert [entry["points"] for entry in info["allocation"]["tried"]] == [0.0] * 7  # each keeps it
+    assert info["allocation"]["bytes"] == min(entry["bytes"] for entry in info["allocation"]["tried"])
 
 
 def test_validation_sees_what_will_be_stored(baseline, tmp_path):

@@ -19,6 +19,7 @@ from segquant.base.keys import has_wandb_key
 from segquant.base.recipes import (
     BASELINE,
     ENGINES,
+    Auto,
     Calibration,
     Direct,
     Graph,
@@ -35,6 +36,7 @@ from segquant.base.yaml_file import read_yaml
 
 __all__ = [
     "ALIGNED_PROTOCOL",
+    "Auto",
     "BASELINE",
     "BY_POSITION",
     "Calibration",

@@ -1,7 +1,7 @@
 """The kinds of quantization method, as params.yaml has them.
 
-An entry of quant.methods with the key `engine` is a Graph, which runs on that engine. Any other is a Recipe, which
-PyTorch runs. An entry of quant.packed runs the codes of a Recipe as a graph.
+An entry of quant.methods with the key `engine` is a Graph, which runs on that engine. Any other runs in PyTorch: with
+weights `auto` it is an Auto, else a Recipe. An entry of quant.packed runs the codes of one of these two as a graph.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pydantic import Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
 
 from segquant.base.training import Finetune, Qat
-from segquant.base.validate import MUST_BE, Section, Several
+from segquant.base.validate import MUST_BE, Section, Several, wrong
 
 Quantized = Literal["float8", "int8", "int4", "int3", "int2"]
 Algorithm = Literal["affine", "hqq", "gptq"]
@@ -129,6 +129,40 @@ class Recipe(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Auto(Section):
+    """A method that PyTorch runs, whose layers get the bits and groups that cost least within a budget."""
+
+    weights: Literal["auto"]
+    megabytes: float | None = Field(None, ge=0, description="Of model.safetensors, at most; 1 MB is 10**6 bytes.")
+    points: float | None = Field(None, ge=0, description="Points of mIoU (0 to 100) that may be lost on train images.")
+    bits: Several[Literal[2, 3, 4, 8]] = (2, 3, 4, 8)
+    group_sizes: Several[Annotated[int, Field(ge=2)]] = Field(
+        (16, 32, 64, 128), description="Weights of a row that share a scale, below 8 bits."
+    )
+    layers: Layers = "all"
+    ranges: RangesOf | None = Field(None, description="As of a recipe: bits of scales and zeros, or float16.")
+    calibration: Calibration | None = None
+    train: Qat | None = None
+
+    source: ClassVar[None] = None
+    packable: ClassVar[bool] = True
+    algorithm: ClassVar[str] = "gptq"
+
+    def __post_init__(self) -> None:
+        if (self.megabytes is None) == (self.points is None):
+            raise ValueError("weights auto need a budget: give megabytes or points, one of the two")
+        for key in ("bits", "group_sizes"):
+            values = getattr(self, key)
+            if len(set(values)) < len(values):
+                raise wrong(key, f"has a value twice: {', '.join(map(str, values))}")
+
+    @property
+    def calibration_images(self) -> int:
+        """How many images it calibrates on."""
+        return (self.calibration or Calibration()).images
+
+
+@dataclass(frozen=True, kw_only=True)
 class Graph(Section):
     """A method that runs as a graph on an engine; calibration finds the ranges of its int8 activations."""
 
@@ -213,8 +247,9 @@ class Packed(Section):
 
 
 def _kind(value: Any) -> str:
-    graph = "engine" in value if isinstance(value, dict) else isinstance(value, Graph)
-    return "<graph>" if graph else "<recipe>"
+    if isinstance(value, dict):
+        return "<graph>" if "engine" in value else "<auto>" if value.get("weights") == "auto" else "<recipe>"
+    return {Graph: "<graph>", Auto: "<auto>"}.get(type(value), "<recipe>")
 
 
 def _kind_or_packed(value: Any) -> str:
@@ -222,6 +257,10 @@ def _kind_or_packed(value: Any) -> str:
     return "<packed>" if packed else _kind(value)
 
 
-_Recipe, _Graph = Annotated[Recipe, Tag("<recipe>")], Annotated[Graph, Tag("<graph>")]
-Direct = Annotated[_Recipe | _Graph, Discriminator(_kind)]  # of the model itself, not of another method's codes
-Method = Annotated[_Recipe | _Graph | Annotated[Packed, Tag("<packed>")], Discriminator(_kind_or_packed)]
+_Recipe, _Auto, _Graph = (
+    Annotated[Recipe, Tag("<recipe>")],
+    Annotated[Auto, Tag("<auto>")],
+    Annotated[Graph, Tag("<graph>")],
+)
+Direct = Annotated[_Recipe | _Auto | _Graph, Discriminator(_kind)]  # of the model itself, not of another method's codes
+Method = Annotated[_Recipe | _Auto | _Graph | Annotated[Packed, Tag("<packed>")], Discriminator(_kind_or_packed)]

@@ -109,7 +109,7 @@ def export_artifact(
     model, recipe = loaded.model, loaded.info["recipe"]
     if recipe["weights"] in CASTS:
         raise ModelError(f"{artifact} has no quantized weight: export its float model by --model")
-    if recipe["activations"]:
+    if recipe.get("activations"):
         raise ModelError(
             f"{artifact} quantizes activations as they come, and a graph with codes computes in float32: export a "
             "method with float activations, or choose one with an engine"

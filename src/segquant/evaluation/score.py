@@ -137,7 +137,10 @@ def _algorithm(info: Mapping[str, Any]) -> str:
     recipe = info["recipe"]
     if "from" in recipe:
         return info["algorithm"]
-    return "cast" if recipe["weights"] in CASTS else "qat" if recipe["train"] else recipe["algorithm"]
+    if recipe["weights"] in CASTS:
+        return "cast"
+    found = "qat" if recipe["train"] else recipe.get("algorithm", "gptq")
+    return f"auto+{found}" if recipe["weights"] == "auto" else found
 
 
 def write_scores(

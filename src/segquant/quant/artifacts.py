@@ -8,7 +8,6 @@ safetensors file could hold the metadata too, but its order is not stable, and a
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import re
@@ -20,15 +19,14 @@ from typing import Any
 
 import psutil
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import nn
-from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 from transformers.initialization import no_init_weights
 
 import segquant
 from segquant.base.allocator import aligned
-from segquant.base.config import Method, Recipe, as_mapping, build
+from segquant.base.config import Auto, Method, Recipe, as_mapping, build
 from segquant.base.errors import ConfigError, ModelError, SegquantError, UnavailableError, one_line
 from segquant.base.failures import missing
 from segquant.base.files import digest, read_json, replacing, sha256, write_bytes, write_json
@@ -37,9 +35,10 @@ from segquant.base.skeleton import headers, skeleton
 from segquant.base.weights import SAFETENSORS
 from segquant.models import check_config, check_runs, save_preprocessor
 from segquant.quant.coverage import LinearConv2d, rewrite
-from segquant.quant.flat import SHARES, check_state, key_of, pack_codes, state_of
+from segquant.quant.flat import check_state, state_of
 from segquant.quant.float8 import compute_in_bfloat16
-from segquant.quant.tensors import CASTS, bits, is_quantized, narrowed
+from segquant.quant.stored import file_bytes, stored
+from segquant.quant.tensors import CASTS, bits
 
 log = logging.getLogger(__name__)
 FORMAT = "segquant-3"  # another number when older versions cannot read it; CHANGELOG.md says which version writes it
@@ -58,28 +57,22 @@ class Artifact:
 
 def save_quantized(
     model: nn.Module,
-    recipe: Recipe,
+    recipe: Recipe | Auto,
     folder: str | Path,
     baseline: str | Path,
     float32_bytes: int,
     run: str | None = None,
+    allocation: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a model that `recipes.quantize` has quantized; the folder appears complete or not at all.
 
     `baseline` is the folder whose preprocessor_config.json is copied, `float32_bytes` the size of the float32
-    safetensors file to compare with, and `run` the name of the training that made the model, if any.
+    safetensors file to compare with, `run` the name of the training that made the model, if any, and `allocation` why
+    its layers have these bits, for a recipe that leaves them open.
     """
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    tensors, metadata = flatten_tensor_state_dict(state)
+    tensors, metadata, packed, parts = stored(state, recipe.weights in CASTS)
     convs = [name for name, m in model.named_modules() if isinstance(m, LinearConv2d)]
-    packed, parts = {}, {}
-    for name, tensor in state.items():
-        if is_quantized(tensor):
-            keys = [key_of(name, part) for part in json.loads(metadata[name])["_tensor_data_names"]]
-            packed |= pack_codes(tensors, keys, bits(tensor))
-            parts[name] = [key for part in keys for key in (part, part + SHARES) if key in tensors]
-    if recipe.weights not in CASTS:
-        tensors = {name: narrowed(tensor) for name, tensor in tensors.items()}
     modules = {
         _module(name, convs): {
             "bits": bits(state[name]),
@@ -95,6 +88,7 @@ def save_quantized(
     quantized_bytes = sum(module["bytes"] for module in modules.values())
     info = {
         **({"run": run} if run else {}),
+        **({"allocation": allocation} if allocation else {}),
         "parameters": total,
         "float32_bytes": float32_bytes,
         "quantized_fraction": sum(module["parameters"] for module in modules.values()) / total,
@@ -109,7 +103,7 @@ def save_quantized(
         model.config.save_pretrained(part)
         save_preprocessor(part, baseline)
         # safetensors' save_file would make the file readable by its owner only.
-        write_bytes(part / SAFETENSORS, save({k: v.contiguous() for k, v in sorted(tensors.items())}))
+        write_bytes(part / SAFETENSORS, file_bytes(tensors))
         seal(part, recipe, info)
 
 
@@ -251,7 +245,7 @@ def load_artifact(folder: str | Path, device: torch.device | str = "cpu") -> Art
     seconds, size = time.perf_counter() - start, path.stat().st_size
     memory = psutil.Process().memory_info().rss - memory_before
     log.info("loaded %s: %.2f MB on disk, %.2f s, %+.1f MB memory", folder, size / 1e6, seconds, memory / 1e6)
-    if info["recipe"]["activations"] != "float8" or next(model.parameters()).is_cuda:  # kernels of a GPU
+    if info["recipe"].get("activations") != "float8" or next(model.parameters()).is_cuda:  # kernels of a GPU
         check_runs(folder, model)
     return Artifact(model, info, size, seconds)
 

@@ -15,10 +15,11 @@ from torch import nn
 
 from segquant import models
 from segquant.base.allocator import align
-from segquant.base.config import Recipe
-from segquant.base.errors import ModelError, UnavailableError
+from segquant.base.config import Auto, Recipe
+from segquant.base.errors import ConfigError, ModelError, UnavailableError
 from segquant.base.files import read_json, replacing
-from segquant.base.ranks import ranks
+from segquant.base.ranks import from_first, ranks
+from segquant.base.weights import SAFETENSORS
 from segquant.quant.artifacts import describe_artifact, load_quantized, save_missing, save_quantized
 from segquant.quant.recipes import Refine, quantize
 from segquant.quant.tensors import finite
@@ -28,15 +29,17 @@ log = logging.getLogger(__name__)
 
 def build(
     source: str | Path,
-    recipe: Recipe,
+    recipe: Recipe | Auto,
     folder: str | Path,
     device: torch.device,
     images: torch.Tensor | None = None,
     refine: Refine | None = None,
     run: str | None = None,
+    points: Callable[[nn.Module], float] | None = None,
 ) -> dict[str, Any]:
     """Quantize the baseline at `source` into the artifact `folder`, calibrating on `images` (N, 3, H, W)
-    and training by `refine`, where it wants them; `run`, all that the training depends on, is stored with it.
+    and training by `refine`, where it wants them; `run`, all that the training depends on, is stored with it. `points`
+    scores a model in points of mIoU, for weights `auto` with a budget of these.
 
     Gives {"seconds": what it took without loading and saving, "calibration_images": N} on the first rank, or
     {"unavailable": why} where `device` cannot run it. Raises ModelError when the artifact read back does not give
@@ -46,7 +49,8 @@ def build(
     size = len(save({k: v.contiguous() for k, v in model.state_dict().items()}))
     start = time.perf_counter()
     try:
-        done = quantize(model, recipe, device, images, refine)
+        plain, allocation = _resolved(model, recipe, device, images, points)
+        done = quantize(model, plain, device, images, refine)
     except UnavailableError as error:
         reason = {"unavailable": str(error)}
         save_missing(recipe, reason, folder)
@@ -57,10 +61,42 @@ def build(
         return {}
     log.info("quantized %d modules in %.2f s", len(done), seconds)
     with replacing(folder) as part:
-        save_quantized(model, recipe, part, source, size, run)
+        save_quantized(model, recipe, part, source, size, run, allocation)
+        if isinstance(recipe, Auto):
+            check_size(part / SAFETENSORS, recipe)
         if not torch.equal(finite(_probe(model), str(folder)), _probe(load_quantized(part, device))):
             raise ModelError(f"{folder} read back does not give the logits it was saved with")
     return {"seconds": round(seconds, 3), "calibration_images": len(images) if images is not None else 0}
+
+
+def check_size(path: Path, recipe: Auto) -> None:
+    """Raise ModelError for a file above the recipe's budget: biases that float16 cannot hold take more than planned."""
+    size = path.stat().st_size
+    if recipe.megabytes is not None and size > 1e6 * recipe.megabytes:
+        raise ModelError(
+            f"the artifact takes {size / 1e6:.6g} MB, more than megabytes {recipe.megabytes:g}: allow more"
+        )
+
+
+def _resolved(
+    model: nn.Module,
+    recipe: Recipe | Auto,
+    device: torch.device,
+    images: torch.Tensor | None,
+    points: Callable[[nn.Module], float] | None,
+) -> tuple[Recipe, dict[str, Any] | None]:
+    """A recipe whose layers have their bits, and how weights `auto` came to them; ranks that train have the same."""
+    if isinstance(recipe, Recipe):
+        return recipe, None
+    from segquant.quant.allocate import allocate  # scipy takes a while
+
+    if images is None:
+        raise ConfigError("weights auto calibrate on images of the train split, but there are none: give some")
+
+    def chosen() -> tuple[Recipe, dict[str, Any]]:
+        return allocate(model.to(device), recipe, images.to(device), points)
+
+    return from_first(chosen) if recipe.train else chosen()
 
 
 def take(

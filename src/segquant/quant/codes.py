@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torchao.quantization import IntxUnpackedToInt8Tensor
 
 from segquant.base.recipes import Ranges
 
@@ -34,6 +35,24 @@ def dequantize(codes: Codes) -> torch.Tensor:
     """The weight (rows, columns) that the codes represent."""
     grouped = codes.codes.unflatten(1, (codes.scale.shape[1], -1)).to(codes.scale.dtype)
     return ((grouped - codes.zero[..., None]) * codes.scale[..., None]).flatten(1)
+
+
+def nearest(weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int) -> Codes:
+    """The code nearest to each weight, in ranges (rows, groups)."""
+    grouped = weight.unflatten(1, (scale.shape[1], -1))
+    codes = (grouped / scale[..., None] + zero[..., None]).round().clamp(*bounds(bits))
+    return Codes(codes.flatten(1).to(torch.int8), scale, zero)
+
+
+def as_tensor(codes: Codes, grid: Grid, dtype: torch.dtype, dynamic: bool = False) -> IntxUnpackedToInt8Tensor:
+    """The codes as torchao's tensor, a weight of `dtype`; `dynamic` quantizes the other operand of its products."""
+    return IntxUnpackedToInt8Tensor(
+        *codes,
+        getattr(torch, f"int{grid.bits}"),
+        (1, grid.group_size),
+        dtype,
+        "int8_asym_per_token" if dynamic else None,
+    )
 
 
 def errors(weight: torch.Tensor, hessian: torch.Tensor, codes: Codes) -> torch.Tensor:

@@ -11,6 +11,7 @@ from segquant.quant.ranges import SMALLEST, round_ranges, round_scale, round_zer
 from segquant.quant.tensors import as_float16
 
 SHRINKS = 24  # candidate ranges for a group, from its full span down to 30 % of it
+LARGE = 128  # rows of a matrix
 CHUNK = 30_000_000  # elements of the largest intermediate in the least-squares step
 
 
@@ -77,12 +78,20 @@ def refit(weight: torch.Tensor, hessian: torch.Tensor, start: Codes, grid: Grid)
         diagonal = matrix.diagonal(dim1=1, dim2=2)
         matrix = matrix + torch.diag_embed(1e-4 * diagonal + 1e-12 * diagonal.amax(1, keepdim=True))
         right_side = torch.cat([(codes * target[chunk]).sum(2), target[chunk].sum(2)], 1).double()
-        solution = torch.linalg.solve(matrix, right_side).to(weight.dtype)
+        solution = _solve(matrix, right_side).to(weight.dtype)
         scale, level = solution[:, :groups], solution[:, groups:]
         scale = round_scale(torch.where(scale > 0, scale, start.scale[chunk]), grid.ranges)
         scales.append(scale)
         zeros.append(mean[..., 0] - level / scale)
     return Codes(start.codes, *round_ranges(torch.cat(scales), torch.cat(zeros), grid.bits, grid.ranges))
+
+
+def _solve(matrices: torch.Tensor, right_sides: torch.Tensor) -> torch.Tensor:
+    """torch.linalg.solve for matrices (rows, n, n). On several threads of a CPU, many large ones at once fail, hang or
+    come out wrong (pytorch/pytorch, issue 142815)."""
+    if matrices.is_cuda or matrices.shape[-1] <= LARGE:
+        return torch.linalg.solve(matrices, right_sides)
+    return torch.stack([torch.linalg.solve(*pair) for pair in zip(matrices, right_sides, strict=True)])
 
 
 def move(weight: torch.Tensor, hessian: torch.Tensor, start: Codes, grid: Grid) -> Codes:

@@ -9,18 +9,17 @@ from typing import NamedTuple
 import torch
 import torchao.quantization as ao
 from torch import nn
-from torchao.quantization import IntxUnpackedToInt8Tensor
 
 from segquant.base.config import Override, Ranges, Recipe
 from segquant.base.errors import ConfigError, ModelError, UnavailableError
 from segquant.base.ranks import from_first
 from segquant.base.validate import shown
 from segquant.quant.calibrate import calibrate
-from segquant.quant.codes import Codes, Grid
+from segquant.quant.codes import Codes, Grid, as_tensor
 from segquant.quant.coverage import choose, dense_convs, match, rewrite
 from segquant.quant.fake import int8
 from segquant.quant.float8 import compute_in_bfloat16, to_bfloat16
-from segquant.quant.tensors import CASTS, is_quantized, round_to_float16
+from segquant.quant.tensors import CASTS, floats_of, is_quantized, round_to_float16
 
 log = logging.getLogger(__name__)
 BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}
@@ -90,31 +89,6 @@ CONFIGS: dict[tuple[str, str | None], Callable] = {
 }
 
 
-def describe(recipe: Recipe) -> str:
-    """The recipe in words, for tables. Names of trainings contain this text: a change retrains them."""
-    if recipe.weights in CASTS:
-        return f"all weights and activations {recipe.weights}"
-    group = f"groups of {recipe.group_size}" if recipe.group_size else "one scale a row"
-    if small := recipe.small_layers:
-        group += f", of {small.group_size} in layers of up to {small.weights:,} weights"
-    if recipe.algorithm == "gptq" and (stored := ranges(recipe, recipe.weights)):
-        group += f", with scales of {stored.scale} and zeros of {stored.zero} bits"
-    activations = (
-        f"{recipe.activations} activations, quantized as they come" if recipe.activations else "float32 activations"
-    )
-    if recipe.activations == "float8":
-        activations += ", products in bfloat16"
-    layers = {"all": "all Linear and Conv2d layers", "linear": "Linear layers"}
-    chosen = layers.get(recipe.layers) if isinstance(recipe.layers, str) else ", ".join(recipe.layers)
-    images = f" on {recipe.calibration_images} images" if recipe.calibration_images else ""
-    but = "".join(f", {pattern} {o.weights or o.algorithm or 'otherwise'}" for pattern, o in recipe.overrides.items())
-    trained = ""
-    if recipe.train:
-        teacher = "on labels" if recipe.train.teacher == "none" else f"towards {recipe.train.teacher}"
-        trained = f", then {recipe.train.steps} steps of training {teacher}"
-    return f"{recipe.weights} weights of {chosen} ({recipe.algorithm}{images}{trained}, {group}{but}), {activations}"
-
-
 def unavailable(recipe: Recipe, device: torch.device) -> str | None:
     """The reason why `recipe` cannot run on `device`, or None when it can."""
     if recipe.activations == "float8":
@@ -175,7 +149,7 @@ def quantize(
             ao.quantize_(model, config, filter_fn=lambda _module, name, chosen=chosen: name in chosen)
     compute_in_bfloat16(model)
     for name in todo.convs:
-        _quantize_conv(model.get_submodule(name))
+        quantize_conv(model.get_submodule(name))
     quantized = [name for name, m in model.named_modules() if is_quantized(m._parameters.get("weight"))]
     skipped = len(todo.layers) + len(todo.convs) - len(quantized)
     if not quantized:
@@ -184,7 +158,7 @@ def quantize(
         log.info("%d of %d layers stay float: torchao does not support their shape", skipped, skipped + len(quantized))
     fitted = {f"{name}.weight" for name in by_gptq}  # in the form that an artifact stores
     others = (tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in fitted)
-    round_to_float16(part for tensor in others for part in _parts(tensor))
+    round_to_float16(part for tensor in others for part in floats_of(tensor))
     return quantized
 
 
@@ -280,7 +254,7 @@ def _fit(layers: dict[str, Layer], inputs: dict[str, int]) -> dict[str, Layer]:
     return fitted
 
 
-def _quantize_conv(conv: nn.Conv2d) -> None:
+def quantize_conv(conv: nn.Conv2d) -> None:
     """Quantize a convolution with groups to int8 codes, one scale per output channel; it computes in float."""
     conv.weight = nn.Parameter(int8(conv.weight), requires_grad=False)
 
@@ -294,26 +268,9 @@ def _to(device: torch.device, results: LayerCodes) -> LayerCodes:
 
 def _set_codes(model: nn.Module, results: LayerCodes, layers: Mapping[str, Grid], activations: str | None) -> None:
     """Replace the weights by torchao tensors that hold the codes, and set the biases."""
-    dynamic = "int8_asym_per_token" if activations else None
     for name, (codes, bias) in results.items():
-        bits, group_size, _ = layers[name]
         linear = model.get_submodule(name)
-        tensor = IntxUnpackedToInt8Tensor(
-            codes.codes,
-            codes.scale,
-            codes.zero,
-            getattr(torch, f"int{bits}"),
-            (1, group_size),
-            linear.weight.dtype,
-            dynamic,
-        )
+        tensor = as_tensor(codes, layers[name], linear.weight.dtype, dynamic=activations is not None)
         linear.weight = nn.Parameter(tensor, requires_grad=False)
         if bias is not None:
             linear.bias = nn.Parameter(bias, requires_grad=False)
-
-
-def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """The scales and zeros of a quantized tensor; any other tensor itself."""
-    if not is_quantized(tensor):
-        return [tensor]
-    return [getattr(tensor, name) for name in tensor.tensor_data_names if name != "qdata"]

@@ -15,6 +15,13 @@ def is_quantized(weight: torch.Tensor | None) -> bool:
     return hasattr(weight, "qdata")
 
 
+def floats_of(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The scales and zeros of a quantized tensor; any other tensor itself."""
+    if not is_quantized(tensor):
+        return [tensor]
+    return [getattr(tensor, name) for name in tensor.tensor_data_names if name != "qdata"]
+
+
 def quantizes_activations(weight: torch.Tensor) -> bool:
     """Whether a product with `weight` also quantizes the other operand at run time."""
     return bool(getattr(weight, "act_quant_kwargs", None) or getattr(weight, "activation_quantization", None))

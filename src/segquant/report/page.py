@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from segquant.base.config import Method
 from segquant.base.files import write_text
-from segquant.report import advice, classes, notes, pictures, plots, tables, training
+from segquant.report import advice, bits, classes, notes, pictures, plots, tables, training
 from segquant.report.columns import LANES, RANKED, number
 from segquant.report.layers import chart
 from segquant.report.results import BASELINE, Result, measured
@@ -30,11 +30,13 @@ def write_page(
     hardware: Mapping[str, Any],
     recipes: Mapping[str, Method],
     layers: Mapping[str, Any] | None = None,
+    allocations: Mapping[str, bits.Layers] | None = None,
 ) -> None:
     """Write the page.
 
     `rows` are the shard rows whose predictions lie as PNGs in `predictions`/METHOD/, beside classes.csv; `names` are
-    the classes'; `layers` is the JSON of the stage `sensitivity` for this model and protocol, if it was run.
+    the classes'; `layers` is the JSON of the stage `sensitivity` for this model and protocol, if it was run, and
+    `allocations` is as `bits.read` gives it.
     """
     done = measured(results)
     class_results = classes.read_classes(predictions, done)
@@ -68,6 +70,8 @@ def write_page(
             for method, compared in training.trained(recipes, done).items()
         },
         layers=layers,
+        allocations=list(allocations or ()),
+        bits=Markup(bits.chart(allocations)) if allocations else None,
         sensitivity=Markup(chart(layers["layers"])) if layers else None,
         examples=[pictures.example(row, done, predictions, names) for row in rows],
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from segquant import models
-from segquant.base.config import Qat, Recipe
+from segquant.base.config import Auto, Qat, Recipe
 from segquant.base.errors import DataError
 from segquant.base.hub import locate
 from segquant.data.images import IGNORE, decode_annotation
@@ -21,8 +21,9 @@ from segquant.evaluation.loop import Evaluation
 from segquant.quant import fake
 from segquant.quant.build import build
 from segquant.quant.codes import Grid
+from segquant.quant.describe import describe
 from segquant.quant.head import fuse_early, fused_live
-from segquant.quant.recipes import LayerCodes, describe
+from segquant.quant.recipes import LayerCodes
 from segquant.quant.tensors import round_to_float16
 from segquant.training.data import crop_size
 from segquant.training.distill import check_labels, shared_input
@@ -34,13 +35,14 @@ RANGES, REST = 0.0075, 0.0025  # learning rates of ranges, and of biases and nor
 
 def build_trained(
     baseline: str | Path,
-    recipe: Recipe,
+    recipe: Recipe | Auto,
     folder: str | Path,
     device: torch.device,
     images: torch.Tensor,
     material: Material,
     checkpoint: Path,
     recording: Recording = nullcontext,
+    points: Callable[[nn.Module], float] | None = None,
 ) -> dict[str, Any]:
     """`build` for a recipe with a `train`: on `material`, whose labels only teacher `none` looks at.
 
@@ -67,10 +69,10 @@ def build_trained(
             trainer.train(model, loss, groups, material.validate and validate)
         return _detach(model, list(start), convs)
 
-    return trainer.total(build(baseline, recipe, folder, device, images, refine, run))
+    return trainer.total(build(baseline, recipe, folder, device, images, refine, run, points))
 
 
-def run_name(recipe: Recipe, baseline: str | Path, identity: Any, protocol: str) -> str:
+def run_name(recipe: Recipe | Auto, baseline: str | Path, identity: Any, protocol: str) -> str:
     """The training's name: the recipe in words, and a digest of all that its result depends on."""
     involved = [folder for folder in (Path(baseline), _teacher(recipe.train, baseline)) if folder]
     return name_training(describe(recipe), recipe, involved, identity, protocol)

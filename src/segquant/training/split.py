@@ -63,14 +63,14 @@ class TrainSplit:
         )
 
     def points(self, count: int) -> Callable[[nn.Module], float]:
-        """Scores a model on `count` calibration images, in points of mIoU.
+        """Scores a model on `count` of the images, evenly spread, in points of mIoU.
 
         Raises DataError where the labels' classes are not those that the label map is for.
         """
         rows, classes = self.labelled()
         if list(classes) != list(self.validation_classes):
             raise DataError(
-                f"max_drop needs labels of the classes that are scored, and {self.params.data.source} has others: give "
+                f"labels of the classes that are scored are needed, and {self.params.data.source} has others: give "
                 "--train-data with the classes of --data"
             )
         score = self._scorer(list(self._spread(count, rows)))
