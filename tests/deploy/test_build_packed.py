@@ -19,10 +19,11 @@ from segquant.data.rows import rows
 from segquant.data.sources import open_source
 from segquant.deploy import build_packed as module
 from segquant.deploy.build_packed import build_packed
+from segquant.deploy.decode import Nodes
 from segquant.deploy.finetune import run_name
 from segquant.deploy.graph import to_onnx
 from segquant.deploy.packed import float_twin
-from segquant.deploy.packed_int8 import pack_int8
+from segquant.deploy.packed_int8 import _scale, pack_int8
 from segquant.engines.load import load, load_graph
 from segquant.engines.openvino import core
 from segquant.methods import Job, kind
@@ -136,6 +137,28 @@ def test_the_file_holds_codes_at_their_true_width(work):
     exact = sum(layer["parameters"] * layer["bits"] / 8 for layer in layers)
     groups = sum(layer["parameters"] / layer["group_size"] for layer in layers)
     assert exact < codes <= exact + groups * 12 / 8 + 2 * len(layers)  # ranges; a byte begun for each field of a layer
+
+
+def test_the_scales_of_coded_weights_are_computed_from_them(work):
+    """And are PT2E's to the last bit; a scale for each row took more than the ranges of its codes."""
+    graph, before = (onnx.load(work / name).graph for name in ("static/model.onnx", "int8.onnx"))
+    produced = {output for node in graph.node for output in node.output}
+    scales = [n.input[1] for n in graph.node if n.op_type == "DequantizeLinear" and n.input[1] in produced]
+    assert len(scales) == 14  # of all weights below 8 bits but the first convolution's and the head's
+    part = up_to(graph, scales, TensorProto.FLOAT)
+    computed = onnxruntime.InferenceSession(part, providers=["CPUExecutionProvider"]).run(None, {})
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in before.initializer}
+    known = {
+        arrays[n.input[1]].tobytes() for n in before.node if n.op_type == "DequantizeLinear" and n.input[1] in arrays
+    }
+    assert {values.tobytes() for values in computed} <= known
+
+
+def test_a_scale_that_is_no_rows_largest_value_is_stored():
+    nodes, matrix = Nodes(), np.float32([[0, 0], [1, -2]])
+    decoded, expected = nodes.constant(matrix), np.float32([2**-12, 2 / 127.5])
+    assert _scale(nodes, decoded, matrix, expected).startswith("segquant/decoded")
+    assert _scale(nodes, decoded, matrix, 2 * expected).startswith("segquant/constant")
 
 
 def test_the_artifact_says_what_it_is_and_loads_as_one_of_the_engine(work):
