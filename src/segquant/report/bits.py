@@ -20,8 +20,8 @@ def read(artifacts: str | Path, methods: Iterable[str]) -> dict[str, Layers]:
 
 def chart(allocations: Mapping[str, Layers]) -> str:
     """SVG text: the divergence that each layer's smallest candidate would cause alone, and the bits it got instead."""
-    layers = next(iter(allocations.values()))
-    names = list(dict.fromkeys(name for allocation in allocations.values() for name in allocation))
+    smallest = {name: layer["smallest"] for layers in allocations.values() for name, layer in layers.items()}
+    names = list(smallest)
     figure, (costs, given) = plt.subplots(
         1,
         2,
@@ -46,7 +46,7 @@ def chart(allocations: Mapping[str, Layers]) -> str:
             color=f"C{i}",
             alpha=0.3,
         )
-    at_least = [layers.get(name, {}).get("smallest") or float("nan") for name in names]
+    at_least = list(smallest.values())
     costs.scatter(at_least, rows, s=22, facecolor="none", edgecolor=INK, label="with its smallest candidate")
     costs.set(xscale="log", xlabel="divergence that the layer causes alone, nats a pixel", yticks=rows)
     costs.set_yticklabels(names, fontsize=7)
