@@ -2,6 +2,7 @@
 # when it is missing or the pins changed.
 
 PYTHON ?= python3
+HELLO := $(dir $(lastword $(MAKEFILE_LIST)))src/segquant/hello.py
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUNBUFFERED = 1
 
@@ -9,7 +10,7 @@ STAMP := .venv/.installed-$(shell cat requirements.txt constraints.txt pyproject
 
 BASE ?= main
 
-.PHONY: .venv repro review test test-slow lint
+.PHONY: .venv hello repro review test test-slow lint
 
 .venv: $(STAMP)
 
@@ -24,7 +25,10 @@ $(STAMP):
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-repro: $(STAMP)
+hello:
+	@$(PYTHON) -I $(HELLO) 2>/dev/null || true # a Python that is too old or cut off is named below
+
+repro: hello $(STAMP)
 	@python -m segquant.base.locks
 	python -m segquant.warm dvc repro
 	@segquant report

@@ -40,12 +40,15 @@ METHODS = {
     "openvino_int8": {**OPENVINO_INT8, "compute": "bfloat16", "ignored_types": FLOAT_TYPES},
     "int4_qat": {"weights": "int4", **GPTQ, "train": TRAIN},
     "int2_qat": {"weights": "int2", **GPTQ, "small_layers": {"weights": 20000, "group_size": 8}, "train": TRAIN},
+    "auto": {"weights": "auto", "megabytes": 1.28, "calibration": FEW},
+    "auto_qat": {"weights": "auto", "megabytes": 1.15, "calibration": FEW, "train": TRAIN},
 }
 PACKED = {
     "int2_onnx": {"from": "int2_qat", "engine": "onnxruntime"},
     "int2_openvino": {"from": "int2_qat", "engine": "openvino"},
     "int2_openvino_bfloat16": {"from": "int2_qat", "engine": "openvino", "compute": "bfloat16"},
     "int4_static": {"from": "int4_qat", "engine": "onnxruntime", "activations": "int8", "train": {"epochs": 4}},
+    "auto_static": {"from": "auto_qat", "engine": "onnxruntime", "activations": "int8", "train": {"epochs": 4}},
     "int2_static": {"from": "int2_qat", "engine": "onnxruntime", "activations": "int8", "train": {"epochs": 4}},
 }
 

@@ -3,10 +3,13 @@
 import argparse
 import gc
 import os
+from pathlib import Path
 
-if "SEGQUANT_WARM" in os.environ:  # set by `python -m segquant.warm`, on Linux alone
+if address := os.environ.get("SEGQUANT_WARM"):  # set by `python -m segquant.warm`, on Linux alone
+    from segquant.pace import announce
     from segquant.warm import hand_over
 
+    announce(Path(address).with_name("started"))
     hand_over()
 gc.disable()  # until base.entry.run: collecting while torch and transformers are imported takes 1.4 of 5 s
 

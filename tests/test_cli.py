@@ -18,7 +18,7 @@ from conftest import ROOT, ade20k_folder
 from PIL import Image
 
 from segquant import lanes, models
-from segquant.base.config import Recipe
+from segquant.base.config import Auto, Calibration, Recipe
 from segquant.base.entry import run
 from segquant.cli import cli
 from segquant.evaluation import speed
@@ -226,6 +226,8 @@ def test_run_trains_on_photographs_without_labels(tiny_folder, quick, tmp_path):
     train = {"steps": 2, "batch_size": 2, "crop": 32, "validate_every": 1, "workers": 0}
     recipe = {"weights": "int2", "group_size": 16, "algorithm": "gptq", "calibration": {"images": 2}, "train": train}
     params["quant"]["methods"]["reference"] = recipe
+    budget = {"weights": "auto", "points": 99, "group_sizes": [16], "calibration": {"images": 2}}
+    params["quant"]["methods"]["by_loss"] = budget
     quick.write_text(yaml.safe_dump(params, sort_keys=False))
     done = segquant(
         "run",
@@ -240,7 +242,7 @@ def test_run_trains_on_photographs_without_labels(tiny_folder, quick, tmp_path):
         "--protocol",
         "fixed-64x64-v1",
         "--methods",
-        "reference",
+        "reference,by_loss",
         "--train-data",
         photos,
         "--label-map",
@@ -251,6 +253,10 @@ def test_run_trains_on_photographs_without_labels(tiny_folder, quick, tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out" / "results.json").read_text())["reference"]["algorithm"] == "qat"
     assert "train: 100%" in done.stderr and "mIoU=" in done.stderr
+    allocation = json.loads((tmp_path / "out/artifacts/by_loss/quantization.json").read_text())["allocation"]
+    assert allocation["measure"] == "agreement with float32" and len(allocation["tried"]) == 7
+    assert all(0 < entry["points"] < 100 for entry in allocation["tried"])
+    assert "Points are percent of the logits' places whose class is not float32's here" in done.stderr
     assert not (tmp_path / "out" / "partial").exists() and not (tmp_path / "wandb").exists()
 
 
@@ -388,12 +394,34 @@ def test_sensitivity_writes_a_table_and_a_plot(tiny_folder, tmp_path):
     assert lines[0] == "module,parameters,bits,mean_iou_loss,snr_db" and len(lines) == 38
     assert (tmp_path / "o" / "sensitivity.svg").read_text().startswith("<svg")
     assert "The ten worst of 37" in done.stdout
+    assert "bits / group size" not in (tmp_path / "o" / "sensitivity.svg").read_text()
     for bits, message in (
         ("2,5", "sensitivity.bits[1] '5' is unknown"),
         ("two", "sensitivity.bits[0] 'two' is unknown"),
     ):
         done = segquant("sensitivity", *options, "--bits", bits)
         assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_plot_of_sensitivity_shows_what_weights_auto_gave(tiny, tiny_folder, tmp_path):
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    half = sum(tensor.nbytes for tensor in tiny.state_dict().values()) / 2e6
+    recipe = Auto(weights="auto", megabytes=half, group_sizes=(16,), calibration=Calibration(2))
+    build(tiny_folder, recipe, tmp_path / "by_size", torch.device("cpu"), images)
+    build(tiny_folder, Recipe("int8"), tmp_path / "int8", torch.device("cpu"))
+    data = ("--data", "scenes", "--split", "validation", "--limit", 1, "--bits", "2", "--protocol", "fixed-64x64-v1")
+    options = ("sensitivity", *data, "--output", tmp_path / "o", "--artifact")
+    done = segquant(*options, tmp_path / "int8", "--model", tiny_folder)
+    assert done.returncode == 2 and done.stderr == (
+        f"error: {tmp_path / 'int8'} is not of weights auto: give an artifact that has an allocation\n"
+    )
+    done = segquant(*options, tmp_path / "by_size", "--model", ROOT / "models/scenes-b0")
+    assert done.returncode == 2 and "scenes-b0 3,752,694: give one made of it" in done.stderr
+    assert not (tmp_path / "o").exists()
+    done = segquant(*options, tmp_path / "by_size", "--model", tiny_folder)
+    assert done.returncode == 0, done.stderr
+    picture = (tmp_path / "o" / "sensitivity.svg").read_text()
+    assert "bits / group size" in picture and "by_size" in picture and "8 / 32" in picture
 
 
 def test_export_transformers_prints_the_size_or_the_reason(tiny_folder, tmp_path):

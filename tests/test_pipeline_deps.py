@@ -118,6 +118,8 @@ APART = {  # rooms that reach fewer
     "lineage": {"base"},
     "report": {"base", "data", "evaluation"},
     "warm": set(),
+    "pace": set(),
+    "hello": set(),
 }
 
 

@@ -108,18 +108,19 @@ def test_the_metric_on_ade20k_matches_an_independent_computation(real, tiny):
 
 # method: (most points of mIoU lost, most megabytes with 150 classes)
 LIMITS = {"int8": (0.2, 4.3), "int4": (0.5, 2.5), "int3": (1.8, 2.1), "int2": (5.0, 1.6)}
+RECIPES = dict(config.load(ROOT / "params.yaml").quant.methods)
+RECIPES["int3"] = replace(RECIPES["int4"], weights="int3")
 
 
 @pytest.mark.slow
 def test_every_bit_width_keeps_to_its_limits(real, tmp_path):
-    """The methods of params.yaml, calibrated on the train photographs of CamVid, scored on its 51 val photographs."""
+    """Methods of params.yaml and int3, calibrated on the train photographs of CamVid, scored on its 51 val photographs."""
     train = open_source(str(real / "camvid"), "train")
-    methods = config.load(ROOT / "params.yaml").quant.methods
     float32 = our_miou(real, Recipe("float32"), 51, tmp_path / "float32")
     for method, (max_loss, max_size) in LIMITS.items():
-        indices = spread(len(train), methods[method].calibration_images)
+        indices = spread(len(train), RECIPES[method].calibration_images)
         images = calibration_batch((train[i] for i in indices), PROTOCOL) if indices else None
-        loss = 100 * (float32 - our_miou(real, methods[method], 51, tmp_path / method, images))
+        loss = 100 * (float32 - our_miou(real, RECIPES[method], 51, tmp_path / method, images))
         megabytes = (tmp_path / method / "model.safetensors").stat().st_size / 1e6
         print(f"{method}: {loss:.2f} points lost, {megabytes:.2f} MB")
         assert loss <= max_loss and megabytes <= max_size
@@ -136,7 +137,7 @@ def test_training_on_photographs_alone_keeps_to_its_limits(method, real, tmp_pat
     shutil.copytree(real / "camvid" / "train", tmp_path / "photos")
     photos = open_images(Data(str(tmp_path / "photos")), "train")
     steps, max_loss, max_size = TRAINED_LIMITS[method]
-    recipe = replace(config.load(ROOT / "params.yaml").quant.methods[method], train=Qat(steps=steps))
+    recipe = replace(RECIPES[method], train=Qat(steps=steps))
     images = calibration_batch((photos[i] for i in spread(len(photos), recipe.calibration_images)), PROTOCOL)
     float32 = our_miou(real, Recipe("float32"), 51, tmp_path / "float32")
     material = Material(photos, photos.classes, "photographs", PROTOCOL)

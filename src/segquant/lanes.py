@@ -66,11 +66,10 @@ def check(params: Params, model: nn.Module, recipes: Mapping[str, Method], split
         count = recipe.calibration_images
         if count:
             split().images(count)
-        if scored := kind(recipe).searches(recipe):
-            try:
-                split().points(scored)
-            except DataError as error:
-                raise DataError(f"{name}: {error}") from error
+        try:
+            kind(recipe).points(recipe, split)
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from error
         if recipe.train:
             material = split().material(recipe.train.validation_images, _labels(recipe))
             kind(recipe).check_training(recipe, split().baseline, material)
@@ -119,9 +118,7 @@ def quantize(
         material = split().material(recipe.train.validation_images, _labels(recipe))
         job = replace(job, material=material, checkpoint=checkpoint)
     if count := recipe.calibration_images:
-        job = replace(job, images=split().images(count))
-        if scored := kind(recipe).searches(recipe):
-            job = replace(job, points=split().points(scored))
+        job = replace(job, images=split().images(count), points=kind(recipe).points(recipe, split))
     try:
         times = kind(recipe).build(job)
     except (ConfigError, DataError):  # the user's, and not the method's

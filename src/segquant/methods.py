@@ -22,9 +22,11 @@ from segquant.deploy import describe as graphs
 from segquant.engines import extras
 from segquant.quant import candidates, recipes
 from segquant.quant.describe import describe
+from segquant.quant.points import Points
 
 if TYPE_CHECKING:
     from segquant.training.material import Material, Recording
+    from segquant.training.split import TrainSplit
 
 
 VERIFIED = 128  # train images that a budget in points is verified on
@@ -35,8 +37,8 @@ class Job:
     """What a method is built from, and the folder for its artifact.
 
     `images` float32 (N, 3, H, W) are the calibration inputs, `exports` the folder of `export_onnx`, `methods` the
-    recipes of the artifacts beside `folder`, from which a packed method takes its codes; `points` scores a model on
-    train images in points of mIoU, `material` is what it trains on, `checkpoint` what a killed training goes on
+    recipes of the artifacts beside `folder`, from which a packed method takes its codes; `points` score models on
+    train images, `material` is what it trains on, `checkpoint` what a killed training goes on
     from.
     """
 
@@ -47,7 +49,7 @@ class Job:
     images: torch.Tensor | None = None
     exports: Path | None = None
     methods: Mapping[str, Method] = field(default_factory=dict)
-    points: Callable[[nn.Module], float] | None = None
+    points: Points | None = None
     material: Material | None = None
     checkpoint: Path | None = None
     recording: Recording = nullcontext
@@ -60,8 +62,8 @@ class Kind(NamedTuple):
     raises ConfigError for a recipe that does not fit the model; `check_training(recipe, baseline, material)` raises
     as the teachers' loading does; `training_name(job, identity, protocol)` names all that a training on these
     rows depends on; `build(job)`
-    gives {"seconds", "calibration_images"} or {"unavailable": reason}. `searches(recipe)` is the number of train images
-    on which the build scores models, 0 for most; `exports` says whether it and its timing need what `export_onnx`
+    gives {"seconds", "calibration_images"} or {"unavailable": reason}. `points(recipe, split)` are those that its build
+    scores models by on a TrainSplit, None for most; `exports` says whether it and its timing need what `export_onnx`
     writes.
     """
 
@@ -72,7 +74,7 @@ class Kind(NamedTuple):
     check_training: Callable[[Any, Path, Material], None]
     training_name: Callable[[Job, Any, str], str]
     build: Callable[[Job], dict[str, Any]]
-    searches: Callable[[Any], int]
+    points: Callable[[Any, Callable[[], TrainSplit]], Points | None]
     exports: bool
 
 
@@ -150,7 +152,7 @@ def _finetuned(job: Job, build: Callable[..., dict[str, Any]]) -> dict[str, Any]
 def _build_graph(job: Job) -> dict[str, Any]:
     from segquant.deploy.build import build_graph
 
-    inputs = (job.baseline, job.recipe, job.folder, job.exports, job.images, job.points)
+    inputs = (job.baseline, job.recipe, job.folder, job.exports, job.images, job.points and job.points.score)
     return _finetuned(job, partial(build_graph, *inputs))
 
 
@@ -169,7 +171,7 @@ _RECIPE = Kind(
     check_training=_check_qat,
     training_name=_qat_name,
     build=_build_recipe,
-    searches=lambda recipe: 0,
+    points=lambda recipe, split: None,
     exports=False,
 )
 KINDS: dict[type, Kind] = {
@@ -177,7 +179,7 @@ KINDS: dict[type, Kind] = {
     Auto: _RECIPE._replace(
         unavailable=lambda recipe, device: None,
         check=candidates.candidates,
-        searches=lambda recipe: 0 if recipe.points is None else VERIFIED,
+        points=lambda recipe, split: None if recipe.points is None else split().points_or_agreement(VERIFIED),
     ),
     Graph: Kind(
         describe=graphs.describe,
@@ -187,7 +189,7 @@ KINDS: dict[type, Kind] = {
         check_training=_check_finetuning,
         training_name=_finetuning_name,
         build=_build_graph,
-        searches=lambda recipe: 0 if recipe.max_drop is None else recipe.calibration_images,
+        points=lambda recipe, split: None if recipe.max_drop is None else split().points(recipe.calibration_images),
         exports=True,
     ),
     Packed: Kind(
@@ -198,7 +200,7 @@ KINDS: dict[type, Kind] = {
         check_training=_check_finetuning,
         training_name=_finetuning_name,
         build=_build_packed,
-        searches=lambda recipe: 0,
+        points=lambda recipe, split: None,
         exports=True,
     ),
 }

@@ -2,7 +2,9 @@
 
 import io
 import logging
+import re
 from dataclasses import replace
+from functools import cache
 
 import datasets
 import numpy as np
@@ -11,7 +13,7 @@ from conftest import ROOT
 from PIL import Image
 
 from segquant.base import config
-from segquant.base.config import Data, Qat
+from segquant.base.config import Auto, Calibration, Data, Qat
 from segquant.base.errors import ConfigError, DataError
 from segquant.data.images import decode_image
 from segquant.data.rows import rows
@@ -77,6 +79,9 @@ ROUTES = {
 }
 
 
+UNLABELLED = ("no classes", "a folder of photographs", "a folder of photographs beside patterns")
+
+
 @pytest.fixture(scope="module")
 def params():
     params = config.load(ROOT / "params.yaml")
@@ -108,6 +113,36 @@ def test_a_method_that_learns_from_labels_says_what_they_lack(route, params, tin
     recipe = replace(params.quant.methods["int4"], train=Qat(steps=1, validation_images=1, teacher="none"))
     with pytest.raises(error, match=message):
         check(params, tiny, {"int4": recipe}, split)
+
+
+@pytest.mark.parametrize("route", list(ROUTES))
+def test_a_budget_in_points_counts_agreement_where_there_are_no_labels(
+    route, params, tiny_folder, tmp_path, tiny, caplog
+):
+    """And nowhere else: labels that are broken, incomplete or of other values are an error."""
+    split, error, message = split_of(params, route, tiny_folder, tmp_path)
+    split = cache(split)
+    recipe = Auto(weights="auto", points=1.0, calibration=Calibration(2))
+    if route not in UNLABELLED:
+        with pytest.raises(error, match=message):
+            check(params, tiny, {"auto": recipe}, split)
+        return
+    check(params, tiny, {"auto": recipe}, split)
+    points = split().points_or_agreement(128)
+    assert points.measure == "agreement with float32" and points.score(tiny) == 100
+    (warning,) = (text for text in caplog.messages if "float32" in text)
+    assert re.search(message, warning) and warning.endswith("places whose class is not float32's here")
+
+
+def test_a_budget_in_points_counts_agreement_where_labels_have_other_classes(params, tiny_folder, tmp_path, tiny):
+    write, keys, *_ = ROUTES["no classes"]
+    write(tmp_path / "set")
+    (tmp_path / "names.txt").write_text("sky\nroad\n")
+    data = Data(str(tmp_path / "set"), **{**keys, "classes": str(tmp_path / "names.txt")})
+    split = split_of_source(params, tiny_folder, data, "train", open_source("scenes", "validation", 2), None)
+    assert split.points_or_agreement(2).measure == "agreement with float32" and len(split.learned) == 2
+    with pytest.raises(DataError, match="labels of the classes that are scored are needed"):
+        split.points(2)
 
 
 def test_patterns_that_match_nothing_are_named_where_photographs_are_taken(params, tiny_folder, tmp_path, caplog):

@@ -27,6 +27,7 @@ from segquant.quant.artifacts import describe_artifact, load_quantized
 from segquant.quant.build import build
 from segquant.quant.candidates import candidates, file_size, smallest
 from segquant.quant.influence import influence
+from segquant.quant.points import Points, agreement
 
 CPU = torch.device("cpu")
 AUTO = Auto(weights="auto", megabytes=1.0, group_sizes=(8, 16), calibration=Calibration(4))
@@ -196,7 +197,7 @@ def distance(tiny, images):
     def points(model):
         return 100 - 100 * ((model(images).logits - exact).norm() / exact.norm()).item()
 
-    return points
+    return Points(points, "closeness")
 
 
 def test_a_budget_in_points_takes_the_smallest_that_keeps_it(tiny, images):
@@ -220,13 +221,29 @@ def test_points_of_noise_stop_no_search(tiny, images, share):
     """A score that does not fall with the size: the most accurate model is kept, or the smallest."""
     exact = iter([50.0])
     scores = itertools.chain(exact, itertools.repeat(50 - 2 * share))
-    chosen = allocate(tiny, replace(IN_POINTS, points=2.3), images, lambda _model: next(scores))
+    chosen = allocate(tiny, replace(IN_POINTS, points=2.3), images, Points(lambda _model: next(scores), "mIoU"))
     low, high = bounds(tiny, IN_POINTS)
     assert low <= chosen.info["bytes"] < low + 0.1 * (high - low)
 
 
+def test_agreement_is_the_share_of_places_with_the_class_of_the_exact_model(tiny, images):
+    points = agreement(tiny, lambda: images.split(1))
+    assert points.score(tiny) == 100
+    changed = small_segformer()
+    changed.load_state_dict(tiny.state_dict())
+    with torch.no_grad():
+        first, second = tiny(images).logits.topk(2, 1).values.unbind(1)
+        common = tiny(images).logits.argmax(1).mode().values.flatten()[0]
+        changed.decode_head.classifier.bias[common] -= (first - second).median()
+        same = tiny(images).logits.argmax(1) == changed(images).logits.argmax(1)
+    assert 0 < same.double().mean() < 1
+    assert points.score(changed) == 100 * same.double().mean().item()
+
+
 def test_points_that_no_candidate_keeps_are_refused(tiny, images):
-    with pytest.raises(ConfigError, match=r"^points 0\.001: the most accurate candidates lose [0-9.]+: allow more$"):
+    with pytest.raises(
+        ConfigError, match=r"^points 0\.001: the most accurate candidates lose [0-9.]+ of closeness: allow more$"
+    ):
         allocate(tiny, replace(IN_POINTS, points=0.001), images, distance(tiny, images))
 
 

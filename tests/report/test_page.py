@@ -84,6 +84,12 @@ def test_the_page_shows_what_each_layer_got(made, tmp_path):
         text in html for text in ('href="#bits"', "3 / 64", "8 / 64", "decode_head.classifier", "auto: the divergence")
     )
     assert "#bits" not in path.read_text()
+    rows = [{"module": "early", "parameters": 9, "bits": 2, "mean_iou_loss": 1.5, "snr_db": None}]
+    layers = {"protocol": "fixed-64x64-v1", "images": 16, "algorithm": "hqq", "group_size": 32, "layers": rows}
+    page.write_page(tmp_path / "both.html", *arguments, layers, allocations)
+    both = (tmp_path / "both.html").read_text()
+    assert "the bits that a budget gave the layer" in both and "a budget gave" not in html
+    assert both.count("8 / 64") == 2 and both.count("3 / 64") == 1  # the second figure has the measured layer alone
 
 
 def test_texts_from_outside_are_text(made, tmp_path):

@@ -22,6 +22,7 @@ from segquant.data.sources import open_source
 from segquant.quant import recipes as methods
 from segquant.quant.artifacts import describe_artifact, load_quantized
 from segquant.quant.build import build
+from segquant.quant.points import Points
 from segquant.quant.recipes import quantize
 from segquant.training import losses, material, qat, split
 from segquant.training.baseline import scorer
@@ -370,7 +371,8 @@ def test_weights_auto_are_trained_on_the_grids_that_were_chosen(baseline, tmp_pa
 
 def test_a_budget_in_points_is_scored_on_the_train_split(pipeline, tmp_path, monkeypatch):
     scored = []
-    monkeypatch.setattr(split.TrainSplit, "points", lambda _split, count: scored.append(count) or (lambda _model: 7.0))
+    points = Points(lambda _model: 7.0, "mIoU")
+    monkeypatch.setattr(split.TrainSplit, "points_or_agreement", lambda _split, count: scored.append(count) or points)
     recipe = Auto(weights="auto", points=0.5, layers=("decode_head.*",), calibration=Calibration(2))
     pipeline(tmp_path / "out", recipe)
     info = describe_artifact(tmp_path / "out")

@@ -134,7 +134,9 @@ class Auto(Section):
 
     weights: Literal["auto"]
     megabytes: float | None = Field(None, ge=0, description="Of model.safetensors, at most; 1 MB is 10**6 bytes.")
-    points: float | None = Field(None, ge=0, description="Points of mIoU (0 to 100) that may be lost on train images.")
+    points: float | None = Field(
+        None, ge=0, description="Points of mIoU that train images may lose; of agreement without labels."
+    )
     bits: Several[Literal[2, 3, 4, 8]] = (2, 3, 4, 8)
     group_sizes: Several[Annotated[int, Field(ge=2)]] = Field(
         (16, 32, 64, 128), description="Weights of a row that share a scale, below 8 bits."

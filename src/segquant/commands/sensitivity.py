@@ -19,12 +19,16 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help=DATA)
     parser.add_argument("--label-map", help=LABEL_MAP)
     parser.add_argument("--bits", help="some of 2, 3, 4 and 8, separated by commas (default: those of params.yaml)")
+    parser.add_argument(
+        "--artifact", type=Path, help="one that weights auto made of this model: the figure shows what each layer got"
+    )
     parser.add_argument("--limit", type=int, help="score only the first N images (default: as in params.yaml)")
 
 
 def main(arguments: argparse.Namespace) -> None:
     params = config.load(arguments.params)
-    rows = _layers(params, _settings(params, arguments), label_map=arguments.label_map, **scored(arguments))
+    options = {"label_map": arguments.label_map, "artifact": arguments.artifact, **scored(arguments)}
+    rows = _layers(params, _settings(params, arguments), **options)
     if arguments.json:
         say_json(rows)
         return
@@ -46,6 +50,7 @@ def _layers(
     output: Path,
     force: bool,
     label_map: str | None,
+    artifact: Path | None,
     protocol: str | None,
 ) -> list[dict[str, Any]]:
     """Measure, and write sensitivity.csv and sensitivity.svg to `output`."""
@@ -58,9 +63,10 @@ def _layers(
     from segquant.report.figure import standalone
     from segquant.report.layers import chart
 
-    output_folder.check(output, "sensitivity", [model, data, *filter(None, [label_map])], force)
+    output_folder.check(output, "sensitivity", [model, data, *filter(None, [label_map, artifact])], force)
     params = replace(params, protocol=config.check_protocol(protocol or params.protocol))
     folder = locate(model, revision, sha256)
+    allocations = _allocated(artifact, folder) if artifact else None
     skip = params.eval.on_error == "skip"
     source = open_source(replace(params.data, source=data), split, settings.images, params.eval.on_error)
     scored_rows = list(rows(source, [] if skip else None))
@@ -68,8 +74,28 @@ def _layers(
         claim.check(output / "sensitivity.csv", output / "sensitivity.svg")
         losses = layers(params, settings, folder, scored_rows, source.classes, label_map)
         write_text(output / "sensitivity.csv", to_csv(losses))
-        write_text(output / "sensitivity.svg", standalone(chart(losses)))
+        write_text(output / "sensitivity.svg", standalone(chart(losses, allocations)))
     return losses
+
+
+def _allocated(artifact: Path, model: Path) -> dict[str, Any]:
+    """What weights `auto` gave the layers of a model, as `report.bits.read` has it.
+
+    Raises ModelError for an artifact of other weights, or of a model with other layers.
+    """
+    from segquant import models
+    from segquant.base.errors import ModelError
+    from segquant.quant.artifacts import check_present, describe_artifact
+
+    info = describe_artifact(artifact)
+    check_present(artifact, info)
+    if "allocation" not in info:
+        raise ModelError(f"{artifact} is not of weights auto: give an artifact that has an allocation")
+    count = sum(parameter.numel() for parameter in models.load(model).parameters())
+    if info["parameters"] != count:
+        words = f"{artifact} has {info['parameters']:,} parameters, and {model} {count:,}"
+        raise ModelError(f"{words}: give one made of it")
+    return {artifact.name: info["allocation"]["layers"]}
 
 
 def _settings(params: config.Params, arguments: argparse.Namespace) -> config.Sensitivity:

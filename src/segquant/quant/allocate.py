@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ from segquant.quant.candidates import Candidates, Choice, candidates, file_size,
 from segquant.quant.codes import Grid, dequantize, nearest
 from segquant.quant.fit import search
 from segquant.quant.influence import influence
+from segquant.quant.points import Points
 from segquant.quant.recipes import quantize
 
 log = logging.getLogger(__name__)
@@ -42,13 +43,11 @@ class Allocation(NamedTuple):
     info: dict[str, Any]
 
 
-def allocate(
-    model: nn.Module, recipe: Auto, images: torch.Tensor, points: Callable[[nn.Module], float] | None = None
-) -> Allocation:
+def allocate(model: nn.Module, recipe: Auto, images: torch.Tensor, points: Points | None = None) -> Allocation:
     """Choose the grid of each layer of a float model; `images` (N, 3, H, W) are model inputs for calibration.
 
-    `points` scores a model in points of mIoU, required for a budget in points: quantized models are then scored, and
-    the smallest of those that keep it is chosen. Raises ConfigError where none does.
+    `points` are required for a budget in points: quantized models are then scored, and the smallest of those that keep
+    it is chosen. Raises ConfigError where none does.
     """
     known = candidates(model, recipe)
     errors = {name: _errors(model.get_submodule(name).weight, grids) for name, grids in known.grids.items()}
@@ -122,31 +121,33 @@ def _keeping(
     known: Candidates,
     costs: Mapping[str, np.ndarray],
     images: torch.Tensor,
-    points: Callable[[nn.Module], float],
+    points: Points,
 ) -> tuple[Choice, dict[str, Any]]:
-    """The smallest choice found that loses at most recipe.points, and {"tried": [sizes and losses]}."""
-    exact, tried, untrained = points(model), [], replace(recipe, train=None)
+    """The smallest choice found that keeps recipe.points, and {"measure": of what, "tried": sizes and losses}."""
+    exact, tried, untrained = points.score(model), [], replace(recipe, train=None)
 
     def keeps(choice: Choice) -> bool:
         changed = copy.deepcopy(model)
         quantize(changed, resolved(untrained, choice), images.device, images)
-        lost, size = exact - points(changed), file_size(known, choice)
+        lost, size = exact - points.score(changed), file_size(known, choice)
         tried.append({"bytes": size, "points": lost})
-        log.info("%.3f MB lose %.2f points on train images", size / 1e6, lost)
+        log.info("%.3f MB lose %.2f points of %s on train images", size / 1e6, lost, points.measure)
         return lost <= recipe.points
 
     best = _within(known, costs, math.inf)
     low, high = file_size(known, smallest(known)), file_size(known, best)
     if not keeps(best):
         lost = tried[-1]["points"]
-        raise ConfigError(f"points {recipe.points:g}: the most accurate candidates lose {lost:.2f}: allow more")
+        raise ConfigError(
+            f"points {recipe.points:g}: the most accurate candidates lose {lost:.2f} of {points.measure}: allow more"
+        )
     for _ in range(TRIES):
         choice = _within(known, costs, math.sqrt(low * high))
         if keeps(choice):
             best, high = choice, file_size(known, choice)
         else:
             low = math.sqrt(low * high)
-    return best, {"tried": tried}
+    return best, {"measure": points.measure, "tried": tried}
 
 
 def _described(

@@ -21,6 +21,7 @@ from segquant.base.files import read_json, replacing
 from segquant.base.ranks import from_first, ranks
 from segquant.base.weights import SAFETENSORS
 from segquant.quant.artifacts import describe_artifact, load_quantized, save_missing, save_quantized
+from segquant.quant.points import Points
 from segquant.quant.recipes import Refine, quantize
 from segquant.quant.tensors import finite
 
@@ -35,11 +36,11 @@ def build(
     images: torch.Tensor | None = None,
     refine: Refine | None = None,
     run: str | None = None,
-    points: Callable[[nn.Module], float] | None = None,
+    points: Points | None = None,
 ) -> dict[str, Any]:
     """Quantize the baseline at `source` into the artifact `folder`, calibrating on `images` (N, 3, H, W)
     and training by `refine`, where it wants them; `run`, all that the training depends on, is stored with it. `points`
-    scores a model in points of mIoU, for weights `auto` with a budget of these.
+    score models, for weights `auto` with a budget of these.
 
     Gives {"seconds": what it took without loading and saving, "calibration_images": N} on the first rank, or
     {"unavailable": why} where `device` cannot run it. Raises ModelError when the artifact read back does not give
@@ -83,7 +84,7 @@ def _resolved(
     recipe: Recipe | Auto,
     device: torch.device,
     images: torch.Tensor | None,
-    points: Callable[[nn.Module], float] | None,
+    points: Points | None,
 ) -> tuple[Recipe, dict[str, Any] | None]:
     """A recipe whose layers have their bits, and how weights `auto` came to them; ranks that train have the same."""
     if isinstance(recipe, Recipe):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segquant.base.files import read_json
 from segquant.report.figure import INK, plt, svg
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Layers = Mapping[str, Mapping[str, Any]]  # name of a layer -> its bits, group_size, divergence and smallest
 
@@ -36,16 +39,7 @@ def chart(allocations: Mapping[str, Layers]) -> str:
         costs.scatter(
             [layer["divergence"] for _, layer in known], [row for row, _ in known], s=18, color=f"C{i}", label=method
         )
-        for row, layer in known:
-            given.text(i, row, f"{layer['bits']} / {layer['group_size']}", ha="center", va="center", fontsize=7)
-        given.barh(
-            [row for row, _ in known],
-            [layer["bits"] / 8 * 0.9 for _, layer in known],
-            left=i - 0.45,
-            height=0.86,
-            color=f"C{i}",
-            alpha=0.3,
-        )
+    draw(given, names, allocations)
     at_least = list(smallest.values())
     costs.scatter(at_least, rows, s=22, facecolor="none", edgecolor=INK, label="with its smallest candidate")
     costs.set(xscale="log", xlabel="divergence that the layer causes alone, nats a pixel", yticks=rows)
@@ -53,6 +47,16 @@ def chart(allocations: Mapping[str, Layers]) -> str:
     costs.set_ylim(len(names) - 0.4, -0.6)
     costs.grid(alpha=0.3)
     costs.legend(fontsize=8)
-    given.set(xticks=range(len(allocations)), xticklabels=list(allocations), xlim=(-0.5, len(allocations) - 0.5))
-    given.set_xlabel("bits / group size")
     return svg(figure)
+
+
+def draw(axes: Axes, names: Sequence[str], allocations: Mapping[str, Layers]) -> None:
+    """Write the bits and group size of each method's layers, a column a method, with a row for each of `names`."""
+    for i, allocation in enumerate(allocations.values()):
+        known = [(row, allocation[name]) for row, name in enumerate(names) if name in allocation]
+        for row, layer in known:
+            axes.text(i, row, f"{layer['bits']} / {layer['group_size']}", ha="center", va="center", fontsize=7)
+        widths = [layer["bits"] / 8 * 0.9 for _, layer in known]
+        axes.barh([row for row, _ in known], widths, left=i - 0.45, height=0.86, color=f"C{i}", alpha=0.3)
+    axes.set(xticks=range(len(allocations)), xticklabels=list(allocations), xlim=(-0.5, len(allocations) - 0.5))
+    axes.set_xlabel("bits / group size")

@@ -72,7 +72,7 @@ def write_page(
         layers=layers,
         allocations=list(allocations or ()),
         bits=Markup(bits.chart(allocations)) if allocations else None,
-        sensitivity=Markup(chart(layers["layers"])) if layers else None,
+        sensitivity=Markup(chart(layers["layers"], allocations)) if layers else None,
         examples=[pictures.example(row, done, predictions, names) for row in rows],
     )
     write_text(path, html)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from segquant.quant.build import build
 from segquant.quant.codes import Grid
 from segquant.quant.describe import describe
 from segquant.quant.head import fuse_early, fused_live
+from segquant.quant.points import Points
 from segquant.quant.recipes import LayerCodes
 from segquant.quant.tensors import round_to_float16
 from segquant.training.data import crop_size
@@ -42,7 +43,7 @@ def build_trained(
     material: Material,
     checkpoint: Path,
     recording: Recording = nullcontext,
-    points: Callable[[nn.Module], float] | None = None,
+    points: Points | None = None,
 ) -> dict[str, Any]:
     """`build` for a recipe with a `train`: on `material`, whose labels only teacher `none` looks at.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -19,12 +20,21 @@ from segquant.base.errors import DataError
 from segquant.data.calibration import calibration_batch, spread
 from segquant.data.fingerprint import fingerprint
 from segquant.data.label_map import class_names, match_classes, same_classes
+from segquant.data.labels import NoClasses
+from segquant.data.layouts import NoLayout
 from segquant.data.preprocessing import read_preprocessing
 from segquant.data.shards import ShardRows, read_manifest
 from segquant.data.sources import image_digests, open_photos, open_source, readable
+from segquant.quant.points import Points, agreement
 
 if TYPE_CHECKING:  # imported where it is used: most methods only calibrate
     from segquant.training.material import Material
+
+log = logging.getLogger(__name__)
+
+
+class OtherClasses(DataError):
+    """The train split's labels have other classes than those that are scored."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,19 +72,43 @@ class TrainSplit:
             self._spread(count, self.rows), self.params.protocol, read_preprocessing(self.baseline)
         )
 
-    def points(self, count: int) -> Callable[[nn.Module], float]:
-        """Scores a model on `count` of the images, evenly spread, in points of mIoU.
+    def points(self, count: int) -> Points:
+        """Points of mIoU on `count` of the images, evenly spread.
 
-        Raises DataError where the labels' classes are not those that the label map is for.
+        Raises OtherClasses where the labels' classes are not those that the label map is for.
         """
+        return self._points(count, self._scored())
+
+    @cache
+    def points_or_agreement(self, count: int) -> Points:
+        """`points`; where there are no labels of the classes that are scored, the agreement with the baseline."""
+        try:
+            labelled = self._scored()
+        except (NoClasses, NoLayout, OtherClasses) as error:
+            log.warning("%s. Points are percent of the logits' places whose class is not float32's here", error)
+        else:
+            return self._points(count, labelled)
+        rows, preprocessing = list(self._spread(count, self.rows)), read_preprocessing(self.baseline)
+
+        def inputs() -> Iterator[torch.Tensor]:
+            for row in rows:
+                yield calibration_batch([row], self.params.protocol, preprocessing)
+
+        return agreement(models.load(self.baseline), inputs)
+
+    def _scored(self) -> Sequence[dict]:
+        """The rows with labels of the classes that are scored."""
         rows, classes = self.labelled()
         if list(classes) != list(self.validation_classes):
-            raise DataError(
+            raise OtherClasses(
                 f"labels of the classes that are scored are needed, and {self.params.data.source} has others: give "
                 "--train-data with the classes of --data"
             )
-        score = self._scorer(list(self._spread(count, rows)))
-        return lambda model: 100 * score(model).scores.mean_iou
+        return rows
+
+    def _points(self, count: int, labelled: Sequence[dict]) -> Points:
+        score = self._scorer(list(self._spread(count, labelled)))
+        return Points(lambda model: 100 * score(model).scores.mean_iou, "mIoU")
 
     def material(self, validation_images: int, labelled: bool) -> Material:
         """What training works on, with labels or without; it is validated on the first `validation_images` of the
