@@ -80,3 +80,6 @@ def test_the_first_words_show_the_results_that_are_there(tmp_path):
     (tmp_path / "stages/seconds.json").write_text('{"a": 200, "b": 41}')
     text = "segquant quantizes, scores and times every method, in 2 stages. The first run takes about 4 minutes\n"
     assert said(tmp_path).startswith(text) and "last run" not in said(tmp_path)
+    (tmp_path / "metrics").mkdir()
+    (tmp_path / "metrics/results.csv").write_text("method,mean_iou,size_mb\nint\x1b[31m8,65.46,3.84\nfloat8,,\n")
+    assert "int?[31m8" in said(tmp_path) and "\x1b" not in said(tmp_path) and "float8" not in said(tmp_path)

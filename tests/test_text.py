@@ -105,6 +105,7 @@ def test_half_a_character_is_written_as_an_escape(tmp_path):
 def test_all_that_prints_goes_through_one_function():
     """`print` stands where the text is made harmless, holds nothing foreign, or is Markdown that was made so."""
     allowed = {"base/text.py", "base/entry.py", "base/progress.py", "base/schema.py", "warm.py", "commands/review.py"}
+    allowed |= {"hello.py", "pace.py"}  # before anything is installed, from harmless cells; two numbers of ours
     printing = set()
     for root in (ROOT / "src" / "segquant", ROOT / "stages"):
         for path in root.rglob("*.py"):

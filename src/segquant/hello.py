@@ -33,11 +33,16 @@ def main() -> None:
 
 
 def _table(rows: list[dict[str, str]]) -> str:
-    cells = [list(COLUMNS.values()), *([row.get(key) or "" for key in COLUMNS] for row in rows)]
+    cells = [list(COLUMNS.values()), *([_harmless(row.get(key) or "") for key in COLUMNS] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(COLUMNS))]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in range(1, len(widths)))]) for row in cells
     )
+
+
+def _harmless(text: str) -> str:
+    """The text without effect on a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 if __name__ == "__main__":
