@@ -24,8 +24,8 @@ from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
+import engines
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from segquant import models
@@ -44,12 +44,13 @@ from segquant.evaluation.predict import forward
 from segquant.methods import Job, check, kind
 from segquant.quant.artifacts import load_artifact
 from segquant.report.figure import plt, standalone, svg
+from segquant.training.losses import distillation
 from segquant.training.split import TrainSplit, split_of_source
 
 IMAGES = 32  # of a set
 BUDGETS = "1.15,1.285,1.45,1.75,2.2,3"
 WIDTHS = "int2,int3,int4,int8"
-TRAIN = Qat(steps=1500, batch_size=2)
+TRAIN = Qat(**engines.TRAIN)
 COLUMNS = ("set", "method", "megabytes", "points_lost", "divergence", "seconds")
 
 
@@ -123,8 +124,7 @@ def measured(data: Data, recipe: Method, calibration: torch.Tensor, exact: nn.Mo
 
 def divergence(exact: nn.Module, model: nn.Module, inputs: torch.Tensor) -> float:
     """KL(exact || model) of the predictions, the mean over the places of the logits."""
-    pairs = ([forward(part, image).log_softmax(1) for part in (model, exact)] for image in inputs.split(1))
-    return mean(F.kl_div(*pair, log_target=True, reduction="none").sum(1).mean().item() for pair in pairs)
+    return mean(distillation(forward(model, image), forward(exact, image)).item() for image in inputs.split(1))
 
 
 def front(rows: list[dict[str, str]]) -> str:
@@ -161,17 +161,15 @@ def earlier(a: argparse.Namespace, path: Path) -> list[dict[str, str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("model", "data", "split", "protocol", "output"):
-        parser.add_argument(f"--{name}", required=True)
-    parser.add_argument("--label-map")
-    parser.add_argument("--train-split", default="train")
+    parser = engines.scored_options(__doc__)
     parser.add_argument("--limit", type=int, help="images of each split (default: all)")
     parser.add_argument("--budgets", default=BUDGETS, help=f"megabytes of `auto` (default: {BUDGETS})")
     parser.add_argument("--methods", default=WIDTHS, help=f"others, of params.yaml, and int3 (default: {WIDTHS})")
     parser.add_argument("--sets", type=int, default=1)
     parser.add_argument("--train", action="store_true", help=f"train them all: {TRAIN.steps} steps")
     a = parser.parse_args()
+    if a.sets < 1:
+        raise ConfigError(f"--sets must be at least 1, not {a.sets}")
     data, path = opened(a), Path(a.output) / "results.csv"
     exact, methods = models.load(a.model), recipes(a, data.params.quant.methods)
     for name, recipe in methods.items():

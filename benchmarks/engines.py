@@ -53,12 +53,18 @@ PACKED = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def scored_options(description: str) -> argparse.ArgumentParser:
+    """A parser with the options that say what is quantized, on what it is scored, and where the results go."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("model", "data", "split", "protocol", "output"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--label-map")
     parser.add_argument("--train-split", default="train")
+    return parser
+
+
+def main() -> None:
+    parser = scored_options(__doc__)
     parser.add_argument("--input-size", type=int, nargs=2, default=[512, 512], help="height and width to time")
     parser.add_argument("--compile", action="store_true", help="also time PyTorch's methods compiled (minutes each)")
     parser.add_argument("--methods", help=f"comma list of {', '.join(METHODS | PACKED)} (default: all)")

@@ -54,6 +54,7 @@ def test_each_method_has_a_line_for_each_set_and_a_second_run_adds_none(options,
         ("--methods", "int2_static", "--methods 'int2_static' is unknown"),
         ("--budgets", "0.06,small", "--budgets 'small' is no number of megabytes: give some"),
         ("--budgets", "0.01", "megabytes 0.01 must lie between"),
+        ("--sets", "0", "--sets must be at least 1, not 0"),
     ],
 )
 def test_a_method_that_there_is_not_stops_it_before_any_work(options, option, value, message, monkeypatch):
