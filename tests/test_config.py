@@ -456,9 +456,8 @@ def test_half_of_a_character_names_its_key(text, key, tmp_path):
 
 def test_keys_may_be_merged_from_an_anchor(tmp_path):
     text = (ROOT / "params.yaml").read_text()
-    merged = text.replace(
-        "    int8: {weights: int8}", "    int8: &int8 {weights: int8}\n    fine: {<<: *int8, weights: int4}"
-    )
+    recipe = "{weights: int8, algorithm: affine}"
+    merged = text.replace(f"    int8: {recipe}", f"    int8: &int8 {recipe}\n    fine: {{<<: *int8, weights: int4}}")
     (tmp_path / "params.yaml").write_text(merged)
     methods = config.load(tmp_path / "params.yaml").quant.methods
     assert (methods["int8"].weights, methods["fine"].weights) == ("int8", "int4")

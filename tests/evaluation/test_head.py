@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import ROOT
 from torch import nn
 
@@ -48,6 +49,22 @@ def test_the_logits_are_the_same_in_double_precision(tiny, size):
     expected = forward(tiny.double(), images)
     assert expected.dtype == torch.float64
     assert (forward(early, images) - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_maps_are_interpolated_with_channels_last_in_memory(tiny, count, monkeypatch):
+    """An order that PyTorch's interpolation takes up to ten times as long for would be silent."""
+    shapes, interpolate = [], F.interpolate
+
+    def spy(maps, *args, **kwargs):
+        assert maps.is_contiguous(memory_format=torch.channels_last)
+        shapes.append(maps.shape)
+        return interpolate(maps, *args, **kwargs)
+
+    monkeypatch.setattr(F, "interpolate", spy)
+    logits = forward(fuse_early(randomized(tiny)), torch.ones(count, 3, 128, 128))
+    assert [shape[2] for shape in shapes] == [16, 8, 4]
+    assert logits.is_contiguous(memory_format=torch.channels_last)  # as class_map takes them
 
 
 @pytest.fixture(scope="module")

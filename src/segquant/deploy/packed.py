@@ -57,7 +57,7 @@ def pack_weights(graph: onnx.GraphProto, model: nn.Module, twin: nn.Module) -> N
     sources = _sources(model, twin)
     missing, other = {layer for layer, _ in sources.values()}, False
     matrices = [values for values in twin.state_dict().values() if values.ndim > 1]
-    own = {_key(part.numpy()) for values in matrices for part in (values, values.transpose(0, 1))}
+    in_twin = {_key(part.numpy()) for values in matrices for part in (values, values.transpose(0, 1))}
     nodes, names = Nodes(), {}
     for tensor in graph.initializer:
         values = needs("onnx").numpy_helper.to_array(tensor)
@@ -67,7 +67,7 @@ def pack_weights(graph: onnx.GraphProto, model: nn.Module, twin: nn.Module) -> N
             names[tensor.name] = write(nodes)
         else:
             names[tensor.name] = constant(nodes, values)
-            other |= values.dtype == np.float32 and values.ndim > 1 and _key(values) not in own
+            other |= values.dtype == np.float32 and values.ndim > 1 and _key(values) not in in_twin
     if missing and other:
         raise ModelError(
             f"the exporter changed the weights of {len(missing)} quantized layers, such as {min(missing)}: their codes "

@@ -43,10 +43,10 @@ def update(confusion: torch.Tensor, prediction: torch.Tensor, label: torch.Tenso
     """
     n = confusion.shape[0]
     counts = torch.zeros((IGNORE + 1) * (n + 1), dtype=torch.int64, device=label.device)
-    one = torch.ones((), dtype=torch.int64, device=label.device)
+    unit = torch.ones((), dtype=torch.int64, device=label.device)
     for labels, predictions in zip(label.flatten().split(STRIP), prediction.flatten().split(STRIP), strict=True):
         pairs = labels.int() * (n + 1) + predictions.int().clamp(max=n)
-        counts.index_add_(0, pairs, one.expand(pairs.shape))
+        counts.index_add_(0, pairs, unit.expand(pairs.shape))
     image_confusion = counts.view(IGNORE + 1, n + 1)[:n]
     confusion += image_confusion
     return image_confusion

@@ -139,8 +139,8 @@ def _algorithm(info: Mapping[str, Any]) -> str:
         return info["algorithm"]
     if recipe["weights"] in CASTS:
         return "cast"
-    found = "qat" if recipe["train"] else recipe.get("algorithm", "gptq")
-    return f"auto+{found}" if recipe["weights"] == "auto" else found
+    algorithm = "qat" if recipe["train"] else recipe.get("algorithm", "gptq")
+    return f"auto+{algorithm}" if recipe["weights"] == "auto" else algorithm
 
 
 def write_scores(

@@ -108,13 +108,13 @@ def move(weight: torch.Tensor, hessian: torch.Tensor, start: Codes, grid: Grid) 
     codes = start.codes.to(weight.dtype)
     for group in range(groups):
         columns = slice(group * size, (group + 1) * size)
-        block, own = hessian[columns, columns], codes[:, columns]
+        block, group_codes = hessian[columns, columns], codes[:, columns]
         # The error of scale * codes - level, with level = scale * zero, is quadratic in (scale, level).
-        before = (own - zero[:, group, None]) * scale[:, group, None]
+        before = (group_codes - zero[:, group, None]) * scale[:, group, None]
         rest = gradient[:, columns] - before @ block  # what the row's other groups add to the gradient
-        effect = own @ block
-        codes_codes, codes_level, level_level = (effect * own).sum(1), effect.sum(1), block.sum()
-        codes_rest, level_rest = (own * rest).sum(1), rest.sum(1)
+        effect = group_codes @ block
+        codes_codes, codes_level, level_level = (effect * group_codes).sum(1), effect.sum(1), block.sum()
+        codes_rest, level_rest = (group_codes * rest).sum(1), rest.sum(1)
         determinant = (codes_codes * level_level - codes_level.square()).clamp_min(1e-12 * codes_codes * level_level)
         best_scale = (codes_level * level_rest - level_level * codes_rest) / determinant
         share = (best_scale / unit).nan_to_num(1.0).floor()
@@ -130,7 +130,7 @@ def move(weight: torch.Tensor, hessian: torch.Tensor, start: Codes, grid: Grid) 
             better = error < best_error
             best_error = torch.where(better, error, best_error)
             new_scale, new_zero = torch.where(better, tried, new_scale), torch.where(better, tried_zero, new_zero)
-        change = (own - new_zero[:, None]) * new_scale[:, None] - before
+        change = (group_codes - new_zero[:, None]) * new_scale[:, None] - before
         gradient += change @ hessian[columns]
         scale[:, group], zero[:, group] = new_scale, new_zero
     return Codes(start.codes, scale, zero)

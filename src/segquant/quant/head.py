@@ -22,7 +22,7 @@ class EarlyFuse(nn.Module):
     the normalization become one matrix, applied at the stage's own size. Results differ by float32 rounding only.
 
     1x1 convolutions are matrix products here, because oneDNN's convolution rounds differently for each number of
-    threads.
+    threads. The maps lie in memory with their channels last, where a CPU interpolates them up to ten times as fast.
     """
 
     def __init__(self, head: SegformerDecodeHead):
@@ -36,15 +36,26 @@ class EarlyFuse(nn.Module):
         """One matrix (D, channels) per stage, and the bias (D,)."""
         return self.weights, self.bias
 
+    @staticmethod
+    def pointwise(maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """The 1x1 convolution with `weight` (D, C) of maps (B, C, h, w): (B, D, h, w), channels last in memory."""
+        positions = maps.permute(0, 2, 3, 1)  # (B, h, w, C)
+        result = positions.reshape(-1, maps.shape[1]) @ weight.T
+        if bias is not None:
+            result.add_(bias)
+        return result.view(*positions.shape[:3], -1).permute(0, 3, 1, 2)
+
     def forward(self, encoder_hidden_states: tuple[torch.Tensor, ...], **_kwargs) -> torch.Tensor:
         largest, *others = encoder_hidden_states
         (first, *rest), bias = self.products()
-        fused = _pointwise(largest, first, bias)
+        fused = self.pointwise(largest, first, bias)
         for state, weight in zip(others, rest, strict=True):
-            fused += F.interpolate(_pointwise(state, weight), largest.shape[2:], mode="bilinear", align_corners=False)
+            fused += F.interpolate(
+                self.pointwise(state, weight), largest.shape[2:], mode="bilinear", align_corners=False
+            )
         fused.relu_()
         if isinstance(self.classifier, nn.Conv2d):
-            return _pointwise(fused, self.classifier.weight.flatten(1), self.classifier.bias)
+            return self.pointwise(fused, self.classifier.weight.flatten(1), self.classifier.bias)
         return self.classifier(fused)
 
 
@@ -59,6 +70,13 @@ class LiveFuse(EarlyFuse):
         weight = self.head.batch_norm.weight
         with torch.autocast(weight.device.type, enabled=False):
             return fused_products(self.head, weight.dtype)
+
+    @staticmethod
+    def pointwise(maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """The same, channels first in memory. A step takes up to 7 % longer, and its gradients are those with which the
+        codes in models/trained were trained: a repeated training gives the same ones."""
+        result = torch.matmul(weight, maps.flatten(2)).unflatten(2, maps.shape[2:])
+        return result if bias is None else result.add_(bias[:, None, None])
 
     @property
     def classifier(self) -> nn.Module:
@@ -111,12 +129,6 @@ def fused_products(head: SegformerDecodeHead, dtype: torch.dtype) -> tuple[list[
         weights.append(part @ _matrix(projection.proj, dtype))
         bias = bias + part @ projection.proj.bias.to(dtype)
     return weights, bias
-
-
-def _pointwise(maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """Apply the 1x1 convolution with `weight` (D, C) to maps (B, C, h, w): (B, D, h, w)."""
-    product = torch.matmul(weight, maps.flatten(2)).unflatten(2, maps.shape[2:])
-    return product if bias is None else product.add_(bias[:, None, None])
 
 
 def _matrix(layer: nn.Module, dtype: torch.dtype) -> torch.Tensor:
