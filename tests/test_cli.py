@@ -20,8 +20,11 @@ from PIL import Image
 from segquant import lanes, models
 from segquant.base.config import Auto, Calibration, Recipe
 from segquant.base.entry import run
+from segquant.base.errors import ModelError
 from segquant.cli import cli
+from segquant.commands import sensitivity
 from segquant.evaluation import speed
+from segquant.quant import artifacts
 from segquant.quant.build import build
 from segquant.quant.recipes import unavailable
 
@@ -422,6 +425,17 @@ def test_the_plot_of_sensitivity_shows_what_weights_auto_gave(tiny, tiny_folder,
     assert done.returncode == 0, done.stderr
     picture = (tmp_path / "o" / "sensitivity.svg").read_text()
     assert "bits / group size" in picture and "by_size" in picture and "8 / 32" in picture
+
+
+def test_an_artifact_of_a_model_of_as_many_parameters_in_other_layers_is_refused(tiny, tiny_folder, monkeypatch):
+    count = sum(parameter.numel() for parameter in tiny.parameters())
+    info = {"parameters": count, "allocation": {"layers": {"decode_head.classifier": {}, "stem": {}}}}
+    monkeypatch.setattr(artifacts, "describe_artifact", lambda _: info)
+    monkeypatch.setattr(artifacts, "check_present", lambda *_: None)
+    with pytest.raises(ModelError, match="^a has the layer stem, and .* has not: give one made of it$"):
+        sensitivity._allocated(Path("a"), tiny_folder)
+    del info["allocation"]["layers"]["stem"]
+    assert sensitivity._allocated(Path("a"), tiny_folder) == {"a": info["allocation"]["layers"]}
 
 
 def test_export_transformers_prints_the_size_or_the_reason(tiny_folder, tmp_path):

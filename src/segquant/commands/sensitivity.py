@@ -81,7 +81,8 @@ def _layers(
 def _allocated(artifact: Path, model: Path) -> dict[str, Any]:
     """What weights `auto` gave the layers of a model, as `report.bits.read` has it.
 
-    Raises ModelError for an artifact of other weights, or of a model with other layers.
+    Raises ModelError for an artifact of another method, or of a model with other layers; it cannot tell a model of the
+    same layers that was trained differently.
     """
     from segquant import models
     from segquant.base.errors import ModelError
@@ -91,11 +92,14 @@ def _allocated(artifact: Path, model: Path) -> dict[str, Any]:
     check_present(artifact, info)
     if "allocation" not in info:
         raise ModelError(f"{artifact} is not of weights auto: give an artifact that has an allocation")
-    count = sum(parameter.numel() for parameter in models.load(model).parameters())
+    exact, layers = models.load(model), info["allocation"]["layers"]
+    count = sum(parameter.numel() for parameter in exact.parameters())
     if info["parameters"] != count:
         words = f"{artifact} has {info['parameters']:,} parameters, and {model} {count:,}"
         raise ModelError(f"{words}: give one made of it")
-    return {artifact.name: info["allocation"]["layers"]}
+    if other := sorted(set(layers) - {name for name, _ in exact.named_modules()}):
+        raise ModelError(f"{artifact} has the layer {other[0]}, and {model} has not: give one made of it")
+    return {artifact.name: layers}
 
 
 def _settings(params: config.Params, arguments: argparse.Namespace) -> config.Sensitivity:
