@@ -24,7 +24,7 @@ def options(tmp_path, monkeypatch):
     model.decode_head.classifier.weight.data *= 100
     models.save(model, tmp_path / "model")
     data = ("--data", "scenes", "--split", "validation", "--protocol", "fixed-64x64-v1", "--limit", "4")
-    chosen = ("--methods", "int8,int4", "--budgets", "0.06,0.07", "--sets", "2")
+    chosen = ("--methods", "int8,int2", "--budgets", "0.06,0.07", "--sets", "2")
     command = ["budgets.py", "--model", str(tmp_path / "model"), *data, *chosen, "--output", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", command)
     return tmp_path / "out"
@@ -34,14 +34,14 @@ def test_each_method_has_a_line_for_each_set_and_a_second_run_adds_none(options,
     budgets.main()
     lines = (options / "results.csv").read_text()
     rows = list(csv.DictReader(lines.splitlines()))
-    names = ["int8", "int4", "auto_0.06", "auto_0.07"]
+    names = ["int8", "int2", "auto_0.06", "auto_0.07"]
     assert [(row["set"], row["method"]) for row in rows] == [(number, name) for number in "01" for name in names]
     size = {row["method"]: float(row["megabytes"]) for row in rows}
     moved = {(row["set"], row["method"]): float(row["divergence"]) for row in rows}
-    assert size["int4"] < size["int8"] and size["auto_0.06"] <= 0.06 < size["auto_0.07"] <= 0.07
-    assert moved["0", "int8"] == moved["1", "int8"] < moved["0", "int4"] != moved["1", "int4"]
+    assert size["int2"] < size["int8"] and size["auto_0.06"] <= 0.06 < size["auto_0.07"] <= 0.07
+    assert moved["0", "int8"] == moved["1", "int8"] < moved["0", "int2"] != moved["1", "int2"]
     picture = (options / "front.svg").read_text()
-    assert picture.startswith("<") and all(f">{name}<" in picture for name in ("int8", "int4", "auto"))
+    assert picture.startswith("<") and all(f">{name}<" in picture for name in ("int8", "int2", "auto"))
     capsys.readouterr()
     budgets.main()
     assert (options / "results.csv").read_text() == lines and len(capsys.readouterr().out.splitlines()) == 1

@@ -52,7 +52,7 @@ def clone(tmp_path_factory, warm):
         "workers": 0,
         "lr": 0.5,
     }
-    for name in ("int2", "int2_qat"):  # of the small model's layers
+    for name in ("int4", "int2", "int2_qat"):  # of the small model's layers
         params["quant"]["methods"][name]["small_layers"]["weights"] = 1000
     params["quant"]["methods"]["int8_static"]["calibration"] = {"images": 4}
     train = {"epochs": 1, "batch_size": 2, "crop": 64, "workers": 0, "validation_images": 2}

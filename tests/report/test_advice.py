@@ -63,6 +63,8 @@ def test_a_gain_has_its_own_interval():
     assert fastest == ("Fastest", "float32", "No method within 1 point of its mIoU is clearly faster.")
     equal = sentences(int8=method(0.70001, 4e6, 1.0, [-0.01, 0.02]))
     assert "loses nothing in mIoU (95 % interval: -0.01 to 0.02)" in equal[0][2]
+    rounded = sentences(int8=method(0.6996, 4e6, 1.0, [-0.001, 0.09]))
+    assert "loses 0.04 points of mIoU (95 % interval: 0.00 to 0.09)" in rounded[0][2]  # not -0.00, as in the table
 
 
 def test_a_method_that_could_not_be_timed_has_its_reason_in_the_notes(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from segquant.report.columns import number
 from segquant.report.results import BASELINE, PYTORCH, Result, measured
 
 POINTS = 1.0  # of mIoU, that a method may lose and still be recommended
@@ -160,7 +161,7 @@ def _loss(result: Result) -> str:
     if result.loss_interval:
         low, high = result.loss_interval
         low, high = (-high, -low) if gains else (low, high)
-        words += f" (95 % interval: {low:.2f} to {high:.2f})"
+        words += f" (95 % interval: {number(low, 2)} to {number(high, 2)})"
     return words
 
 
