@@ -55,7 +55,7 @@ def _logits(model):
 
 @pytest.fixture
 def tiny():
-    return small_segformer(stages=2)  # the real B0 below has all four
+    return small_segformer(stages=2)  # the B0 below has all four
 
 
 @pytest.fixture(scope="module")
