@@ -19,7 +19,7 @@ import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
@@ -33,7 +33,7 @@ from segquant.base import config
 from segquant.base.config import Auto, Calibration, Method, Params, Qat, Recipe
 from segquant.base.entry import run
 from segquant.base.errors import ConfigError, DataError
-from segquant.base.files import csv_text, read_json, write_json, write_text
+from segquant.base.files import csv_text, digest, read_json, write_json, write_text
 from segquant.base.hub import digests
 from segquant.data.calibration import calibration_batch
 from segquant.data.label_map import class_names, match_classes
@@ -43,13 +43,15 @@ from segquant.evaluation.loop import evaluate
 from segquant.evaluation.predict import forward
 from segquant.methods import Job, check, kind
 from segquant.quant.artifacts import load_artifact
+from segquant.quant.recipes import unavailable
 from segquant.report.figure import plt, standalone, svg
 from segquant.training.losses import distillation
 from segquant.training.split import TrainSplit, split_of_source
 
+CPU = torch.device("cpu")
 IMAGES = 32  # of a set
-BUDGETS = "1.15,1.285,1.45,1.75,2.2,3"
-WIDTHS = "int2,int3,int4,int8"
+BUDGETS = "1.15,1.32,1.45,1.75,2.2,3"
+WIDTHS, TRAINED = "int2,int3,int4,int8", "int2,int3,int4"
 TRAIN = Qat(**engines.TRAIN)
 COLUMNS = ("set", "method", "megabytes", "points_lost", "divergence", "seconds")
 
@@ -81,13 +83,16 @@ def opened(a: argparse.Namespace) -> Data:
 
 def recipes(a: argparse.Namespace, methods: Mapping[str, Method]) -> dict[str, Method]:
     """The methods to compare, by name. Raises ConfigError for one that there is not, or that cannot be compared."""
-    known = {name: recipe for name, recipe in methods.items() if isinstance(recipe, Recipe)}
-    known["int3"] = replace(known["int4"], weights="int3")
+    known = {name: recipe for name, recipe in methods.items() if isinstance(recipe, Recipe) and not recipe.train}
+    if "int4" in known:
+        known.setdefault("int3", replace(known["int4"], weights="int3"))
     suffix, train = ("_qat", TRAIN) if a.train else ("", None)
     chosen = {}
     for name in filter(None, a.methods.split(",")):
         if name not in known:
             raise ConfigError(f"--methods '{name}' is unknown: choose from {', '.join(known)}")
+        if reason := unavailable(known[name], CPU):
+            raise ConfigError(f"--methods '{name}': {reason}")
         calibration = known[name].calibration and Calibration(IMAGES)
         chosen[f"{name}{suffix}"] = replace(known[name], calibration=calibration, train=train)
     for budget in filter(None, a.budgets.split(",")):
@@ -110,7 +115,7 @@ def images(data: Data, number: int, sets: int) -> torch.Tensor:
 def measured(data: Data, recipe: Method, calibration: torch.Tensor, exact: nn.Module, best: float) -> list[str]:
     """The columns of a method from `megabytes` on; `best` are the points of the float model `exact`."""
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(data.baseline, recipe, Path(folder) / "artifact", torch.device("cpu"))
+        job = Job(data.baseline, recipe, Path(folder) / "artifact", CPU)
         if recipe.calibration_images:
             job = replace(job, images=calibration)
         if recipe.train:
@@ -149,25 +154,37 @@ def front(rows: list[dict[str, str]]) -> str:
     return svg(figure)
 
 
-def earlier(a: argparse.Namespace, path: Path) -> list[dict[str, str]]:
-    """The rows that are there already. Raises ConfigError where other options made them."""
+def earlier(a: argparse.Namespace, path: Path, data: Data, methods: Mapping[str, Method]) -> list[dict[str, str]]:
+    """The rows that are there already. Raises ConfigError where other options, or other recipes, made them."""
     kept = {key: value for key, value in vars(a).items() if key not in ("output", "budgets", "methods", "train")}
-    options = {**kept, "weights": digests(Path(a.model)), "images": IMAGES}
+    kept |= {"weights": digests(Path(a.model)), "data_section": digest(asdict(data.params.data)), "images": IMAGES}
+    made = {name: digest(asdict(recipe)) for name, recipe in methods.items()}
+    rows = list(csv.DictReader(path.read_text().splitlines())) if path.is_file() else []
     noted = path.with_name("options.json")
-    if path.is_file() and read_json(noted) != json.loads(json.dumps(options)):
-        raise ConfigError(f"{path.parent} holds results of other options: give another --output")
-    write_json(noted, options)
-    return list(csv.DictReader(path.read_text().splitlines())) if path.is_file() else []
+    if path.is_file():
+        before = read_json(noted)
+        known = before.pop("recipes", {})
+        if before != json.loads(json.dumps(kept)):
+            raise ConfigError(f"{path.parent} holds results of other options: give another --output")
+        there = {row["method"] for row in rows}
+        if changed := sorted(name for name in there & made.keys() if known.get(name) != made[name]):
+            raise ConfigError(f"{path.parent} holds {', '.join(changed)} of another recipe: give another --output")
+        made |= {name: known.get(name) for name in there}
+    write_json(noted, {**kept, "recipes": made})
+    return rows
 
 
 def main() -> None:
     parser = engines.scored_options(__doc__)
     parser.add_argument("--limit", type=int, help="images of each split (default: all)")
     parser.add_argument("--budgets", default=BUDGETS, help=f"megabytes of `auto` (default: {BUDGETS})")
-    parser.add_argument("--methods", default=WIDTHS, help=f"others, of params.yaml, and int3 (default: {WIDTHS})")
+    default = f"{WIDTHS}; with --train: {TRAINED}"
+    parser.add_argument("--methods", help=f"others, of params.yaml without training, and int3 (default: {default})")
     parser.add_argument("--sets", type=int, default=1)
     parser.add_argument("--train", action="store_true", help=f"train them all: {TRAIN.steps} steps")
     a = parser.parse_args()
+    if a.methods is None:
+        a.methods = TRAINED if a.train else WIDTHS
     if a.sets < 1:
         raise ConfigError(f"--sets must be at least 1, not {a.sets}")
     data, path = opened(a), Path(a.output) / "results.csv"
@@ -175,7 +192,7 @@ def main() -> None:
     for name, recipe in methods.items():
         check(name, exact, recipe, data.params)
     calibrations = [images(data, number, a.sets) for number in range(a.sets)]
-    rows = earlier(a, path)
+    rows = earlier(a, path, data, methods)
     best = data.score(exact)
     print(f"float32: {best:.2f} % on {len(data.inputs)} images", flush=True)
     for number, calibration in enumerate(calibrations):

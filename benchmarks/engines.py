@@ -39,7 +39,12 @@ METHODS = {
     "openvino_int8_default": OPENVINO_INT8,
     "openvino_int8": {**OPENVINO_INT8, "compute": "bfloat16", "ignored_types": FLOAT_TYPES},
     "int4_qat": {"weights": "int4", **GPTQ, "train": TRAIN},
-    "int2_qat": {"weights": "int2", **GPTQ, "small_layers": {"weights": 20000, "group_size": 8}, "train": TRAIN},
+    "int2_qat": {
+        "weights": "int2",
+        **GPTQ,
+        "small_layers": {"weights": 20000, "group_size": 8, "bits": 4},
+        "train": TRAIN,
+    },
     "auto": {"weights": "auto", "megabytes": 1.28, "calibration": FEW},
     "auto_qat": {"weights": "auto", "megabytes": 1.15, "calibration": FEW, "train": TRAIN},
 }

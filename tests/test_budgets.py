@@ -2,7 +2,9 @@
 
 import copy
 import csv
+import json
 import sys
+from dataclasses import replace
 
 import budgets
 import pytest
@@ -10,6 +12,7 @@ import torch
 from conftest import small_segformer
 
 from segquant import models
+from segquant.base import config
 from segquant.base.errors import ConfigError, DataError
 
 
@@ -17,6 +20,11 @@ from segquant.base.errors import ConfigError, DataError
 def options(tmp_path, monkeypatch):
     """A command line, and what it writes."""
     monkeypatch.setattr(budgets, "IMAGES", 2)
+    params = config.load()
+    methods = dict(params.quant.methods)
+    methods["int2"] = replace(methods["int2"], small_layers=None)  # all layers of this model are small
+    params = replace(params, quant=replace(params.quant, methods=methods))
+    monkeypatch.setattr(budgets.config, "load", lambda: params)
     model = small_segformer(stages=2)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):  # as float16 can hold them
@@ -45,6 +53,11 @@ def test_each_method_has_a_line_for_each_set_and_a_second_run_adds_none(options,
     capsys.readouterr()
     budgets.main()
     assert (options / "results.csv").read_text() == lines and len(capsys.readouterr().out.splitlines()) == 1
+    noted = json.loads((options / "options.json").read_text())
+    (options / "options.json").write_text(json.dumps(noted | {"recipes": noted["recipes"] | {"int2": "another"}}))
+    with pytest.raises(ConfigError, match="out holds int2 of another recipe: give another --output$"):
+        budgets.main()
+    assert (options / "results.csv").read_text() == lines
 
 
 @pytest.mark.parametrize(
@@ -52,8 +65,10 @@ def test_each_method_has_a_line_for_each_set_and_a_second_run_adds_none(options,
     [
         ("--methods", "int8,nothing", "--methods 'nothing' is unknown: choose from float32, "),
         ("--methods", "int2_static", "--methods 'int2_static' is unknown"),
+        ("--methods", "int2_qat", "--methods 'int2_qat' is unknown"),  # a row of that name is int2 with --train
+        ("--methods", "float8_dynamic", "--methods 'float8_dynamic': float8 activations need a CUDA device"),
         ("--budgets", "0.06,small", "--budgets 'small' is no number of megabytes: give some"),
-        ("--budgets", "0.01", "megabytes 0.01 must lie between"),
+        ("--budgets", "0.01", "^auto_0.01: megabytes 0.01 must lie between"),
         ("--sets", "0", "--sets must be at least 1, not 0"),
     ],
 )

@@ -129,6 +129,11 @@ def test_help_names_every_command_with_what_it_does_and_every_exit_code():
     assert missing.returncode == 2 and "--model" in missing.stderr and "Traceback" not in missing.stderr
 
 
+def test_options_are_written_in_full():
+    done = segquant("methods", "--verb")
+    assert done.returncode == 2 and "unrecognized arguments: --verb" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "name"),
     [

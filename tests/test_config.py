@@ -113,6 +113,11 @@ FLOATS = {"from": "int2", "engine": "onnxruntime"}
             "quant.methods.int4.ranges.scale must be at least 1, not 0",
         ),
         (("quant", "methods", "int4", "ranges"), {"scale": 6}, "quant.methods.int4.ranges lacks the key 'zero'"),
+        (
+            ("quant", "methods", "int4", "small_layers", "bits"),
+            5,
+            "small_layers.bits '5' is unknown: choose one of 2, 3",
+        ),
         (("quant", "methods", "int4"), None, "quant.methods.int4 must be a mapping of weights, group_size"),
         (("quant", "methods", "int4", "engine"), "tflite", "int4 has an unknown key 'group_size': allowed are engine,"),
         (
@@ -218,6 +223,9 @@ def test_a_methods_name_that_is_no_text_is_refused_as_dvc_makes_no_stage_of_it(k
         config.load(path)
     path.write_text(path.read_text().replace(f"\n    {key}: {{", f'\n    "{key}": {{'))
     assert config.load(path).quant.methods[key].weights == "int8"
+    path.write_text(text.replace("\n  packed:", f"\n  packed:\n    {key}: {{from: int4, engine: onnxruntime}}", 1))
+    with pytest.raises(ConfigError, match=f"^quant.packed has {kind}: quote it, or choose a word$"):
+        config.load(path)
 
 
 def test_a_missing_key_and_a_broken_file(tree, tmp_path):

@@ -7,7 +7,7 @@ import re
 import sys
 from itertools import pairwise
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
@@ -51,7 +51,11 @@ def _main() -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Shows what it refuses, such as a file's name, by `on_terminal`."""
+    """Shows what it refuses, such as a file's name, by `on_terminal`. Options are written in full: base/entry.py looks
+    for --verbose."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         super().error(on_terminal(message))

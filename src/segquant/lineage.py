@@ -9,19 +9,20 @@ from typing import Any
 
 import yaml
 
-from segquant.base.config import Params
+from segquant.base.config import BY_POSITION, Params
 from segquant.base.files import digest, sha256
 from segquant.base.hub import weights_sha256
 from segquant.base.text import shown_url
 
 
 def origin(baseline: str | Path, manifest: dict[str, Any], protocol: str, label_map: str | None) -> dict[str, Any]:
-    """What a figure of the float model rests on: digests of its weights and of the data, protocol and label map."""
+    """What a figure of the float model rests on: digests of its weights, of the data and of a label map's file, and
+    the protocol."""
     return {
         "model": weights_sha256(baseline),
         "data": manifest["fingerprint"],
         "protocol": protocol,
-        "label_map": label_map,
+        "label_map": label_map if label_map in (None, BY_POSITION) else sha256(label_map),
     }
 
 

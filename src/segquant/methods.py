@@ -87,7 +87,10 @@ def check(name: str, model: nn.Module, recipe: Method, params: Params) -> None:
     """Raise ConfigError for a method that cannot be built of `model`, or not be timed, as `params` say."""
     if reason := kind(recipe).refused(params.protocol, params.speed.input_size):
         raise ConfigError(f"{name}: {reason}")
-    kind(recipe).check(model, recipe)
+    try:
+        kind(recipe).check(model, recipe)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
 
 
 def _check_qat(recipe: Recipe | Auto, baseline: Path, material: Material) -> None:

@@ -21,6 +21,13 @@ def folder(tmp_path):
     return tmp_path / "shards"
 
 
+def test_a_split_in_a_split_is_written_beside_the_others(tmp_path):
+    shards.write_shards({"val/kitchen": open_source("scenes", "validation", 2)}, tmp_path / "shards")
+    names = sorted(path.name for path in (tmp_path / "shards").iterdir())
+    assert names == ["manifest.json", "val-kitchen-00000-of-00001.parquet"]
+    assert len(shards.ShardRows(tmp_path / "shards", "val/kitchen")) == 2
+
+
 def test_rows_are_read_as_they_were_written(folder):
     source = open_source("scenes", "validation", 7)
     assert list(shards.read_rows(folder, "validation")) == list(rows(source))

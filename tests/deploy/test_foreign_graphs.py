@@ -17,10 +17,11 @@ from PIL import Image
 
 from segquant.base import config
 from segquant.base.config import Graph
-from segquant.base.errors import DataError, ModelError
+from segquant.base.errors import DataError, ModelError, UnavailableError
 from segquant.base.files import digest, write_json
 from segquant.engines.load import load, load_graph
 from segquant.engines.runtime import Runtime
+from segquant.evaluation import graph_file
 from segquant.evaluation.graph_file import score_graph
 from segquant.quant.artifacts import seal
 
@@ -132,6 +133,16 @@ def test_a_graph_in_an_engines_own_format_is_one_line(params, tmp_path):
     for name, engine in (("graph.ort", "onnxruntime"), ("graph.xml", "openvino")):
         with pytest.raises(ModelError, match=f"{name} is no ONNX file, but of the engine's own format: give the .onnx"):
             score(params, tmp_path / name, engine)
+
+
+def test_a_package_that_is_missing_is_not_the_graphs_fault(params, tmp_path, monkeypatch):
+    def needs(name):
+        raise UnavailableError(f"{name} not installed")
+
+    monkeypatch.setattr(graph_file, "needs", needs)
+    path = graph(tmp_path / "graph.onnx", preprocessing=PLAIN, labels=["red", "green", "blue"])
+    with pytest.raises(UnavailableError, match="^onnx not installed$"):
+        score(params, path, "onnxruntime")
 
 
 FINE = {"id2label": {"0": "red", "1": "green", "2": "blue"}}

@@ -13,14 +13,15 @@ from safetensors.torch import load_file, save_file
 import segquant
 from segquant import models
 from segquant.base import config
-from segquant.base.config import Override, Recipe
+from segquant.base.config import Calibration, Override, Recipe, SmallLayers
 from segquant.base.errors import ConfigError, ModelError, SegquantError, UnavailableError
 from segquant.base.files import digest, sha256, write_json
 from segquant.engines import load as engines
 from segquant.quant import fit, gptq
 from segquant.quant.artifacts import describe_artifact, load_artifact, load_quantized
 from segquant.quant.build import build
-from segquant.quant.recipes import quantize, unavailable
+from segquant.quant.describe import describe
+from segquant.quant.recipes import plan, quantize, unavailable
 
 CPU = torch.device("cpu")
 IMAGES = torch.randn(4, 3, 64, 96, generator=torch.Generator().manual_seed(2)).cumsum(2) / 4
@@ -39,6 +40,7 @@ METHODS = {
         "mixed": Recipe(
             "int2", 32, "gptq", overrides={"decode_head.*": Override("int8"), "*.q_proj": Override("float8")}
         ),
+        "small": Recipe("int2", 32, "gptq", small_layers=SmallLayers(1024, 8, 4)),
         "patterns": Recipe("int4", 16, "hqq", layers=("decode_head.*", "*.fc?")),
     }.items()
     if isinstance(recipe, Recipe)
@@ -105,14 +107,15 @@ def test_a_fresh_process_gives_the_same_logits(tiny_folder, tmp_path):
 
 def test_codes_are_stored_at_their_true_width_and_floats_as_float16(built, tiny_folder):
     original = models.load(tiny_folder).state_dict()
-    for method, bits in {"int8": 8, "int4": 4, "int3": 3, "int2": 2}.items():
+    for method, bits in {"int8": 8, "int4": 4, "int3": 3, "small": 2}.items():
         tensors = load_file(built(method) / "model.safetensors")
         info = describe_artifact(built(method))
         assert len(info["modules"]) > 20
         for name, entry in info["modules"].items():
             stored = name + ".linear" if name in info["linear_convs"] else name
-            width = 8 if name.endswith("dwconv.dwconv") else bits
             weights = original[f"{name}.weight"].numel()
+            width = 4 if method == "small" and weights <= 1024 else bits
+            width = 8 if name.endswith("dwconv.dwconv") else width
             assert tensors[f"{stored}._weight_qdata"].nbytes == -(-weights * width // 8)
             assert (entry["bits"], entry["parameters"]) == (width, weights)
             parts = [v.nbytes for k, v in tensors.items() if k.startswith(f"{stored}._weight_")]
@@ -144,8 +147,43 @@ def test_each_layer_gets_what_the_recipe_and_its_overrides_say(built):
         expected = 8 if name.startswith("decode_head.") or name.endswith((".q_proj", "dwconv.dwconv")) else 2
         assert entry["bits"] == expected, name
         assert (entry["scheme"] == "Float8Tensor") == name.endswith(".q_proj")
+    small = describe_artifact(built("small"))["modules"]
+    dense = {name: entry for name, entry in small.items() if not name.endswith("dwconv.dwconv")}
+    assert {(entry["bits"], entry["group_size"]) for entry in dense.values()} == {(2, 21), (2, 32), (4, 8)}
+    for name, entry in dense.items():
+        assert (entry["bits"] == 4) == (entry["parameters"] <= 1024), name
     patterns = describe_artifact(built("patterns"))["modules"]
     assert all("decode_head." in name or ".fc" in name for name in patterns)
+
+
+def test_an_override_changes_what_a_layer_has_by_its_size(tiny):
+    recipe = Recipe("int2", 32, "hqq", small_layers=SmallLayers(1024, 8, 4))
+    before = plan(tiny, recipe).layers
+    assert {layer[:2] for layer in before.values()} == {("int2", 21), ("int2", 32), ("int4", 8)}
+    overrides = {"*": Override("int8"), "decode_head.*": Override(algorithm="affine"), "*.fc1": Override("float8")}
+    after = plan(tiny, dataclasses.replace(recipe, overrides=overrides)).layers
+    for name, layer in after.items():
+        if name.startswith("decode_head."):
+            assert layer == before[name]._replace(algorithm="affine"), name
+        elif name.endswith(".fc1"):
+            assert layer == ("float8", None, "affine"), name
+        else:
+            assert layer == before[name]._replace(weights="int8"), name
+
+
+def test_the_words_say_what_small_layers_and_their_ranges_have():
+    recipe = Recipe("int2", 32, "gptq", small_layers=SmallLayers(20000, 8), calibration=Calibration(4))
+    groups = "int2 weights of all Linear and Conv2d layers (gptq on 4 images, groups of 32, "
+    for bits, words in {
+        None: "of 8 in layers of up to 20,000 weights, with scales of 6 and zeros of 6 bits)",
+        4: "4 bits in groups of 8 in layers of up to 20,000 weights, with scales of 6 and zeros of 6 bits)",
+        8: "8 bits in groups of 8 in layers of up to 20,000 weights, with scales of 6 and zeros of 6 bits below 8 bits)",
+    }.items():
+        changed = dataclasses.replace(recipe, small_layers=SmallLayers(20000, 8, bits))
+        assert describe(changed) == f"{groups}{words}, float32 activations"
+    wide = Recipe("int8", algorithm="gptq", small_layers=SmallLayers(20000, 8, 4))
+    assert "with scales of 6 and zeros of 6 bits below 8 bits)" in describe(wide)
+    assert "float8 weights" in describe(Recipe("float8", algorithm="gptq"))  # `segquant methods` lists what it refuses
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +264,10 @@ def test_an_unavailable_method_gives_its_reason_and_is_never_replaced(tiny_folde
             "ranges are fitted by algorithm gptq: choose it, or leave ranges",
         ),
         (Recipe("float8", 32), "one scale per row: leave group_size and algorithm out"),
+        (
+            Recipe("float8", small_layers=SmallLayers(1024, 8)),
+            "small_layers: float8 weights have one scale per row: give",
+        ),
         (Recipe("float8", algorithm="gptq"), "gptq does not support float8 weights: choose"),
         (Recipe("int4", 32, "gptq"), "calibrates on images of the train split, but there are none"),
         (Recipe("int4", layers=("decode_head.*", "encoder.*")), "layers has 'encoder.\\*', which matches none of the"),

@@ -290,6 +290,12 @@ def test_layers_that_are_not_chosen_stay_float(tiny, images):
     assert chosen.recipe.layers == tuple(HEAD)
 
 
+@pytest.mark.parametrize("recipe", [AUTO, IN_POINTS])
+def test_layers_that_leave_nothing_to_choose_are_refused(tiny, recipe):
+    with pytest.raises(ConfigError, match="^weights auto: all layers are convolutions with groups, which keep 8 bits"):
+        kind(recipe).check(tiny, replace(recipe, layers=["*.dwconv.dwconv"]))
+
+
 def test_the_words_say_the_budget():
     words = kind(AUTO).describe(AUTO)
     assert words == (

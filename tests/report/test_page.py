@@ -7,11 +7,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from browser import colours, needs_browser, probed, shot
+from PIL import Image
 from samples import HARDWARE, METHODS, RECIPES, write_metrics, write_predictions
 
 from segquant.base.classes import ADE20K
 from segquant.base.files import write_json
 from segquant.report import bits, page, plots
+from segquant.report.pictures import _fit
 from segquant.report.results import collect, from_json, to_json, with_intervals
 
 
@@ -40,6 +42,11 @@ def test_the_page_is_self_contained_and_shows_every_method(made):
     before = path.read_bytes()
     page.write_page(path, *arguments)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("size", [(1000, 1), (1, 1000)])
+def test_a_picture_of_one_pixel_in_height_or_width_keeps_it(size):
+    assert min(_fit(Image.new("RGB", size), Image.Resampling.BILINEAR).size) == 1
 
 
 def test_the_page_has_the_figures_that_were_measured(made):

@@ -53,6 +53,10 @@ def test_a_graph_is_compared_with_pytorchs_eager_float32():
     graph = {**SPEED, "engine": "onnxruntime", "relative_to_eager": eager}
     (result,) = from_json({"static": {"speed": graph}}).values()
     assert result.speedup_eager == eager and result.relative_latency == 0.25
+    on_cpu, on_gpu = {**graph, "device": "cpu"}, {**SPEED, "device": "NVIDIA H100"}
+    results = from_json({"float32": {"speed": on_gpu}, "int8": {"speed": on_gpu}, "static": {"speed": on_cpu}})
+    assert results["int8"].speedup_eager and results["static"].speedup_eager is None  # eager float32's on the CPU
+    assert results["static"].relative_latency is None
     del graph["relative_to_eager"]
     assert result.speedup_eager is None and result.relative_latency is None
     (result,) = from_json({"static": metrics(0.7, 1e6)}).values()

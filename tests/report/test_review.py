@@ -44,6 +44,15 @@ def test_methods_that_are_new_gone_or_not_comparable_are_listed_and_no_drop():
     assert changes["drop"] == words[0] == "int3 is no longer measured: why. ❌"
 
 
+def test_a_method_that_is_still_there_and_lost_its_result_fails_the_review():
+    before = _results(float32=0.7, int8=0.7, int4="no CUDA")
+    line = ("drop", "int8 has no result any more: run dvc repro. ❌")
+    assert review.verdicts(before, _results(float32=0.7), 0.5, ["float32", "int8", "int4"]) == [
+        line,
+        ("gone", "int4 is no longer there."),
+    ]
+
+
 def test_a_method_that_fails_fails_the_review_whatever_was_before():
     failed = from_json({"int8": {"failed": "RuntimeError: x"}})
     line = ("failed", "int8 failed: RuntimeError: x. ❌")

@@ -267,8 +267,10 @@ def load(path: str | Path | None = None) -> Params:
 def _check_names(tree: Any) -> None:
     """Raise ConfigError for a method whose name YAML does not read as text: DVC then runs no stage for it."""
     quant = tree.get("quant") if isinstance(tree, dict) else None
-    methods = quant.get("methods") if isinstance(quant, dict) else None
-    for name in methods if isinstance(methods, dict) else ():
-        if not isinstance(name, str):
+    for key in ("methods", "packed"):
+        methods = quant.get(key) if isinstance(quant, dict) else None
+        for name in methods if isinstance(methods, dict) else ():
+            if isinstance(name, str):
+                continue
             kind = {"bool": "a truth value", "NoneType": "nothing"}.get(type(name).__name__, "a number")
-            raise ConfigError(f"quant.methods has {name!r}, which YAML reads as {kind}: quote it, or choose a word")
+            raise ConfigError(f"quant.{key} has {name!r}, which YAML reads as {kind}: quote it, or choose a word")

@@ -25,7 +25,7 @@ COMPUTES: tuple[str, ...] = get_args(Compute)
 
 @dataclass(frozen=True)
 class Override(Section):
-    """What some layers of a recipe get instead; a key left out keeps the recipe's value."""
+    """What some layers of a recipe get instead; a key left out keeps what the layer has otherwise."""
 
     weights: Quantized | None = None
     group_size: int | None = Field(None, ge=2)
@@ -34,10 +34,11 @@ class Override(Section):
 
 @dataclass(frozen=True)
 class SmallLayers(Section):
-    """Layers of up to `weights` weights share scales in groups of `group_size`."""
+    """Layers of up to `weights` weights share scales in groups of `group_size`, and have codes of `bits` bits."""
 
     weights: int = Field(ge=1)
     group_size: int = Field(ge=2)
+    bits: Literal[2, 3, 4, 8] | None = Field(None, description="Left out: as the other layers.")
 
 
 @dataclass(frozen=True)

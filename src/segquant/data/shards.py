@@ -208,9 +208,11 @@ def _write_split(
     skipped: list[str] = []
     size = shown = 0
 
+    name = split.replace("/", "-")  # of a layout in which splits lie in splits
+
     def flush() -> None:
         nonlocal held, size
-        path = folder / f"{split}-part-{len(parts):05d}.parquet"
+        path = folder / f"{name}-part-{len(parts):05d}.parquet"
         # JPEG and PNG bytes do not compress further.
         pq.write_table(pa.Table.from_pylist(held, SCHEMA), path, compression="none", row_group_size=64)
         parts.append((path, len(held), len(skipped)))
@@ -238,7 +240,7 @@ def _write_split(
     for i, (path, count, _) in enumerate(parts):
         begin = parts[i - 1][2] if i else 0
         errors = skipped[begin : parts[i][2] if i + 1 < len(parts) else None]
-        final = path.with_name(f"{split}-{i:05d}-of-{len(parts):05d}.parquet")
+        final = path.with_name(f"{name}-{i:05d}-of-{len(parts):05d}.parquet")
         path.rename(final)
         entry = {"file": final.name, "rows": count, "bytes": final.stat().st_size, "sha256": sha256(final)}
         shards.append({**entry, "skipped": errors} if errors else entry)

@@ -24,8 +24,9 @@ log = logging.getLogger(__name__)
 def _batch(path: str | Path, size: int) -> int:
     """The batch size; 1 where the graph takes the range of its activations from the whole batch, as ONNX Runtime's
     quantize_dynamic makes it: an image's classes would depend on the images beside it."""
+    onnx = needs("onnx")
     try:
-        model = needs("onnx").load(path, load_external_data=False)
+        model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's, of a file of ONNX Runtime's or OpenVINO's own format
         raise ModelError(f"{path} is no ONNX file, but of the engine's own format: give the .onnx file") from error
     parts = [model.graph, *model.functions]

@@ -51,6 +51,8 @@ def candidates(model: nn.Module, recipe: Auto) -> Candidates:
     no file: they lie between what the smallest candidates take and what float32 takes."""
     plain = resolved(recipe, {})
     todo = plan(model, plain)
+    if not todo.layers:
+        raise ConfigError("weights auto: all layers are convolutions with groups, which keep 8 bits: choose others too")
     empty = copy.deepcopy(model).cpu()
     rewrite(empty, todo.dense)
     for name in todo.convs:

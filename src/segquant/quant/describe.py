@@ -15,9 +15,13 @@ def describe(recipe: Recipe | Auto) -> str:
         return f"all weights and activations {recipe.weights}"
     group = f"groups of {recipe.group_size}" if recipe.group_size else "one scale a row"
     if small := recipe.small_layers:
-        group += f", of {small.group_size} in layers of up to {small.weights:,} weights"
-    if recipe.algorithm == "gptq" and (stored := ranges(recipe, recipe.weights)):
-        group += f", with scales of {stored.scale} and zeros of {stored.zero} bits"
+        bits = f"{small.bits} bits in groups " if small.bits else ""
+        group += f", {bits}of {small.group_size} in layers of up to {small.weights:,} weights"
+    widths = [recipe.weights, *([f"int{small.bits}"] if small and small.bits else [])]
+    stored = [ranges(recipe, weights) for weights in widths] if recipe.algorithm == "gptq" else []
+    if known := next(filter(None, stored), None):
+        group += f", with scales of {known.scale} and zeros of {known.zero} bits"
+        group += "" if all(stored) else " below 8 bits"
     activations = (
         f"{recipe.activations} activations, quantized as they come" if recipe.activations else "float32 activations"
     )

@@ -1,9 +1,9 @@
 """Scales and zeros of a few bits each.
 
 A group's scale is a share of its row's largest, which is stored once as float16: k / 2**width with k from 1 to
-2**width. A zero lies on a grid in units of one code, which is the same for all layers. Both fall on these grids while
-they are fitted and trained (`round_ranges`), so an artifact stores them without a further error. What is on a grid
-shows in the values themselves (`shares_of`, `steps_of`): nothing else has to say so.
+2**width. A zero lies on a grid in units of one code, which is the same for all layers of equal bits. Both fall on these
+grids while they are fitted and trained (`round_ranges`), so an artifact stores them without a further error. What is on
+a grid shows in the values themselves (`shares_of`, `steps_of`): nothing else has to say so.
 
 llama.cpp stores the ranges of its 2 to 6-bit formats in a similar way, as integers of 4 to 8 bits in a super-block.
 """

@@ -197,27 +197,37 @@ def plan(model: nn.Module, recipe: Recipe) -> Plan:
 
 
 def _overridden(sizes: Mapping[str, int], recipe: Recipe) -> dict[str, Layer]:
-    """The recipe's settings for each layer, given its number of weights; the last override that matches applies."""
-    names, default = list(sizes), Layer(recipe.weights, recipe.group_size, recipe.algorithm)
-    layers = dict.fromkeys(names, default)
-    if small := recipe.small_layers:
-        small_names = [name for name, size in sizes.items() if size <= small.weights]
-        layers.update(dict.fromkeys(small_names, default._replace(group_size=small.group_size)))
+    """The recipe's settings for each layer, given its number of weights; the last override that matches applies, to
+    what the layer has by its size."""
+    default, small = Layer(recipe.weights, recipe.group_size, recipe.algorithm), recipe.small_layers
+    by_size = dict.fromkeys(sizes, default)
+    if small:
+        if recipe.weights == "float8" and not small.bits:
+            raise ConfigError("small_layers: float8 weights have one scale per row: give bits")
+        weights = f"int{small.bits}" if small.bits else recipe.weights
+        layer = Layer(weights, small.group_size, recipe.algorithm)
+        by_size.update({name: layer for name, size in sizes.items() if size <= small.weights})
+    layers = dict(by_size)
     for pattern, override in recipe.overrides.items():
-        weights = override.weights or recipe.weights
-        inherited = (None, "affine") if weights == "float8" else (recipe.group_size, recipe.algorithm)
         if override == Override():
             raise ConfigError(f"overrides has '{pattern}' without keys: give weights, group_size or algorithm")
-        layer = Layer(weights, override.group_size or inherited[0], override.algorithm or inherited[1])
-        layers.update(dict.fromkeys(match(pattern, names, "overrides"), layer))
+        for name in match(pattern, list(sizes), "overrides"):
+            layers[name] = _changed(by_size[name], override)
     return layers
+
+
+def _changed(layer: Layer, override: Override) -> Layer:
+    """The layer with what the override gives, and all else as it is; float8 has no groups."""
+    weights = override.weights or layer.weights
+    group_size, algorithm = (None, "affine") if weights == "float8" else layer[1:]
+    return Layer(weights, override.group_size or group_size, override.algorithm or algorithm)
 
 
 def ranges(recipe: Recipe, weights: str) -> Ranges | None:
     """The bits of gptq's scales and zeros for such weights; None: float16."""
     if recipe.ranges == "float16":
         return None
-    return recipe.ranges or (RANGES if BITS[weights] < 8 else None)
+    return recipe.ranges or (RANGES if BITS.get(weights, 8) < 8 else None)
 
 
 def fitting(inputs: int, group_size: int) -> int:

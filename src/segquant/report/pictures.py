@@ -64,7 +64,7 @@ def overlays(
 
 def _fit(image: Image.Image, resampling: Image.Resampling) -> Image.Image:
     scale = min(1.0, SIDE / max(image.size))
-    return image.resize((round(image.width * scale), round(image.height * scale)), resampling)
+    return image.resize(tuple(max(1, round(side * scale)) for side in image.size), resampling)
 
 
 def _colored(ids: np.ndarray) -> Image.Image:

@@ -33,8 +33,9 @@ class Result:
 
     `accuracy`, `quantize` and `speed` hold the method's JSON files of these kinds as they are, and None for a file
     that is missing. `loss_interval` is the 95 % interval of `loss`. `float32_iou` is float32's mIoU (0 to 1) on the
-    same images. `labels` is {class: its labelled pixels}, known only where results of two revisions are compared.
-    A method without figures has the reason in their place, under `unavailable` or `failed` (base/failures.py).
+    same images, and `float32_device` what it was timed on. `labels` is {class: its labelled pixels}, known only where
+    results of two revisions are compared. A method without figures has the reason in their place, under `unavailable`
+    or `failed` (base/failures.py).
     """
 
     method: str
@@ -43,6 +44,7 @@ class Result:
     speed: Mapping[str, Any] | None = None
     loss_interval: tuple[float, float] | None = None
     float32_iou: float | None = None
+    float32_device: str | None = None
     labels: Mapping[str, str] | None = None
 
     @property
@@ -97,10 +99,20 @@ class Result:
 
     @property
     def speedup_eager(self) -> Mapping[str, float] | None:
-        """How many times as fast as PyTorch's eager float32: median, min and max; None where that was not measured."""
+        """How many times as fast as PyTorch's eager float32: median, min and max.
+
+        None where that was not measured, and where float32 has another device: a graph runs on the CPU beside a GPU.
+        """
         timing = self.timing or {}
+        if self.float32_elsewhere:
+            return None
         eager = timing.get("relative_to_float32") if timing.get("engine") == "eager" else None
         return timing.get("relative_to_eager") or eager
+
+    @property
+    def float32_elsewhere(self) -> bool:
+        """Whether float32 was timed on another device."""
+        return self.float32_device not in (None, (self.timing or {}).get("device"))
 
     @property
     def relative_latency(self) -> float | None:
@@ -110,17 +122,23 @@ class Result:
     @property
     def lanes(self) -> list[Result]:
         """This result with the speed of each engine and batch size that was tried."""
-        return [replace(self, speed=lane) for lane in (self.speed or {}).get("lanes", ())]
+        return [
+            replace(self, speed={**lane, "device": self.speed.get("device")})
+            for lane in (self.speed or {}).get("lanes", ())
+        ]
 
 
 def from_json(content: Mapping[str, Mapping[str, Any]]) -> dict[str, Result]:
     """Results from {method: its accuracy keys and, where known, `quantize`, `speed` and `loss_interval`}."""
     float32_iou = content.get(BASELINE, {}).get("mean_iou")
+    float32_device = content.get(BASELINE, {}).get("speed", {}).get("device")
     results = {}
     for method, keys in content.items():
         accuracy = dict(keys)
         quantize, speed, ends = (accuracy.pop(part, None) for part in ("quantize", "speed", "loss_interval"))
-        results[method] = Result(method, accuracy, quantize, speed, tuple(ends) if ends else None, float32_iou)
+        results[method] = Result(
+            method, accuracy, quantize, speed, tuple(ends) if ends else None, float32_iou, float32_device
+        )
     return results
 
 

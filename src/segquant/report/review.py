@@ -6,7 +6,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,9 +37,9 @@ def review(base: str, metrics: str | Path, methods: list[str], max_drop: float) 
     now = collect(metrics, methods)
     if not measured(now):
         raise ConfigError(f"{metrics} holds no results: run `dvc repro` first")
-    now = _with_labels(now, lambda name: (Path(metrics) / name).read_text())
+    now = _with_labels(now, lambda name: (Path(metrics) / name).read_text(errors="replace"))
     before = _committed(base, metrics, methods)
-    changes = verdicts(before, now, max_drop)
+    changes = verdicts(before, now, max_drop, methods)
     kinds = {kind for kind, _ in changes}
     good = kinds.isdisjoint(("drop", "failed"))
     compared = any(comparable(before.get(method), result) for method, result in measured(now).items())
@@ -67,17 +67,21 @@ def review(base: str, metrics: str | Path, methods: list[str], max_drop: float) 
     return "\n\n".join(part for part in parts if part) + "\n", good
 
 
-def verdicts(before: Mapping[str, Result], now: Mapping[str, Result], max_drop: float) -> list[tuple[str, str]]:
+def verdicts(
+    before: Mapping[str, Result], now: Mapping[str, Result], max_drop: float, methods: Collection[str] = ()
+) -> list[tuple[str, str]]:
     """(kind, sentence) for each method whose mIoU changed, or that is new or gone.
 
-    Kind "drop": the method lost more than `max_drop` points, or cannot be measured any more; "failed": it or its timing
-    failed, whether or not it did before.
+    Kind "drop": the method lost more than `max_drop` points, cannot be measured any more, or is one of `methods` and
+    has lost its result; "failed": it or its timing failed, whether or not it did before.
     """
     changes = []
     for method in [*now, *(name for name in before if name not in now)]:
         old, new = before.get(method), now.get(method)
         if new is None:
-            changes.append(("gone", f"{method} is no longer there."))
+            lost = method in methods and before[method].missing is None
+            words = f"{method} has no result any more: run dvc repro. ❌" if lost else f"{method} is no longer there."
+            changes.append(("drop" if lost else "gone", words))
             continue
         if new.failed:
             changes.append(("failed", f"{method} failed: {new.failed}. ❌"))
@@ -219,5 +223,5 @@ def _folded(title: str, text: str) -> str:
 
 
 def _output(command: list[str]) -> str | None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     return done.stdout if done.returncode == 0 else None
