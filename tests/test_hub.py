@@ -189,6 +189,18 @@ def test_a_sharded_checkpoint_is_the_model(sharded, tiny_folder, tmp_path, monke
         assert (tmp_path / "int8" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_what_a_figure_rests_on_changes_with_a_label_maps_content(tiny_folder, tmp_path):
+    def rests_on(label_map):
+        return origin(tiny_folder, {"fingerprint": ""}, "fixed-64x64-v1", label_map)
+
+    path = tmp_path / "map.yaml"
+    path.write_text("0: 1\n")
+    before = rests_on(str(path))
+    assert before == rests_on(str(path)) != rests_on(None) != rests_on("by_position")
+    path.write_text("0: 2\n")
+    assert rests_on(str(path)) != before
+
+
 def test_the_pipeline_copies_every_shard(sharded, tiny_folder, tmp_path):
     root = Path(__file__).parents[1]
     params = yaml.safe_load((root / "params.yaml").read_text())
