@@ -24,11 +24,12 @@ from segquant.warm import SOCKET, forks  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))  # whose parts tests use
 REAL = ROOT.parent / "shared" / "real"
+LONGEST = ("test_pipeline.py", "test_qat.py", "test_graphs.py", "test_auto.py", "test_resume.py", "test_loop.py")
 
 
 def pytest_collection_modifyitems(items):
-    """Run the longest file first, so that two workers finish at the same time."""
-    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+    """Run the longest files first, so that two workers finish at the same time."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 def pytest_collection_finish():

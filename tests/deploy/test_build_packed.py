@@ -143,7 +143,8 @@ def test_the_scales_of_coded_weights_are_computed_from_them(work):
     """And are PT2E's to the last bit; a scale for each row took more than the ranges of its codes."""
     graph, before = (onnx.load(work / name).graph for name in ("static/model.onnx", "int8.onnx"))
     produced = {output for node in graph.node for output in node.output}
-    scales = [n.input[1] for n in graph.node if n.op_type == "DequantizeLinear" and n.input[1] in produced]
+    dequantized = [n.input for n in graph.node if n.op_type == "DequantizeLinear"]
+    scales = [scale for codes, scale, *_ in dequantized if {codes, scale} <= produced]
     assert len(scales) == 14  # of all weights below 8 bits but the first convolution's and the head's
     part = up_to(graph, scales, TensorProto.FLOAT)
     computed = onnxruntime.InferenceSession(part, providers=["CPUExecutionProvider"]).run(None, {})
@@ -260,7 +261,7 @@ def scenes():
 @pytest.fixture(scope="module")
 def trained(work):
     """The artifact `trained`: STATIC after some training, from the same codes. Beside it lies `calibrated`, before."""
-    recipe = replace(STATIC, train=Finetune(epochs=16, batch_size=2, crop=64, lr=1e-4, warmup=1, workers=0))
+    recipe = replace(STATIC, train=Finetune(epochs=48, batch_size=4, crop=96, lr=1e-4, warmup=1, workers=0))
     material = Material(SCENES, CAMVID, "four scenes", "fixed-96x96-v1")
     build_packed(work / "codes", SOURCE, STATIC, work / "calibrated", scenes())
     inputs = (work / "model", recipe, work / "trained", torch.device("cpu"), scenes(), None, {"codes": SOURCE})
@@ -294,7 +295,7 @@ def test_training_brings_it_nearer_to_float32(trained, work):
 
 def test_a_training_is_named_by_the_codes_too(trained, work, tmp_path):
     info = describe_artifact(trained)
-    assert info["algorithm"] == "gptq+pt2e" and "16 epochs of training towards float32" in info["run"]
+    assert info["algorithm"] == "gptq+pt2e" and "48 epochs of training towards float32" in info["run"]
     recipe = replace(STATIC, train=Finetune(epochs=4))
     build(work / "model", replace(SOURCE, group_size=4), tmp_path / "codes", torch.device("cpu"), images())
     names = {run_name(recipe, work / "model", codes, 1, "p") for codes in (work / "codes", tmp_path / "codes")}

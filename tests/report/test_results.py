@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 
 import pytest
 from conftest import ROOT
@@ -120,6 +121,10 @@ def test_csv_text_quotes_and_leaves_none_empty():
         ("speed", {"latency_ms": {"p50": "fast"}}, "latency_ms.p50: Input should be a valid number"),
         ("speed", {"latency_ms": {}}, "latency_ms.p50: Field required"),
         ("speed", {"engine": None}, "engine: Input should be a valid string"),
+        ("speed", {"engine_version": None}, "engine_version: Input should be a valid string"),
+        ("speed", {"threads": 0}, "threads: Input should be greater than or equal to 1"),
+        ("speed", {"input_size": [256]}, "input_size: List should have at least 2 items"),
+        ("speed", {"input_size": [256, -1]}, "input_size.1: Input should be greater than or equal to 1"),
         ("speed", {"lanes": [4]}, "lanes.0: Input should be a valid dictionary"),
         ("speed", {"lanes": [{}]}, "lanes.0.engine: Field required"),
         ("accuracy", {"size_bytes": 10**400}, "size_bytes: "),
@@ -135,6 +140,17 @@ def test_a_file_of_another_form_is_one_line(kind, change, message, tmp_path):
     assert str(error.value).startswith(f"{path} is not as segquant writes it ({message}") and "\n" not in str(
         error.value
     )
+
+
+@pytest.mark.parametrize(("kind", "key"), [("accuracy", "n_images"), ("speed", "engine_version"), ("speed", "threads")])
+def test_a_file_that_lacks_a_key_is_one_line(kind, key, tmp_path):
+    write_metrics(tmp_path)
+    path = tmp_path / kind / "int2.json"
+    content = json.loads(path.read_text())
+    del content[key]
+    path.write_text(json.dumps(content))
+    with pytest.raises(SegquantError, match=re.escape(f"{path} is not as segquant writes it ({key}: Field required)")):
+        collect(tmp_path, METHODS)
 
 
 def test_every_committed_result_has_the_form(committed):  # `collect` checks it

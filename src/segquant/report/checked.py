@@ -14,6 +14,7 @@ from segquant.base.files import csv_rows, read_json
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Positive = Annotated[float, Field(gt=0)]
+_Count = Annotated[int, Field(ge=1)]
 _CHECKS = ConfigDict(strict=True, allow_inf_nan=False)
 
 
@@ -31,7 +32,7 @@ class _Accuracy(TypedDict):
     mean_accuracy: NotRequired[_Share]
     overall_accuracy: NotRequired[_Share]
     agreement: NotRequired[_Share]
-    n_images: Annotated[int, Field(ge=1)]
+    n_images: _Count
     protocol: str
     size_bytes: Annotated[int, Field(ge=1, le=10**15)]
     compression: NotRequired[_Positive]
@@ -56,13 +57,13 @@ class _Latency(TypedDict):
     __pydantic_config__ = _CHECKS
     p50: _Positive
     p90: _Positive
-    n: Annotated[int, Field(ge=1)]
+    n: _Count
 
 
 class _Lane(TypedDict):
     __pydantic_config__ = _CHECKS
     engine: str
-    batch_size: int
+    batch_size: _Count
     latency_ms: NotRequired[_Latency]
     images_per_second: NotRequired[_Positive]
     relative_to_float32: NotRequired[_Ratio]
@@ -72,9 +73,11 @@ class _Lane(TypedDict):
 class _Speed(TypedDict):
     __pydantic_config__ = _CHECKS
     engine: str
+    engine_version: str
     device: str
-    batch_size: int
-    input_size: list[int]
+    threads: _Count
+    batch_size: _Count
+    input_size: Annotated[list[_Count], Field(min_length=2, max_length=2)]
     latency_ms: _Latency
     images_per_second: NotRequired[_Positive]
     relative_to_float32: NotRequired[_Ratio]

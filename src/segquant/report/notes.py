@@ -66,7 +66,7 @@ def _speed(done: list[Result], hardware: Mapping[str, Any] | None) -> list[str]:
         "on the same engine in one process (x float32: median, min, max; above 1 is faster). Methods were timed "
         "minutes apart: compare the ratios, not the milliseconds."
     ]
-    if elsewhere := [result for result in done if result.timing and result.float32_elsewhere]:
+    if elsewhere := [result for result in done if result.float32_elsewhere]:
         names, device = ", ".join(result.method for result in elsewhere), elsewhere[0].timing["device"]
         notes.append(f"{names}: on {device}, beside float32 there, so without x eager.")
     if any("relative_to_eager" in speed for speed in timings):

@@ -111,8 +111,8 @@ class Result:
 
     @property
     def float32_elsewhere(self) -> bool:
-        """Whether float32 was timed on another device."""
-        return self.float32_device not in (None, (self.timing or {}).get("device"))
+        """Whether this method and float32 were timed on different devices."""
+        return None not in (self.timing, self.float32_device) and self.timing["device"] != self.float32_device
 
     @property
     def relative_latency(self) -> float | None:
