@@ -18,6 +18,7 @@ for _name in ("torchao", "torch.utils._pytree"):
 
 # On Intel's processors, MKL adds up long products in an order that depends on the number of threads, unless it is
 # asked not to before its first product. torchrun gives each process one thread, and counts must not depend on that.
+# A value of the user's own stays.
 if Path("/proc/cpuinfo").exists() and "GenuineIntel" in Path("/proc/cpuinfo").read_text():
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
