@@ -12,9 +12,10 @@ os.environ["WANDB_MODE"] = "offline"
 if "PYTEST_XDIST_WORKER" in os.environ:  # two workers with two threads each would compete for the cores
     os.environ["OMP_NUM_THREADS"] = "1"
 
+gc.disable()  # objects of torch, transformers and dvc, which imports add and nothing frees
+
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-import torch  # noqa: E402
 from filelock import FileLock  # noqa: E402
 from PIL import Image  # noqa: E402
 
@@ -33,7 +34,8 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    gc.freeze()  # later collections skip the objects of torch, transformers and dvc
+    gc.freeze()  # later collections skip what the imports added
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +76,7 @@ def ade20k_folder(root: Path, split: str, count: int) -> Path:
 
 def small_segformer(classes: int = 150, stages: int = 4):
     """A small random SegFormer in eval mode. With two stages, torch.export takes half the time."""
+    import torch  # not for the process that only hands tests to workers
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
     torch.manual_seed(0)

@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -23,12 +24,13 @@ KEY = "k" * 40
 
 @contextmanager
 def server(accepts: str = KEY):
-    """A server that accepts the key `accepts`; yields a record of its uploads, with its `url`.
+    """A server that accepts the key `accepts`; yields a record: its `url`, `asked`, the names of all GraphQL operations,
+    and `runs`, {id: what was uploaded of the run}.
 
-    `upserts`: the variables of each UpsertBucket; `history` and `summary` of the run; `artifacts`: the input of each
-    CreateArtifact; `files`: {name: bytes}; `asked`: the names of all GraphQL operations.
+    Of a run: `upserts`, the variables of each UpsertBucket; `history` and `summary`; `artifacts`, the input of each
+    CreateArtifact; `files`, {name: bytes}.
     """
-    record = SimpleNamespace(upserts=[], history=[], summary={}, artifacts=[], files={}, asked=[])
+    record = SimpleNamespace(asked=[], runs=defaultdict(_run))
 
     class Handler(Quiet):
         def answer(self):
@@ -40,9 +42,10 @@ def server(accepts: str = KEY):
                 request = json.loads(body)
                 status, reply = _graphql(record, self, request, accepts)
             elif self.path.endswith("/file_stream"):
-                _stream(record, json.loads(body))
+                _stream(record.runs[self.path.split("/")[-2]], json.loads(body))
             elif self.command == "PUT":
-                record.files[self.path.removeprefix("/put/")] = body
+                run, _, name = self.path.removeprefix("/put/").partition("/")
+                record.runs[run].files[name] = body
             data = json.dumps(reply).encode()
             self.send_response(status)
             self.send_header("content-type", "application/json")
@@ -58,23 +61,27 @@ def server(accepts: str = KEY):
 
 
 def synced(folder):
-    """Sync the offline runs below `folder`, and return the server's record of each, from the first run to the last.
+    """Sync the offline runs below `folder`, and return what the server has of each, from the first run to the last.
 
-    A record also has the names of the `run` and its `config`.
+    A run also has the names of the `run` and its `config`.
     """
-    records = []
-    for run in sorted(folder.glob("wandb/offline-run-*")):
-        with server() as record:
-            env = {**os.environ, "WANDB_BASE_URL": record.url, "WANDB_API_KEY": KEY}
-            env.pop("WANDB_MODE", None)
-            command = [sys.executable, "-m", "wandb", "sync", str(run)]
-            result = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=120)
-            assert result.returncode == 0, result.stderr
-            first = record.upserts[0]
-            record.run = {key: first[key] for key in ("displayName", "groupName", "jobType", "project")}
-            record.config = {key: entry["value"] for key, entry in json.loads(record.upserts[-1]["config"]).items()}
-            records.append(record)
-    return records
+    folders = sorted(folder.glob("wandb/offline-run-*"))
+    with server() as record:
+        env = {**os.environ, "WANDB_BASE_URL": record.url, "WANDB_API_KEY": KEY}
+        env.pop("WANDB_MODE", None)
+        command = [sys.executable, "-m", "wandb", "sync", *map(str, folders)]
+        result = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    runs = [record.runs[path.name.rpartition("-")[2]] for path in folders]
+    for run in runs:
+        first = run.upserts[0]
+        run.run = {key: first[key] for key in ("displayName", "groupName", "jobType", "project")}
+        run.config = {key: entry["value"] for key, entry in json.loads(run.upserts[-1]["config"]).items()}
+    return runs
+
+
+def _run():
+    return SimpleNamespace(upserts=[], history=[], summary={}, artifacts=[], files={})
 
 
 def _graphql(record, handler, request, accepts):
@@ -86,7 +93,7 @@ def _graphql(record, handler, request, accepts):
         return 401, {"errors": [{"message": "user is not logged in"}]}
     data = {}
     if name == "UpsertBucket":
-        record.upserts.append(variables)
+        record.runs[variables["name"]].upserts.append(variables)
         bucket = {
             "id": "run",
             "name": variables["name"],
@@ -97,11 +104,12 @@ def _graphql(record, handler, request, accepts):
         }
         data = {"upsertBucket": {"bucket": bucket, "inserted": True}}
     elif name == "CreateArtifact":
-        record.artifacts.append(variables["input"])
+        record.runs[variables["input"]["runName"]].artifacts.append(variables["input"])
         artifact = {"id": "a", "state": "COMMITTED", "artifactSequence": {"latestArtifact": None}}
         data = {"createArtifact": {"artifact": artifact}}
     elif name == "CreateRunFiles":
-        files = [{"name": file, "uploadUrl": f"{record.url}/put/{file}"} for file in variables["files"]]
+        url = f"{record.url}/put/{variables['run']}"
+        files = [{"name": file, "uploadUrl": f"{url}/{file}"} for file in variables["files"]]
         data = {"createRunFiles": {"runID": "run", "uploadHeaders": [], "files": files}}
     elif "viewer" in request["query"]:
         data = {"viewer": {"id": "v", "entity": "entity", "username": "user", "flags": "{}", "teams": {"edges": []}}}
@@ -110,10 +118,10 @@ def _graphql(record, handler, request, accepts):
     return 200, {"data": data}
 
 
-def _stream(record, body):
+def _stream(run, body):
     for name, file in (body.get("files") or {}).items():
         lines = [json.loads(line) for line in file["content"]]
         if name == "wandb-history.jsonl":
-            record.history += lines
+            run.history += lines
         elif name == "wandb-summary.json":
-            record.summary |= lines[-1]
+            run.summary |= lines[-1]

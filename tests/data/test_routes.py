@@ -3,6 +3,7 @@
 import io
 import shutil
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import datasets
@@ -121,17 +122,29 @@ def hub(routes, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(routes[1]))
 
 
+@pytest.fixture(scope="module")
+def from_folder(official, tmp_path_factory):
+    """A function that gives the folder with a split's shards, from the official folders, and their manifest."""
+
+    @cache
+    def made(split):
+        folder = tmp_path_factory.mktemp(split)
+        return folder, write_shards({split: open_source(str(official), split)}, folder / "shards", 200_000)
+
+    return made
+
+
 @pytest.mark.parametrize("split", ["train", "validation"])
 @pytest.mark.parametrize("route", ROUTES)
-def test_every_route_makes_the_same_shards(route, split, official, routes, hub, tmp_path):
+def test_every_route_makes_the_same_shards(route, split, from_folder, routes, hub, tmp_path):
     data = routes[0][route]
     if data.images:
         split = {"train": "training"}.get(split, split)  # patterns do not translate the name of the split
-    expected = write_shards({split: open_source(str(official), split)}, tmp_path / "folder", 200_000)
+    folder, expected = from_folder(split)
     manifest = write_shards({split: open_source(data, split)}, tmp_path / "route", 200_000)
     assert manifest == expected and manifest["classes"] == list(ADE20K)
     for shard in expected["splits"][split]["shards"]:
-        assert (tmp_path / "route" / shard["file"]).read_bytes() == (tmp_path / "folder" / shard["file"]).read_bytes()
+        assert (tmp_path / "route" / shard["file"]).read_bytes() == (folder / "shards" / shard["file"]).read_bytes()
 
 
 @pytest.mark.parametrize("route", ROUTES)

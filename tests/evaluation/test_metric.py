@@ -110,8 +110,9 @@ def test_reduce_labels_reads_raw_ade20k_annotations():
     ],
 )
 def test_a_label_that_is_no_class_is_refused(reference, options, message):
+    metric = MeanIoU(keep_in_memory=True)  # a file would stay locked, and the next metric wait for it
     with pytest.raises(DataError, match=message):
-        MeanIoU().compute(predictions=[[[0, 1]]], references=[reference], **{"num_labels": 3, **options})
+        metric.compute(predictions=[[[0, 1]]], references=[reference], **{"num_labels": 3, **options})
 
 
 def test_pytorchs_ignore_index_is_ignored_where_it_is_passed():

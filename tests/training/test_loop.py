@@ -14,6 +14,7 @@ from conftest import ROOT, small_segformer
 
 from segquant.base.config import Phase, Training
 from segquant.base.errors import ConfigError, DataError, SegquantError
+from segquant.data.rows import rows
 from segquant.data.sources import open_source
 from segquant.training.data import Crops
 from segquant.training.loop import decayed, factor, train
@@ -21,7 +22,7 @@ from segquant.training.losses import cross_entropy
 
 OPTIONS = Training(warmup=2, workers=0, checkpoint_every=2, lr=1e-3, amp="float32", ema=0.9, validate_every=3)
 PHASES = (Phase(3, 32, 4), Phase(4, 64, 2))
-SOURCE = open_source("scenes", "train", 4)
+SOURCE = list(rows(open_source("scenes", "train", 4)))
 
 
 def samples(crop, first, length):
@@ -56,11 +57,16 @@ def dying(after):
     return loss_
 
 
+@pytest.fixture(scope="module", params=[0.0, 0.9])
+def unbroken(request, tmp_path_factory):
+    """A model after an unbroken run, and the options of that."""
+    options = replace(OPTIONS, ema=request.param)
+    return trained(tmp_path_factory.mktemp("unbroken") / "a.pt", options), options
+
+
 @pytest.mark.parametrize("stop", [1, 2, 3, 5, 6])
-@pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_a_killed_run_ends_with_the_weights_of_an_unbroken_run(stop, ema, tmp_path):
-    options = replace(OPTIONS, ema=ema)
-    whole = trained(tmp_path / "a.pt", options)
+def test_a_killed_run_ends_with_the_weights_of_an_unbroken_run(stop, unbroken, tmp_path):
+    whole, options = unbroken
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "b.pt", options, dying(stop))
     assert_same(whole, trained(tmp_path / "b.pt", options))
