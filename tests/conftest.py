@@ -12,7 +12,7 @@ os.environ["WANDB_MODE"] = "offline"
 if "PYTEST_XDIST_WORKER" in os.environ:  # two workers with two threads each would compete for the cores
     os.environ["OMP_NUM_THREADS"] = "1"
 
-gc.disable()  # objects of torch, transformers and dvc, which imports add and nothing frees
+gc.disable()  # until all is imported: a collection would look through what imports add, and free nothing
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402

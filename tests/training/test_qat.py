@@ -73,7 +73,7 @@ def made(baseline, folder, recipe=RECIPE, material=MATERIAL):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The bytes that training the baseline by the recipe ends with."""
+    """The weights of the baseline after training by RECIPE, as bytes."""
     folder = tmp_path_factory.mktemp("trained")
     models.save(small_segformer(stages=2), folder / "baseline")
     made(folder / "baseline", folder / "out")
