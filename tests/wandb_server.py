@@ -24,8 +24,8 @@ KEY = "k" * 40
 
 @contextmanager
 def server(accepts: str = KEY):
-    """A server that accepts the key `accepts`; yields a record: its `url`, `asked`, the names of all GraphQL operations,
-    and `runs`, {id: what was uploaded of the run}.
+    """A server that accepts the key `accepts`; yields a record of its `url`, of the names of all GraphQL operations
+    (`asked`) and of {id: what was uploaded of the run} (`runs`).
 
     Of a run: `upserts`, the variables of each UpsertBucket; `history` and `summary`; `artifacts`, the input of each
     CreateArtifact; `files`, {name: bytes}.
@@ -66,6 +66,7 @@ def synced(folder):
     A run also has the names of the `run` and its `config`.
     """
     folders = sorted(folder.glob("wandb/offline-run-*"))
+    assert folders, "there is no offline run"  # without paths, wandb would ask which ones
     with server() as record:
         env = {**os.environ, "WANDB_BASE_URL": record.url, "WANDB_API_KEY": KEY}
         env.pop("WANDB_MODE", None)
