@@ -59,6 +59,21 @@ def test_heavy_imports_print_nothing(tmp_path):
     assert not (tmp_path / "logs").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
+)
+def test_idle_threads_of_pytorch_sleep_soon(given, count):
+    """By what the library itself says as it is loaded."""
+    known = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    code = "import segquant, torch; sys = __import__('sys'); sys.exit('libgomp' not in open('/proc/self/maps').read())"
+    environment = {**known, "OMP_DISPLAY_ENV": "VERBOSE", **given}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("this PyTorch has another OpenMP than libgomp")
+    assert f"GOMP_SPINCOUNT = '{count}'" in done.stderr
+
+
 @pytest.mark.parametrize("triton", [False, True])
 def test_a_torch_for_cuda_has_nothing_to_list_as_python_ends(triton):
     """What triton's bindings leave uncollected is a line each: nothing stays frozen where triton is loaded."""

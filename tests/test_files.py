@@ -6,6 +6,7 @@ import tempfile
 from functools import partial
 
 import pytest
+import torch
 
 from segquant.base import config
 from segquant.base.errors import ConfigError, DataError, SegquantError
@@ -23,6 +24,14 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
         raise RuntimeError
     assert read_json(path) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_file_is_on_disk_before_it_appears(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda number: flushed.append((tmp_path / "a").exists()))
+    with replacing(tmp_path / "a") as part:
+        torch.save({"step": 1}, part)
+    assert flushed == [False] and (tmp_path / "a").exists()
 
 
 def test_what_fails_leaves_no_new_folder(tmp_path):

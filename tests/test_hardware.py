@@ -37,5 +37,11 @@ def test_arm_lists_features_and_a_system_without_cpuinfo_has_none(cpuinfo):
     assert hardware.probe()["instructions"] == []
 
 
+def test_who_made_the_processor_and_what_a_budget_is_solved_by_are_known(cpuinfo):
+    cpuinfo.write_text("vendor_id\t: GenuineIntel\n")
+    assert hardware.vendor() == "GenuineIntel"
+    assert "scipy" in hardware.environment()
+
+
 def test_two_probes_are_equal():
     assert hardware.probe() == hardware.probe()

@@ -14,7 +14,7 @@ from hub_server import COMMIT, TOKEN, Repo, client, of_folder, serve
 from segquant import models
 from segquant.base import hub
 from segquant.base.config import Recipe
-from segquant.base.errors import ModelError
+from segquant.base.errors import ConfigError, ModelError
 from segquant.base.files import sha256
 from segquant.base.hub import locate
 from segquant.base.repository import open_repository
@@ -49,6 +49,21 @@ def test_a_hub_id_is_read_from_the_cache_at_its_revision(hub_cache, tiny_folder,
     folder = locate("owner/tiny")
     assert f"using the newest revision, commit {COMMIT}; set model.revision" in caplog.text
     assert torch.equal(_logits(models.load(folder)), _logits(models.load(tiny_folder)))
+
+
+@pytest.mark.parametrize(
+    ("name", "pins", "message"),
+    [
+        ("tiny", {"sha256": "0" * 64}, "model.sha256 .--sha256. is of a URL, and '{}' is none: leave it out"),
+        ("owner/tiny", {"sha256": "0" * 64}, "model.sha256 .--sha256. is of a URL, and '{}' is none: leave it out"),
+        ("tiny", {"revision": COMMIT}, "model.revision .--revision. is of a hub id, and '{}' is here: leave it out"),
+        ("https://x.org/m.safetensors", {"revision": "v1"}, "is of a hub id, and '{}' is a URL: leave it out"),
+    ],
+)
+def test_a_pin_of_what_has_none_is_refused(name, pins, message, hub_cache, tiny_folder):
+    source = str(tiny_folder) if name == "tiny" else name
+    with pytest.raises(ConfigError, match=message.format(source)):
+        locate(source, **pins)
 
 
 @pytest.mark.parametrize("name", ["owner/tiny@x", "owner/none", "nowhere", "a/b/c"])

@@ -19,9 +19,10 @@ SECONDS = {"a": 30.0, "b": 60.0, "c": 600.0, "d": 60.0}
     ("earlier", "name", "now", "line"),
     [
         ({}, "a", 1000, "stage 1 of 4, about 12 minutes left"),
-        ({"a": 1000}, "b", 1060, "stage 2 of 4, about 24 minutes left"),  # at half the pace
-        ({"a": 1000}, "c", 1018, "stage 3 of 4, about 7 minutes left"),  # faster, and b was skipped
-        ({"a": 1000}, "c", 1001, "stage 3 of 4, about 6 minutes left"),  # a went on where it was killed
+        ({"a": 1000}, "b", 1060, "stage 2 of 4, about 16 minutes left"),  # at half the pace, as far as it is known
+        ({"a": 1000, "b": 1060}, "c", 1180, "stage 3 of 4, about 18 minutes left"),
+        ({"a": 1000}, "c", 1018, "stage 3 of 4, about 10 minutes left"),  # faster, and b was skipped
+        ({"a": 1000, "b": 1001, "c": 1002}, "d", 1003, "stage 4 of 4, less than two minutes left"),  # killed before
         ({"a": 1000, "c": 1018}, "d", 1645, "stage 4 of 4, less than two minutes left"),
     ],
 )

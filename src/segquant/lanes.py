@@ -116,6 +116,7 @@ def quantize(
         if trained and (times := _take(trained, job, split())):
             return times
         material = split().material(recipe.train.validation_images, _labels(recipe))
+        material = material._replace(identity=split().identity_of(recipe))
         job = replace(job, material=material, checkpoint=checkpoint)
     if count := recipe.calibration_images:
         job = replace(job, images=split().images(count), points=kind(recipe).points(recipe, split))
@@ -138,7 +139,7 @@ def _take(trained: str | Path, job: Job, split: TrainSplit) -> dict[str, Any] | 
     from segquant.engines.load import load
     from segquant.quant.build import take
 
-    name = kind(job.recipe).training_name(job, split.identity, split.params.protocol)
+    name = kind(job.recipe).training_name(job, split.identity_of(job.recipe), split.params.protocol)
     return take(trained, job.folder, name, load)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 SECONDS = Path("stages/seconds.json")  # {stage: seconds}, in the order in which DVC runs them
-SURE = 10.0  # seconds of work after which a machine's pace is known
+ASSUMED = 60.0  # seconds of work at the noted pace that count with what was seen: a slow first stage says little
 FASTEST = 0.5  # a pace below it comes from a stage that went on where it was killed
 
 
@@ -42,7 +42,8 @@ def words(seconds: Mapping[str, float], earlier: Mapping[str, float], name: str,
     and when. Times are in seconds."""
     names = list(seconds)
     done = sum(seconds[stage] for stage in earlier)
-    pace = max(FASTEST, (now - min(earlier.values())) / done) if done > SURE else 1.0
+    taken = now - min(earlier.values(), default=now)
+    pace = max(FASTEST, (ASSUMED + taken) / (ASSUMED + done))
     left = pace * sum(seconds[stage] for stage in names[names.index(name) :])
     minutes = f"about {round(left / 60)} minutes left" if left >= 90 else "less than two minutes left"
     return f"stage {names.index(name) + 1} of {len(names)}, {minutes}"

@@ -1,6 +1,7 @@
 """Photographs to calibrate and train on need no labels, on every route, unless a method learns or scores with them."""
 
 import io
+import json
 import logging
 import re
 from dataclasses import replace
@@ -19,7 +20,7 @@ from segquant.data.images import decode_image
 from segquant.data.rows import rows
 from segquant.data.sources import open_photos, open_source
 from segquant.lanes import check
-from segquant.training.split import split_of_source
+from segquant.training.split import TrainSplit, split_of_source
 
 PATTERNS = {"images": "img/{split}/*.png", "annotations": "lab/{split}/*.png", "classes": "ade20k"}
 PATTERNS |= {"reduce_labels": False}
@@ -143,6 +144,33 @@ def test_a_budget_in_points_counts_agreement_where_labels_have_other_classes(par
     assert split.points_or_agreement(2).measure == "agreement with float32" and len(split.learned) == 2
     with pytest.raises(DataError, match="labels of the classes that are scored are needed"):
         split.points(2)
+
+
+def test_calibration_on_fewer_images_than_asked_for_is_a_warning(params, tiny_folder, caplog):
+    train, scored = (open_source("scenes", split, 2) for split in ("train", "validation"))
+    split = TrainSplit(params, tiny_folder, train, None, ["rows"], scored, scored.classes)
+    assert len(split.images(2)) == 2 and not caplog.messages
+    assert len(split.images(5)) == len(split.images(5)) == 2
+    assert caplog.messages == ["calibration asks for 5 images: it takes all 2 of the train split"]
+
+
+def test_a_revision_of_data_that_are_here_is_refused(tmp_path):
+    ROUTES["no classes"][0](tmp_path / "set")
+    for source in (str(tmp_path / "set"), "scenes"):
+        for opened in (open_source, open_photos):
+            with pytest.raises(ConfigError, match=f"data.revision is of a hub id, and data source '{source}' is none"):
+                opened(Data(source, revision="v1"), "train")
+
+
+def test_a_budget_in_points_depends_on_how_classes_are_matched(params, tiny_folder):
+    scenes = [open_source("scenes", split, 2) for split in ("train", "validation")]
+    shared = (params, tiny_folder, scenes[0], None, ["rows"], scenes[1], scenes[1].classes)
+    plain, mapped = TrainSplit(*shared, None), TrainSplit(*shared, "by_position")
+    mapped.__dict__["_to_data"] = np.roll(np.arange(150), 1)
+    in_points, in_bytes = (Auto(weights="auto", **budget) for budget in ({"points": 1.0}, {"megabytes": 1.0}))
+    assert plain.identity_of(in_bytes) == mapped.identity_of(in_bytes) == ["rows"]
+    assert plain.identity_of(in_points) != mapped.identity_of(in_points)
+    json.dumps(mapped.identity_of(in_points))
 
 
 def test_patterns_that_match_nothing_are_named_where_photographs_are_taken(params, tiny_folder, tmp_path, caplog):

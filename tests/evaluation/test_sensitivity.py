@@ -10,7 +10,7 @@ import torchao.quantization as ao
 from torch import nn
 
 from segquant.base.config import Sensitivity
-from segquant.base.errors import DataError
+from segquant.base.errors import ConfigError, DataError
 from segquant.data.images import decode_annotation, decode_image
 from segquant.data.preprocessing import IMAGENET
 from segquant.data.protocols import resize
@@ -60,6 +60,12 @@ def test_the_cost_of_a_layer_equals_that_of_quantizing_it_by_hand(tiny, scenes):
     assert costs[name, bits]["snr_db"] == pytest.approx(10 * math.log10(power / noise), abs=0.1)  # float16 scales
     loss = _plain_miou(exact, scenes) - _plain_miou(changed, scenes)
     assert costs[name, bits]["mean_iou_loss"] == pytest.approx(loss, abs=0.05)
+
+
+def test_a_group_size_that_fits_no_layer_is_refused(tiny, scenes):
+    settings = Sensitivity((2,), group_size=11, algorithm="affine")
+    with pytest.raises(ConfigError, match="group_size 11 divides the inputs of no layer: choose 8, 16 or 32"):
+        sensitivity(tiny, scenes, settings, num_classes=150, protocol=PROTOCOL, preprocessing=IMAGENET)
 
 
 def test_no_readable_image_is_one_line(tiny):

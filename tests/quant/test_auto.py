@@ -251,6 +251,18 @@ def test_points_that_no_candidate_keeps_are_refused(tiny, images):
         allocate(tiny, replace(IN_POINTS, points=0.001), images, distance(tiny, images))
 
 
+def test_group_sizes_that_fit_no_layer_are_refused(tiny, images):
+    with pytest.raises(ConfigError, match="^group_sizes 5, 11 divide the inputs of no layer: choose 8, 16 or 32$"):
+        allocate(tiny, replace(AUTO, group_sizes=(5, 11)), images)
+    assert bounds(tiny, replace(AUTO, group_sizes=(5, 16))) == bounds(tiny, replace(AUTO, group_sizes=(4, 16)))
+
+
+@TWO_STAGES
+def test_a_zero_of_one_bit_takes_one_bit(tiny):
+    (one, _), (two, _) = (bounds(tiny, replace(AUTO, ranges=Ranges(6, zero))) for zero in (1, 2))
+    assert one < two
+
+
 def test_a_budget_that_no_file_has_is_refused_with_both_limits(tmp_path, tiny, images):
     model = tiny
     low, _high = bounds(model)

@@ -41,9 +41,10 @@ def watched(watcher: Callable[[Path, Path], None]) -> Iterator[None]:
 def replacing(path: str | Path, fresh: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block succeeds.
 
-    The block writes a file or makes a directory there. If it raises, the temporary file or directory is removed and
-    `path` stays as it was; an OSError names it. Raises SegquantError when the directory of `path` cannot be written,
-    for a file in place of a folder, and with `fresh` where `path` holds anything by then.
+    The block writes a file or makes a directory there. A file is on disk (fsync) before it appears. If the block
+    raises, the temporary file or directory is removed and `path` stays as it was; an OSError names it. Raises
+    SegquantError when the directory of `path` cannot be written, for a file in place of a folder, and with `fresh`
+    where `path` holds anything by then.
     """
     path = Path(path)
     new, done, stack = [parent for parent in path.parents if not parent.exists()], False, ExitStack()
@@ -61,6 +62,9 @@ def replacing(path: str | Path, fresh: bool = False) -> Iterator[Path]:
             raise SegquantError(f"{path} is a folder: give a file")
         if fresh and os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
             raise SegquantError(f"{path} was written by another process meanwhile: give a new folder")
+        if part.is_file():
+            with open(part, "r+b") as file:
+                os.fsync(file.fileno())
         if path.is_dir() and not path.is_symlink() and not fresh:
             path.rename(holder / ASIDE)  # which `temporary` puts back, however this ends
         part.replace(path)  # a folder that holds anything is not replaced
@@ -80,11 +84,9 @@ def replacing(path: str | Path, fresh: bool = False) -> Iterator[Path]:
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write `data` to disk (fsync) before the file appears at `path`."""
-    with replacing(path) as part, open(part, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    """By `replacing`."""
+    with replacing(path) as part:
+        part.write_bytes(data)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -33,8 +33,14 @@ def probe() -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """What accuracy depends on besides code and data: the GPU and the versions of the numerical libraries."""
-    names = ("numpy", "pillow", "safetensors", "torch", "torchao", "transformers", "onnx", "onnxscript", "nncf")
+    names = ("numpy", "pillow", "safetensors", "scipy", "torch", "torchao", "transformers")
+    names += ("onnx", "onnxscript", "nncf")
     return {"gpu": (_gpu() or "").split(",")[0] or None, **_versions(*names, *_ENGINES)}
+
+
+def vendor() -> str:
+    """Who made the processor; empty where /proc/cpuinfo does not say."""
+    return _cpuinfo("vendor_id")
 
 
 def instructions() -> list[str]:

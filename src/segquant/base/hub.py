@@ -30,14 +30,22 @@ def locate(source: str | Path, revision: str | None = None, sha256: str | None =
     `source` is a folder, a hub id (owner/name; `revision` is a commit, tag or branch), or the https URL of a
     safetensors file beside its config.json (`sha256`, which is required, is `listed_sha256` of the files there).
     Downloads are cached, and checked each time.
-    Raises ModelError when the model does not exist or is not that of `sha256`, ConfigError for a URL without it.
+    Raises ModelError when the model does not exist or is not that of `sha256`, ConfigError for a URL without it, and
+    for a revision or a checksum of what has none.
     """
-    text = str(source)
-    if text.startswith("https://"):
+    text, is_url, is_there = str(source), str(source).startswith("https://"), os.path.exists(source)
+    if sha256 and not is_url:
+        raise ConfigError(f"model.sha256 (--sha256) is of a URL, and '{shown_url(text)}' is none: leave it out")
+    if revision and (is_url or is_there):
+        kind = "a URL" if is_url else "here"
+        raise ConfigError(
+            f"model.revision (--revision) is of a hub id, and '{shown_url(text)}' is {kind}: leave it out"
+        )
+    if is_url:
         return _download(text, sha256)
     if os.path.isdir(source):
         return Path(source)
-    if os.path.exists(source):
+    if is_there:
         raise ModelError(f"model '{source}' is a file: give the folder that holds it, with its config.json")
     if HUB_ID.fullmatch(text):
         return _snapshot(text, revision)

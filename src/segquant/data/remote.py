@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from segquant.base import classes
 from segquant.base.config import Data
-from segquant.base.errors import DataError
+from segquant.base.errors import ConfigError, DataError
 from segquant.base.repository import HUB_ID, Repository, open_repository
 from segquant.data.layouts import Layout
 from segquant.data.tables import Table, open_files, split_files
@@ -36,8 +36,15 @@ def known(data: Data) -> Known:
     return Known(data.revision or default.revision, data.configuration or default.configuration, default.layout)
 
 
+def check_revision(data: Data) -> None:
+    """Raise ConfigError for a revision of data that are not on the hub."""
+    if data.revision:
+        raise ConfigError(f"data.revision is of a hub id, and data source '{data.source}' is none: leave it out")
+
+
 def find(data: Data) -> Path:
-    """The local path of the data. Raises DataError for a file that is no archive."""
+    """The local path of the data. Raises DataError for a file that is no archive, ConfigError for a revision."""
+    check_revision(data)
     path = Path(data.source)
     if path.is_file() and path.suffix.lower() != ".zip":
         raise DataError(f"data source '{path}' is a file: give a folder, a zip archive or a hub id")

@@ -19,7 +19,7 @@ from segquant.base.config import Data
 from segquant.base.errors import ConfigError, DataError
 from segquant.data.labels import NoClasses, labels_of, listed
 from segquant.data.layouts import IMAGES, KNOWN, Layout, NoLayout, complete, matching, recognise
-from segquant.data.remote import find, known, on_hub, open_remote, repository
+from segquant.data.remote import check_revision, find, known, on_hub, open_remote, repository
 from segquant.data.rows import Files, Labelled, OnError, Pairs, Photos, Readable
 from segquant.data.tables import is_table, open_table
 from segquant.data.tree import open_tree
@@ -55,6 +55,7 @@ def open_source(
     """
     data = Data(data) if isinstance(data, str) else data
     if data.source == "scenes":
+        check_revision(data)
         if split not in scenes.SIZES:
             raise DataError(f"scenes has no split '{split}': choose one of {', '.join(scenes.SIZES)}")
         return Scenes(split, min(scenes.SIZES[split], limit or scenes.SIZES[split]))

@@ -26,7 +26,7 @@ from segquant.evaluation.loop import row_label
 from segquant.evaluation.predict import forward
 from segquant.evaluation.upsample import class_map
 from segquant.quant.coverage import choose, dense_convs
-from segquant.quant.recipes import fitting, quantize
+from segquant.quant.recipes import check_group_sizes, fitting, quantize
 from segquant.quant.tensors import finite
 
 COLUMNS = ("module", "parameters", "bits", "mean_iou_loss", "snr_db")
@@ -46,7 +46,8 @@ def sensitivity(
 
     Returns a dict of COLUMNS for each number of bits and each layer, in the model's order: the loss in points of mIoU
     (0 to 100) and the signal-to-noise ratio of the logits in dB (None if they did not change). The images and the
-    float32 logits stay in memory. Raises DataError when no pixel has a label.
+    float32 logits stay in memory. Raises DataError when no pixel has a label, ConfigError for a
+    group size that divides no layer's inputs.
     """
     if not rows:
         raise DataError("there is no readable image to score on: see the images that were skipped")
@@ -72,6 +73,7 @@ def sensitivity(
     power = sum(logits.square().sum().item() for logits in exact)
     dense, names = set(dense_convs(model)), choose(model, "all")
     names = [name for name in names if name in dense or isinstance(model.get_submodule(name), nn.Linear)]
+    check_group_sizes([settings.group_size], [model.get_submodule(name).weight[0].numel() for name in names])
     costs = []
     with progress(total=len(names) * len(settings.bits), desc="sensitivity", unit="layer") as bar:
         for bits in settings.bits:

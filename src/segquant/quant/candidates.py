@@ -14,7 +14,7 @@ from segquant.base.config import Auto, Override, Recipe
 from segquant.base.errors import ConfigError
 from segquant.quant.codes import Codes, Grid, as_tensor
 from segquant.quant.coverage import rewrite
-from segquant.quant.recipes import fitting, plan, quantize_conv, ranges
+from segquant.quant.recipes import check_group_sizes, fitting, plan, quantize_conv, ranges
 from segquant.quant.stored import file_bytes, stored
 from segquant.quant.tensors import floats_of, round_to_float16
 
@@ -71,6 +71,7 @@ def candidates(model: nn.Module, recipe: Auto) -> Candidates:
         ]
         grids[name] = [Grid(bits, size, ranges(plain, f"int{bits}")) for bits, size in dict.fromkeys(pairs)]
         sizes[name] = [len(file_bytes(_fullest(keys[name], shapes[name], grid))) for grid in grids[name]]
+    check_group_sizes(recipe.group_sizes, [columns for _, columns in shapes.values()], "group_sizes")
     round_to_float16(part for tensor in state.values() for part in floats_of(tensor))
     known = Candidates(grids, sizes, keys, shapes, stored(state, cast=False).tensors)
     _check_budget(known, recipe, sum(tensor.nbytes for tensor in model.state_dict().values()))
@@ -109,7 +110,7 @@ def _fullest(key: str, shape: torch.Size, grid: Grid) -> dict[str, torch.Tensor]
     )
     if grid.ranges:
         scale.fill_(1 - 2.0**-grid.ranges.scale)
-        zero.fill_(2.0 ** (grid.bits + 1 - grid.ranges.zero))
+        zero.fill_(-(2.0 ** (grid.bits + 1 - grid.ranges.zero)))
     scale[:, 0] = 1
     codes = Codes(torch.zeros(shape, dtype=torch.int8), scale.half().float(), zero.half().float())
     return stored({key: as_tensor(codes, grid, torch.float32)}, cast=False).tensors

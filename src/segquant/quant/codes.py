@@ -56,7 +56,7 @@ def as_tensor(codes: Codes, grid: Grid, dtype: torch.dtype, dynamic: bool = Fals
 
 
 def errors(weight: torch.Tensor, hessian: torch.Tensor, codes: Codes) -> torch.Tensor:
-    """The error of each row (rows,), as the module's docstring defines it."""
+    """The error of each row (rows,), as quant/gptq.py defines it."""
     difference = dequantize(codes) - weight
     return (difference @ hessian * difference).sum(1)
 

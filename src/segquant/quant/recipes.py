@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -236,6 +236,13 @@ def fitting(inputs: int, group_size: int) -> int:
     return best if best >= min(4, group_size) else inputs
 
 
+def check_group_sizes(sizes: Collection[int], inputs: Iterable[int], key: str = "group_size") -> None:
+    """Raise ConfigError, which names the `key`, where no size divides the `inputs` of any layer."""
+    if not any(count % size == 0 for count in inputs for size in sizes):
+        divide = "divides" if len(sizes) == 1 else "divide"
+        raise ConfigError(f"{key} {', '.join(map(shown, sizes))} {divide} the inputs of no layer: choose 8, 16 or 32")
+
+
 def _config(layer: Layer, activations: str | None):
     """torchao's configuration, or None for algorithm gptq."""
     make = CONFIGS.get((layer.weights, activations))
@@ -252,8 +259,7 @@ def _config(layer: Layer, activations: str | None):
 def _fit(layers: dict[str, Layer], inputs: dict[str, int]) -> dict[str, Layer]:
     """Fit each layer's group size to its inputs. Raises ConfigError for a group_size that divides no layer's inputs."""
     for size in {layer.group_size for layer in layers.values() if layer.group_size}:
-        if not any(layer.group_size == size and inputs[name] % size == 0 for name, layer in layers.items()):
-            raise ConfigError(f"group_size {shown(size)} divides the inputs of no layer: choose 8, 16 or 32")
+        check_group_sizes([size], [inputs[name] for name, layer in layers.items() if layer.group_size == size])
     fitted = {}
     for name, layer in layers.items():
         if layer.group_size:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from segquant import models
-from segquant.base.config import Data, Params
+from segquant.base.config import Data, Method, Params
 from segquant.base.errors import DataError
 from segquant.data.calibration import calibration_batch, spread
 from segquant.data.fingerprint import fingerprint
@@ -67,7 +67,9 @@ class TrainSplit:
 
     @cache
     def images(self, count: int) -> torch.Tensor:
-        """Calibration inputs float32 (N, 3, H, W): `count` images, evenly spread."""
+        """Calibration inputs float32 (N, 3, H, W): `count` images, evenly spread; all where there are fewer."""
+        if len(self.rows) < count:
+            log.warning("calibration asks for %d images: it takes all %d of the train split", count, len(self.rows))
         return calibration_batch(
             self._spread(count, self.rows), self.params.protocol, read_preprocessing(self.baseline)
         )
@@ -125,6 +127,12 @@ class TrainSplit:
         else:
             self.learned.update(self._digests)
         return Material(rows, classes, self.identity, self.params.protocol, self._scorer(first), as_labelled)
+
+    def identity_of(self, recipe: Method) -> Any:
+        """`identity`, and what a budget in points depends on besides: the classes that the model's are taken for."""
+        if not getattr(recipe, "points", None):
+            return self.identity
+        return [self.identity, None if self._to_data is None else self._to_data.tolist()]
 
     def _is_labelled_by(self, classes: Sequence[str]) -> bool:
         """Whether labels of `classes` are the model's own, so that it can learn from them."""
