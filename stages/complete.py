@@ -3,13 +3,13 @@
 from segquant.base import config
 from segquant.base.entry import run
 from segquant.report import terminal
-from segquant.report.results import RETRY, collect, fail_with, failures, with_intervals
+from segquant.report.results import PREDICTED, RETRY, collect, fail_with, failures, with_intervals
 from stages import arguments
 
 
 def main() -> None:
     metrics = arguments(__doc__, "metrics").metrics
-    results = collect(metrics, config.load().quant.recipes, "predictions/{}/metrics.json")
+    results = collect(metrics, config.load().quant.recipes, *PREDICTED)
     if failed := failures(results):
         terminal.show(with_intervals(results, metrics))
         fail_with(failed, RETRY)

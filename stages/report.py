@@ -9,7 +9,7 @@ from segquant.base.files import read_json, write_text
 from segquant.data.shards import read_manifest, read_rows
 from segquant.report import bits, classes, page, pictures, tables
 from segquant.report.checked import read_hardware
-from segquant.report.results import collect, measured, with_intervals
+from segquant.report.results import PREDICTED, collect, measured, with_intervals
 from stages import arguments
 
 
@@ -17,7 +17,7 @@ def main() -> None:
     a = arguments(__doc__, "metrics", "shards", "baseline", "artifacts", "csv", "classes", "page")
     params, predictions = config.load(), Path(a.metrics) / "predictions"
     tracking.login(params.wandb)
-    results = with_intervals(collect(a.metrics, params.quant.recipes, "predictions/{}/metrics.json"), a.metrics)
+    results = with_intervals(collect(a.metrics, params.quant.recipes, *PREDICTED), a.metrics)
     hardware, layers = read_hardware(a.metrics), read_json(Path(a.metrics) / "layers.json")
     manifest, rows = read_manifest(a.shards), list(read_rows(a.shards, "validation", params.eval.pictures))
     names, done = manifest["classes"], measured(results)

@@ -1,5 +1,6 @@
 """The command as a user runs it: in a process, with its output and exit code."""
 
+import argparse
 import contextlib
 import json
 import multiprocessing
@@ -409,6 +410,18 @@ def test_sensitivity_writes_a_table_and_a_plot(tiny_folder, tmp_path):
     ):
         done = segquant("sensitivity", *options, "--bits", bits)
         assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_signal_as_strong_as_its_noise_is_not_without_noise(monkeypatch, capsys):
+    rows = [{"module": "a", "bits": 2, "mean_iou_loss": 1.0, "snr_db": snr} for snr in (0.0, None)]
+    monkeypatch.setattr(sensitivity, "_layers", lambda *_, **_options: rows)
+    parser = argparse.ArgumentParser()
+    sensitivity.options(parser)
+    options = {"params": ROOT / "params.yaml", "json": False}
+    arguments = ["--model", "m", "--data", "d", "--split", "s", "--output", "o"]
+    sensitivity.main(parser.parse_args(arguments, argparse.Namespace(**options)))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines[1:3]] == ["0.0", "inf"]
 
 
 def test_the_plot_of_sensitivity_shows_what_weights_auto_gave(tiny, tiny_folder, tmp_path):

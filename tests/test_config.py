@@ -102,6 +102,7 @@ FLOATS = {"from": "int2", "engine": "onnxruntime"}
         (("data", "ignore"), [0, 256], "data.ignore[1] must be at most 255, not 256"),
         (("data", "images"), "*.png", "data: images and annotations are two patterns of one pair: give both or none"),
         (("quant", "methods"), 4, "quant.methods must be a mapping, not 4"),
+        (("quant", "methods", "truth"), {"weights": "int8"}, "quant.methods has 'truth', the name of another picture"),
         (
             ("quant", "methods", "int4", "ranges"),
             6,
@@ -191,6 +192,7 @@ FLOATS = {"from": "int2", "engine": "onnxruntime"}
         ),
         (("quant", "packed", "int4"), FLOATS, "quant.packed has 'int4', as methods has: choose another name"),
         (("quant", "packed", "a/b"), FLOATS, "quant.packed has 'a/b': use letters"),
+        (("quant", "packed", "photo"), FLOATS, "quant.packed has 'photo', the name of another picture of the report"),
         (("quant", "methods", "x"), FLOATS, "quant.methods.x has an unknown key 'from': allowed are engine, weights,"),
     ],
 )

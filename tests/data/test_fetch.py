@@ -4,12 +4,14 @@ import hashlib
 import io
 import re
 import zipfile
+from argparse import Namespace
 
 import pytest
 from conftest import ade20k_folder
 from loopback import Quiet, serving
 
 from segquant.base.errors import ConfigError, DataError
+from segquant.commands import fetch_data
 from segquant.data import fetch
 from segquant.data.fetch import Published
 from segquant.data.sources import open_source
@@ -60,11 +62,23 @@ def files(folder):
 
 
 def test_a_fetched_data_set_is_a_data_source(server, tmp_path):
-    folder = fetch.fetch("ade20k", tmp_path / "raw")
+    folder, verified = fetch.fetch("ade20k", tmp_path / "raw")
+    assert verified
     assert folder == tmp_path / "raw" / "ADEChallengeData2016" and files(tmp_path / "raw") == ["ADEChallengeData2016"]
     fetched, made = (open_source(str(root), "validation") for root in (folder, tmp_path / "made/ADEChallengeData2016"))
     assert len(fetched) == 3 and [fetched[i] for i in range(3)] == [made[i] for i in range(3)]
-    assert fetch.fetch("ade20k", tmp_path / "raw") == folder and len(server.ranges) == 1  # not fetched again
+    assert fetch.fetch("ade20k", tmp_path / "raw") == (folder, False) and len(server.ranges) == 1  # not again
+
+
+def test_a_folder_that_was_there_is_not_said_to_be_verified(server, tmp_path, capsys, caplog):
+    (tmp_path / "ADEChallengeData2016").mkdir()
+    (tmp_path / "ADEChallengeData2016/notes.txt").touch()
+    for json in (False, True):
+        fetch_data.main(Namespace(name="ade20k", output=tmp_path, json=json))
+    text, content = capsys.readouterr().out.splitlines()
+    assert text.startswith(f"{tmp_path / 'ADEChallengeData2016'}, which was not checked: pass it to")
+    assert content.endswith('"verified": false}') and not server.ranges
+    assert "was there already and was not checked: to fetch it again, move it away" in caplog.text
 
 
 def test_a_broken_connection_resumes(server, archive, tmp_path):
@@ -83,7 +97,7 @@ def test_the_same_command_resumes_a_stopped_download(server, archive, tmp_path):
 def test_a_server_that_cannot_resume_starts_again(server, archive, tmp_path):
     (tmp_path / "ADEChallengeData2016.zip.part").write_bytes(b"?" * 1000)
     server.resumes = False
-    assert fetch.fetch("ade20k", tmp_path).is_dir() and server.ranges == ["bytes=1000-"]
+    assert fetch.fetch("ade20k", tmp_path)[0].is_dir() and server.ranges == ["bytes=1000-"]
 
 
 def test_an_existing_archive_is_verified_and_never_removed(server, archive, tmp_path):
@@ -95,7 +109,7 @@ def test_an_existing_archive_is_verified_and_never_removed(server, archive, tmp_
         assert file.read_bytes() == wrong and not server.ranges
     file.write_bytes(archive)
     (tmp_path / "ADEChallengeData2016").mkdir()  # an empty folder counts as missing
-    assert len(list(fetch.fetch("ade20k", tmp_path).iterdir())) == 2 and not server.ranges
+    assert len(list(fetch.fetch("ade20k", tmp_path)[0].iterdir())) == 2 and not server.ranges
 
 
 def test_a_server_without_bytes_is_one_line_and_keeps_the_partial_file(server, archive, tmp_path):

@@ -45,6 +45,14 @@ def test_a_link_to_nothing_is_a_file_like_others(folder):
     assert fingerprint(Data(str(folder)))["files"] == before["files"] - 1
 
 
+def test_a_name_that_is_no_utf8_counts_as_others_do(folder):
+    """The stage that reads the images refuses it where it is one of them."""
+    before = fingerprint(Data(str(folder)))
+    (folder / os.fsdecode(b"caf\xe9.txt")).touch()
+    after = fingerprint(Data(str(folder)))
+    assert after["files"] == before["files"] + 1 and after["listing"] != before["listing"]
+
+
 def test_an_archive_has_its_size_and_time(folder, tmp_path):
     archive = shutil.make_archive(str(tmp_path / "set"), "zip", folder)
     before = fingerprint(Data(archive))

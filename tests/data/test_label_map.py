@@ -6,6 +6,7 @@ from conftest import ROOT
 
 from segquant.base.config import BY_POSITION
 from segquant.base.errors import DataError
+from segquant.data import label_map
 from segquant.data.label_map import match_classes, same_classes
 
 MAP = ROOT / "data" / "label_maps" / "cityscapes_to_camvid.yaml"
@@ -62,6 +63,20 @@ def test_an_unusable_label_map_is_reported(text, message, tmp_path):
 )
 def test_the_same_names_in_the_same_order_need_no_map(model, data):
     assert match_classes(model, data) is None and same_classes(model, data)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "which"), [(["LABEL_0", "LABEL_1"], AB, "model"), (AB, ["LABEL_0", "LABEL_1"], "data set")]
+)
+def test_classes_without_names_are_taken_by_position_with_one_warning(model, data, which, caplog):
+    label_map._warn_nameless.cache_clear()
+    match_classes(model, model)
+    match_classes(model, data, BY_POSITION)
+    assert not caplog.messages
+    for _ in range(3):
+        match_classes(model, data)
+    (message,) = caplog.messages
+    assert message.startswith(f"the 2 classes of the {which} have no names: equal class ids are taken for the same")
 
 
 def test_names_that_begin_alike_are_told_apart():

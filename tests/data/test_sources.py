@@ -1,3 +1,4 @@
+import shutil
 import zipfile
 
 import numpy as np
@@ -133,8 +134,13 @@ def test_archives_may_have_extra_folders_files_and_backslashes(tmp_path, top, se
 def test_an_ambiguous_folder_is_refused(tmp_path):
     for top in ("first", "second"):
         _pair(tmp_path, f"{top}/val/a.png", f"{top}/valannot/a.png", LABELS)
-    with pytest.raises(DataError, match="has no split 'val' in a known layout"):
-        open_source(str(tmp_path), "val")
+    folders = ", ".join(str(tmp_path / top) for top in ("first", "second"))
+    for opened in (open_source, lambda source, split: open_images(Data(source), split)):
+        with pytest.raises(DataError, match=f"2 folders have a split 'val' in a known layout .{folders}.: give one of"):
+            opened(str(tmp_path), "val")
+    _pair(tmp_path, "second/images/val/ADE_1.png", "second/annotations/val/ADE_1.png", LABELS)
+    shutil.rmtree(tmp_path / "first")  # of one folder with two layouts the first counts, as at the top
+    assert [row["id"] for row in rows(open_images(Data(str(tmp_path)), "val"))] == ["ADE_1"]
 
 
 def test_real_camvid_counts(real):

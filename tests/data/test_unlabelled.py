@@ -186,6 +186,21 @@ def test_patterns_that_match_nothing_are_named_where_photographs_are_taken(param
         split()
 
 
+def test_a_picture_beside_folders_of_pictures_is_no_photograph_of_a_split(tmp_path):
+    """A legend would be all that methods calibrate on."""
+    put(tmp_path / "set", {"legend.png": PHOTOS[0], "images/training/a.png": PHOTOS[0]})
+    with pytest.raises(DataError, match=r"set/train holds no photographs, but another folder does .*training/a.png"):
+        open_photos(Data(str(tmp_path / "set")), "train")
+
+
+@pytest.mark.parametrize(("name", "place"), [("{}.png", "set"), ("train/{}.png", "set/train")])
+def test_a_folder_of_photographs_is_named_with_their_number(name, place, tmp_path, caplog):
+    put(tmp_path / "set", {name.format(i): photo for i, photo in enumerate(PHOTOS)} | {"a/notes.txt": b"x"})
+    with caplog.at_level(logging.INFO):
+        assert len(open_photos(Data(str(tmp_path / "set")), "train")) == 2
+    assert caplog.messages == [f"2 photographs of {tmp_path / place}, without labels"]
+
+
 def test_a_photograph_without_a_label_may_be_turned(tmp_path):
     """Pillow turns it as it decodes; only a label would have to be turned as well."""
     (tmp_path / "set").mkdir()

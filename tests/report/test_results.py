@@ -7,14 +7,15 @@ import re
 
 import pytest
 from conftest import ROOT
-from samples import METHODS, SPEED, metrics, write_metrics
+from samples import CLASSES_CSV, METHODS, SPEED, metrics, write_metrics
 
 from segquant.base.errors import SegquantError
 from segquant.base.files import csv_text
 from segquant.report import classes, tables
 from segquant.report.checked import read_hardware
 from segquant.report.columns import ALL, COLUMN, LANES, RANKED
-from segquant.report.results import ACCURACY, collect, from_json, measured, to_json
+from segquant.report.notes import footnotes
+from segquant.report.results import ACCURACY, CLASSES, PREDICTED, collect, from_json, measured, to_json
 
 COMMITTED = (ROOT / "metrics" / "results.csv").read_text()
 
@@ -116,6 +117,10 @@ def test_csv_text_quotes_and_leaves_none_empty():
         ("accuracy", {"size_bytes": 0}, "size_bytes: Input should be greater than or equal to 1"),
         ("accuracy", {"protocol": None}, "protocol: Input should be a valid string"),
         ("accuracy", {"failed": ["x"]}, "failed: Input should be a valid string"),
+        ("accuracy", {"skipped": 3}, "skipped: Input should be a valid list"),
+        ("accuracy", {"dtype": 16}, "dtype: Input should be a valid string"),
+        ("accuracy", {"compile": "no"}, "compile: Input should be a valid boolean"),
+        ("quantize", {"taken_from": 3}, "taken_from: Input should be a valid string"),
         ("quantize", 4, "Input should be a valid dictionary"),
         ("speed", {"relative_to_float32": 1.5}, "relative_to_float32: Input should be a valid dictionary"),
         ("speed", {"latency_ms": {"p50": "fast"}}, "latency_ms.p50: Input should be a valid number"),
@@ -142,7 +147,16 @@ def test_a_file_of_another_form_is_one_line(kind, change, message, tmp_path):
     )
 
 
-@pytest.mark.parametrize(("kind", "key"), [("accuracy", "n_images"), ("speed", "engine_version"), ("speed", "threads")])
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        ("accuracy", "n_images"),
+        ("accuracy", "compression"),
+        ("quantize", "seconds"),
+        ("speed", "engine_version"),
+        ("speed", "threads"),
+    ],
+)
 def test_a_file_that_lacks_a_key_is_one_line(kind, key, tmp_path):
     write_metrics(tmp_path)
     path = tmp_path / kind / "int2.json"
@@ -164,6 +178,33 @@ def test_methods_that_were_scored_otherwise_than_float32_have_no_loss(key, value
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     with pytest.raises(SegquantError, match=f"int2.json has {key} {value!r}, and float32's .*: run `dvc repro`"):
         collect(tmp_path, METHODS)
+
+
+@pytest.mark.parametrize("files", [(ACCURACY, CLASSES), PREDICTED])
+def test_methods_that_were_scored_on_as_many_other_images_have_no_loss(files, tmp_path):
+    """As a run leaves them that was interrupted after data.source was changed."""
+    accuracy, classes = files
+    for method in ("float32", "int2"):
+        for name, text in ((accuracy, json.dumps(metrics(0.7, 2_000_000))), (classes, CLASSES_CSV.format(0.5))):
+            path = tmp_path / name.format(method)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    other = tmp_path / classes.format("int2")
+    other.write_text(other.read_text() + "5,sky,0,0.0,\n")  # a class that int2 alone predicts
+    assert collect(tmp_path, METHODS, *files)["int2"].loss == 0
+    other.write_text(other.read_text().replace("300", "301"))
+    with pytest.raises(SegquantError, match=f"^{other} has other labelled pixels than float32's, .*: run `dvc repro`$"):
+        collect(tmp_path, METHODS, *files)
+    (tmp_path / classes.format("float32")).unlink()
+    assert collect(tmp_path, METHODS, *files)["int2"].loss == 0
+
+
+def test_autocast_without_a_word_on_compiling_is_a_note(tmp_path):
+    write_metrics(tmp_path)
+    for method in ("float32", "int2"):
+        path = tmp_path / ACCURACY.format(method)
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "bfloat16"}))
+    assert "Evaluated with autocast to bfloat16." in footnotes(collect(tmp_path, METHODS))
 
 
 @pytest.mark.parametrize("change", [{"instructions": 3}, {"processor": 3}, {"cores": "x"}, []])

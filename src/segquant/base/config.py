@@ -76,6 +76,7 @@ ALIGNED_PROTOCOL = "aligned-512-v1"
 FIXED_PROTOCOL = re.compile(r"fixed-([1-9][0-9]{1,3})x([1-9][0-9]{1,3})-v1")
 MOST_SIDE = 8192  # pixels of a side of a model's input
 _METHOD_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # it becomes a file name
+_PICTURES = ("photo", "truth")  # what the report shows beside the methods' pictures, by these names
 
 
 def check_protocol(protocol: str) -> str:
@@ -112,6 +113,8 @@ class Quant(Section):
             for name in getattr(self, key):
                 if not _METHOD_NAME.fullmatch(name):
                     raise wrong(key, f"has {shown(name)}: use letters, digits, _ and -, at most 64")
+                if name in _PICTURES:
+                    raise wrong(key, f"has {shown(name)}, the name of another picture of the report: choose another")
         if BASELINE not in self.methods:
             raise wrong("methods", "lacks float32, the baseline for loss and speed")
         if self.methods[BASELINE] != Recipe("float32"):

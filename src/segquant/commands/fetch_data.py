@@ -16,8 +16,8 @@ def options(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> None:
     from segquant.data.fetch import fetch
 
-    folder = fetch(arguments.name, arguments.output)
+    folder, verified = fetch(arguments.name, arguments.output)
     if arguments.json:
-        say_json({"source": str(folder)}, indent=None)
+        say_json({"source": str(folder), "verified": verified}, indent=None)
     else:
-        say(f"{folder}: pass it to data.source or --data")
+        say(f"{folder}{'' if verified else ', which was not checked'}: pass it to data.source or --data")

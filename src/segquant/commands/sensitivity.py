@@ -34,7 +34,8 @@ def main(arguments: argparse.Namespace) -> None:
         return
     say(f"{'module':60} bits  loss  SNR dB")
     for row in sorted(rows, key=lambda row: -row["mean_iou_loss"])[:10]:
-        say(f"{row['module']:60} {row['bits']:4} {row['mean_iou_loss']:5.2f} {row['snr_db'] or math.inf:7.1f}")
+        noise = math.inf if row["snr_db"] is None else row["snr_db"]  # no logit changed
+        say(f"{row['module']:60} {row['bits']:4} {row['mean_iou_loss']:5.2f} {noise:7.1f}")
     say(f"The ten worst of {len(rows)}, in points of mIoU; all: {arguments.output / 'sensitivity.csv'}")
 
 

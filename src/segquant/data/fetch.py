@@ -37,10 +37,11 @@ PUBLISHED = {
 }
 
 
-def fetch(name: str, output: str | Path) -> Path:
-    """Download a data set of PUBLISHED, unpack it into a folder in `output`, whole or not at all; return the folder.
+def fetch(name: str, output: str | Path) -> tuple[Path, bool]:
+    """Download a data set of PUBLISHED, unpack it into a folder in `output`, whole or not at all.
 
-    An interrupted download resumes where it stopped. Raises ConfigError for an unknown name, DataError when the server
+    Returns the folder, and whether its content was verified: one that was there before is taken as it is. An
+    interrupted download resumes where it stopped. Raises ConfigError for an unknown name, DataError when the server
     does not deliver the published file.
     """
     if name not in PUBLISHED:
@@ -49,15 +50,15 @@ def fetch(name: str, output: str | Path) -> Path:
     archive = Path(output) / published.url.rsplit("/", 1)[1]
     folder = archive.with_suffix("")
     if folder.is_dir() and any(folder.iterdir()):
-        log.info("%s already exists: nothing to download", folder)
-        return folder
+        log.warning("%s was there already and was not checked: to fetch it again, move it away", folder)
+        return folder, False
     if not archive.is_file():
         _download(published, archive)
     elif not _matches(archive, published):
         raise DataError(f"{archive} exists but is not the published file: move it away, then fetch again")
     _unpack(archive, folder)
     archive.unlink()
-    return folder
+    return folder, True
 
 
 def _download(published: Published, target: Path) -> None:

@@ -39,4 +39,5 @@ def fingerprint(data: Data) -> dict[str, Any]:
     stats = [(name, _stat(path / name)) for name in names]
     listing = "".join(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n" for name, stat in stats)
     size = sum(stat.st_size for _, stat in stats)
-    return {**state, "files": len(stats), "bytes": size, "listing": hashlib.sha256(listing.encode()).hexdigest()}
+    digest = hashlib.sha256(listing.encode(errors="surrogateescape"))  # a name may be no UTF-8
+    return {**state, "files": len(stats), "bytes": size, "listing": digest.hexdigest()}

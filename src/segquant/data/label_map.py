@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +52,20 @@ def match_classes(
 
     `label_map` is a YAML file `map: {model id: data set id}`, in which `null` marks a class without a counterpart: its
     pixels count as wrong wherever there is a label. `by_position` says that equally many classes of other names are
-    the same. Without either, the same names in another order are mapped by name. Raises DataError for other names or
-    numbers of classes, and for a file that lacks an id or has one out of range.
+    the same. Without either, the same names in another order are mapped by name, and classes without names are taken
+    by position, with a warning. Raises DataError for other names or numbers of classes, and for a file that lacks an id
+    or has one out of range.
     """
     if label_map not in (None, BY_POSITION):
         return _read(Path(label_map), len(model_classes), len(data_classes))
     if len(model_classes) != len(data_classes):
         counts = f"the model has {len(model_classes)} classes but the data set has {len(data_classes)}"
         raise DataError(f"{counts}: {_REMEDY}")
-    if label_map == BY_POSITION or same_classes(model_classes, data_classes):
+    if label_map == BY_POSITION:
+        return None
+    if same_classes(model_classes, data_classes):
+        if list(model_classes) != list(data_classes) and (nameless(model_classes) or nameless(data_classes)):
+            _warn_nameless("model" if nameless(model_classes) else "data set", len(model_classes))
         return None
     places = _places(model_classes, data_classes)
     if None not in places and len(set(places)) == len(places):
@@ -72,6 +78,18 @@ def match_classes(
     raise DataError(
         f"class {differing} is '{first}' in the model but '{second}' in the data set: {_REMEDY}, or `{BY_POSITION}` "
         "if equal numbers mean the same class"
+    )
+
+
+@cache  # once in a process: each method of a run is matched
+def _warn_nameless(which: str, count: int) -> None:
+    log.warning(
+        "the %d classes of the %s have no names: equal class ids are taken for the same class. If they are not, %s; if "
+        "they are, `%s` says so",
+        count,
+        which,
+        _REMEDY,
+        BY_POSITION,
     )
 
 

@@ -73,14 +73,21 @@ def recognise(tree: Folder | Archive, split: str) -> tuple[Folder | Archive, Lay
     """Recognise one of LAYOUTS in `tree`, or in the only folder below it that has one; by the split's name as it is
     given, else by another that it goes by.
 
-    Returns the folder and its layout, or None. Raises DataError when a layout has no images.
+    Returns the folder and its layout, or None. Raises DataError when a layout has no images, or is in several
+    folders.
     """
     for name in names_of(split):
         if first := next(_layouts(tree, name), None):
             return first
-        below = [match for folder in tree.folders() for match in _layouts(tree.below(folder), name)]
-        if len(below) == 1:
-            return below[0]
+        found = {folder: next(_layouts(tree.below(folder), name), None) for folder in tree.folders()}
+        below = {tree.where(folder): match for folder, match in found.items() if match}
+        if len(below) > 1:
+            raise DataError(
+                f"{len(below)} folders have a split '{name}' in a known layout ({', '.join(list(below)[:9])}): give "
+                "one of them (of an archive: unpacked) as data.source or --data"
+            )
+        if below:
+            return next(iter(below.values()))
     return None
 
 
@@ -170,7 +177,8 @@ def matching(tree: Folder | Archive, split: str, images: str, annotations: str) 
     pairs = [(_pair_id(match.groups()), match.string, label.format(*match.groups())) for match in matches]
     if not pairs:
         raise NoLayout(
-            f"{tree.where(images)} matches no file: check data.images (its wildcards are * and **) and data.source"
+            f"{tree.where(images)} matches no file: check data.images (its wildcards are * and **), data.source and "
+            "the split"
         )
     return Layout(pairs)
 

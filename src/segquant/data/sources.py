@@ -92,7 +92,8 @@ def open_photos(
     data: Data, split: str, limit: int | None = None, on_error: OnError = "stop"
 ) -> Scenes | Photos | Readable:
     """Open the images of a split, whose labels may be missing or hold anything: where neither a layout nor the patterns
-    find any, the photographs in folder `split`, or else in `data`. `on_error` is as for `open_images`.
+    find any, the photographs in folder `split`, or else in `data` itself where it has no folders of pictures.
+    `on_error` is as for `open_images`.
 
     Raises DataError when there are none.
     """
@@ -113,13 +114,19 @@ def open_photos(
 
 def _photographs(data: Data, split: str, error: NoLayout) -> Files:
     tree = open_tree(Path(data.source))
-    names = tree.names(split) or [name for name in tree.names() if "/" not in name]
-    photos = [(name, name, None) for name in names if PurePosixPath(name).suffix.lower() in IMAGES]
-    if not photos:
+    inside = tree.names(split)
+    names = [name for name in inside or tree.names() if PurePosixPath(name).suffix.lower() in IMAGES]
+    if not names:
         raise DataError(f"neither {tree.where(split)} nor {data.source} holds photographs, and {error}") from error
+    if other := next((name for name in names if not inside and "/" in name), None):
+        raise DataError(
+            f"{tree.where(split)} holds no photographs, but another folder does ({tree.where(other)}): give "
+            f"a folder that holds photographs alone, or the split's own name. Also, {error}"
+        ) from error
     if data.images:
         log.warning("data.images matches no file of split '%s' in %s: it is taken for photographs", split, data.source)
-    return Files(tree, Layout(photos))
+    log.info("%d photographs of %s, without labels", len(names), tree.where(split) if inside else data.source)
+    return Files(tree, Layout([(name, name, None) for name in names]))
 
 
 def readable(source: Scenes | Photos, on_error: OnError) -> Scenes | Photos | Readable:

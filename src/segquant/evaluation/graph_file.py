@@ -64,8 +64,6 @@ def score_graph(
     model = load_graph(onnx, engine)
     if model.preprocessing is None:
         log.warning("%s has no metadata `preprocessing`: pixels are normalized by ImageNet's mean and std", onnx)
-    if not model.config.id2label and label_map is None:
-        log.warning("%s has no metadata `labels`: class ids are taken for the data set's, or give --label-map", onnx)
     source, skipped = open_source(replace(params.data, source=data), split, limit, params.eval.on_error), []
     result = evaluate(
         model,

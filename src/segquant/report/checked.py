@@ -35,15 +35,19 @@ class _Accuracy(TypedDict):
     n_images: _Count
     protocol: str
     size_bytes: Annotated[int, Field(ge=1, le=10**15)]
-    compression: NotRequired[_Positive]
+    compression: _Positive
     quantized_fraction: NotRequired[_Share]
     bits_per_parameter: NotRequired[_Positive]
+    dtype: NotRequired[str]
+    compile: NotRequired[bool]
+    skipped: NotRequired[list[str]]
 
 
 class _Quantize(TypedDict):
     __pydantic_config__ = _CHECKS
-    seconds: NotRequired[Annotated[float, Field(ge=0)]]
+    seconds: Annotated[float, Field(ge=0)]
     calibration_images: NotRequired[int]
+    taken_from: NotRequired[str]
 
 
 class _Ratio(TypedDict):

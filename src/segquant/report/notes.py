@@ -47,7 +47,7 @@ def _accuracy(done: list[Result]) -> list[str]:
     if any(result.loss_interval for result in done):
         notes.append("Loss from, to: its 95 % interval, from a paired bootstrap over images.")
     if "dtype" in first:
-        notes.append(f"Evaluated with autocast to {first['dtype']}{', compiled' if first['compile'] else ''}.")
+        notes.append(f"Evaluated with autocast to {first['dtype']}{', compiled' if first.get('compile') else ''}.")
     skipped = {result.method: result.accuracy["skipped"] for result in done if "skipped" in result.accuracy}
     return notes + [f"{method} skipped {len(images)} images." for method, images in skipped.items()]
 

@@ -16,7 +16,7 @@ from segquant.base.files import read_json
 from segquant.base.validate import shown
 from segquant.evaluation.bootstrap import FEWEST, interval, resampled
 from segquant.evaluation.counts import all_counts, read_counts
-from segquant.report.checked import checked
+from segquant.report.checked import checked, checked_rows
 
 PYTORCH = "pytorch"  # the engine of a method that names none
 # DVC keeps a failure as it keeps any result: until something that the lane depends on changes.
@@ -25,6 +25,8 @@ RETRY = (
     "of quant.packed pack@, evaluate_packed@, benchmark_packed@)"
 )
 ACCURACY = "accuracy/{}.json"  # where a method's accuracy is, below the metrics folder
+CLASSES = "classes/{}.csv"  # and that of each class
+PREDICTED = ("predictions/{}/metrics.json", "predictions/{}/classes.csv")  # the copies that stages depend on
 
 
 @dataclass(frozen=True)
@@ -152,11 +154,13 @@ def to_json(results: Mapping[str, Result]) -> dict[str, dict[str, Any]]:
     return content
 
 
-def collect(metrics: str | Path, methods: Iterable[str], accuracy: str = ACCURACY) -> dict[str, Result]:
+def collect(
+    metrics: str | Path, methods: Iterable[str], accuracy: str = ACCURACY, classes: str = CLASSES
+) -> dict[str, Result]:
     """{method: its result} for each of `methods` whose accuracy is in the folder `metrics`, at the path `accuracy`.
 
     Raises SegquantError for a file that segquant did not write so, and for a method that was scored by another protocol
-    or on other images than float32.
+    or on other images than float32: on as many others, as the labelled pixels at the path `classes` tell.
     """
     folder, content = Path(metrics), {}
     for method in methods:
@@ -165,15 +169,29 @@ def collect(metrics: str | Path, methods: Iterable[str], accuracy: str = ACCURAC
         parts = {part: checked(part, read_json(path), str(path)) for part, path in paths.items() if path.is_file()}
         if result := parts.pop("accuracy", None):
             content[method] = result | ({} if missing(result) else parts)
-    baseline = content.get(BASELINE, {})
-    for method, result in content.items():
+    scored = {method: result for method, result in content.items() if not missing(result)}
+    files = {method: path for method in scored if (path := folder / classes.format(method)).is_file()}
+    labels = {method: labelled(path.read_text(errors="replace"), str(path)) for method, path in files.items()}
+    baseline = scored.get(BASELINE, {})
+    for method, result in scored.items():
         for key in ("protocol", "n_images"):
-            if not missing(result) and not missing(baseline) and result[key] != baseline.get(key, result[key]):
+            if result[key] != baseline.get(key, result[key]):
                 raise SegquantError(
                     f"{folder / accuracy.format(method)} has {key} {shown(result[key])}, and float32's "
                     f"{shown(baseline[key])}: run `dvc repro`"
                 )
+        if {method, BASELINE} <= labels.keys() and labels[method] != labels[BASELINE]:
+            raise SegquantError(
+                f"{files[method]} has other labelled pixels than float32's, of other images or labels: run `dvc repro`"
+            )
     return from_json(content)
+
+
+def labelled(text: str, where: str) -> dict[str, str]:
+    """{class: its labelled pixels} of a method's classes CSV, which stands at `where`; classes without any are left
+    out, as one method may predict them and another not."""
+    rows = checked_rows(text, ["name", "pixels"], where)
+    return {row["name"]: row["pixels"] for row in rows if row["pixels"] != "0"}
 
 
 def measured(results: Mapping[str, Result]) -> dict[str, Result]:

@@ -16,7 +16,7 @@ from segquant.base.text import in_markdown
 from segquant.report.checked import checked, checked_rows
 from segquant.report.columns import COLUMN, Column
 from segquant.report.notes import protocol
-from segquant.report.results import ACCURACY, Result, collect, from_json, measured
+from segquant.report.results import ACCURACY, CLASSES, Result, collect, from_json, labelled, measured
 from segquant.report.tables import markdown
 
 MARKER = "<!-- segquant review -->"  # the workflow finds the comment to update by it
@@ -185,9 +185,8 @@ def _with_labels(results: Mapping[str, Result], read: Callable[[str], str]) -> d
     below the metrics folder."""
 
     def labels(method: str) -> dict[str, str]:
-        name = f"classes/{method}.csv"
-        rows = checked_rows(read(name), ["name", "pixels"], name)
-        return {row["name"]: row["pixels"] for row in rows if row["pixels"] != "0"}
+        name = CLASSES.format(method)
+        return labelled(read(name), name)
 
     return dict(results) | {method: replace(r, labels=labels(method)) for method, r in measured(results).items()}
 
