@@ -95,6 +95,7 @@ FLOATS = {"from": "int2", "engine": "onnxruntime"}
         (("wandb", "mode"), "on", "wandb.mode 'on' is unknown: choose one of offline, online, disabled"),
         (("eval", "batch_size"), 3.0, "eval.batch_size must be of type int, not 3.0"),
         (("eval", "compile"), 1, "eval.compile must be of type bool, not 1"),
+        (("distill", "scale"), [1.5, 0.75], "distill.scale has the smaller factor last, [1.5, 0.75]: give it first"),
         (("train", "ema"), 1, "train.ema must be at most 0.99999, not 1"),
         (("eval",), [4], "eval must be a mapping of batch_size, device, pictures"),
         (("speed", "input_size"), [256, 256, 256], "speed.input_size must be a list of 2 values, not [256, 256, 256]"),

@@ -38,6 +38,7 @@ from segquant.base.config import (
     Train,
     load,
 )
+from segquant.data.images import decode_annotation
 from segquant.data.preprocessing import IMAGENET
 from segquant.data.rows import rows
 from segquant.data.shards import open_shards, write_shards
@@ -315,6 +316,10 @@ def test_the_built_in_model_is_trained(folder, gpu, monkeypatch):
         baseline.make_baseline(params(train=options), "out", "c.pt", record)
     baseline.make_baseline(params(train=options), "out", "c.pt", record)
     assert steps == [2, 4, 4] and 0 <= json.loads(Path("out/metrics.json").read_text())["mean_iou"] <= 1
+    scored = rows(open_source(DATA, "val", UPKEEP["validation_images"]))
+    known = {number for row in scored for number in np.unique(decode_annotation(row["annotation"])) if number < 150}
+    words = f"{len(known)} of its 150 classes occur in the images that it was scored on."
+    assert words in " ".join(Path("out/README.md").read_text().split())
 
 
 def test_a_student_is_trained(folder, gpu):

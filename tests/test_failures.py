@@ -70,13 +70,13 @@ def place(tmp_path_factory):
 
 @pytest.fixture
 def timed(monkeypatch):
-    """Timings that take no time; those of the methods in the list fail."""
-    failing = []
+    """Timings that take no time; those of the methods in the dict end with this code and these words."""
+    failing = {}
 
     def timing(command, **_options):
         artifact, target = (command[command.index(f"--{name}") + 1] for name in ("artifact", "output"))
-        if artifact.rpartition("/")[2] in failing:
-            return subprocess.CompletedProcess(command, -9, "", "")
+        if known := failing.get(artifact.rpartition("/")[2]):
+            return subprocess.CompletedProcess(command, known[0], "", known[1])
         write_json(target, {"unavailable": "not asked for"})
         return subprocess.CompletedProcess(command, 0, "", "")
 
@@ -131,12 +131,16 @@ def test_json_says_it_too_and_a_run_after_the_failure_is_whole(place, timed, tmp
     assert not (tmp_path / "out" / "partial").exists()
 
 
-def test_a_timing_that_is_killed_leaves_the_accuracy(place, timed, tmp_path, capsys):
-    timed.append("int8")
+@pytest.mark.parametrize(
+    ("code", "last", "words"),
+    [(-9, "", "it gave no reason; was it out of memory?"), (2, "error: no such device\n", "no such device")],
+)
+def test_a_timing_that_ends_leaves_the_accuracy(code, last, words, place, timed, tmp_path, capsys):
+    timed["int8"] = (code, f"INFO segquant.engines.load: loaded it\n{last}")
     with pytest.raises(MethodsFailed, match="^int8 failed"):
         run(place, tmp_path / "out")
     int8 = read_json(tmp_path / "out" / "results.json")["int8"]
-    reason = "timing ended with code -9: it said nothing; was it out of memory?"
+    reason = f"timing ended with code {code}: {words}"
     assert int8["speed"] == {"failed": reason} and int8["n_images"] == 2
     assert f"int8 failed in timing: {reason}." in capsys.readouterr().out
 

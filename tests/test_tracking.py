@@ -154,6 +154,22 @@ def test_what_results_were_made_from_is_told(monkeypatch, tmp_path):
     assert other["dvc"] == {} and other["git"]["commit"] is None
 
 
+def test_what_a_run_writes_itself_modifies_no_source(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@x"]
+    (tmp_path / "stages").mkdir()
+    for name in ("dvc.lock", "stages/dvc.lock", "stages/qat.py"):
+        (tmp_path / name).touch()
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *command], check=True)
+    for name in ("config.json", "model.safetensors", "stages/dvc.lock"):
+        (tmp_path / name).write_text("{}")
+    params = config.load(ROOT / "params.yaml")
+    assert lineage.lineage(params, tmp_path, {"fingerprint": "f"}, "none")["git"]["modified"] is False
+    (tmp_path / "stages/qat.py").write_text("1")
+    assert lineage.lineage(params, tmp_path, {"fingerprint": "f"}, "none")["git"]["modified"] is True
+
+
 def test_disabled_writes_nothing(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     tracking.log_evaluation(Wandb(mode="disabled"), "int8", Recipe("int8"), METRICS, CLASSES)
@@ -189,10 +205,13 @@ def test_a_failure_of_wandb_while_it_logs_is_a_warning_too(monkeypatch, tmp_path
     assert "W&B could not log this training (no disk)" in caplog.text
 
 
-def test_an_error_of_the_training_itself_goes_on(monkeypatch, tmp_path):
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_an_error_of_the_training_itself_goes_on_and_its_run_has_failed(error, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ZeroDivisionError), tracking.training(Wandb(), "int2_qat", Qat(steps=1)):
-        raise ZeroDivisionError
+    with pytest.raises(error), tracking.training(Wandb(), "int2_qat", Qat(steps=1)):
+        raise error
+    (found,) = synced(tmp_path)
+    assert found.exit_code == 1
 
 
 def test_a_training_logs_its_curves_and_pictures(monkeypatch, tmp_path):
@@ -203,4 +222,5 @@ def test_a_training_logs_its_curves_and_pictures(monkeypatch, tmp_path):
     (found,) = synced(tmp_path)
     assert (found.run["jobType"], found.run["displayName"]) == ("train", "int2_qat")
     assert [row["_step"] for row in found.history] == [10, 20] and found.history[0]["loss"] == 0.5
+    assert found.exit_code == 0
     assert found.history[1]["mean_iou"] == 0.6 and "predictions/a" in found.history[1]

@@ -28,7 +28,7 @@ def server(accepts: str = KEY):
     (`asked`) and of {id: what was uploaded of the run} (`runs`).
 
     Of a run: `upserts`, the variables of each UpsertBucket; `history` and `summary`; `artifacts`, the input of each
-    CreateArtifact; `files`, {name: bytes}.
+    CreateArtifact; `files`, {name: bytes}; `exit_code`.
     """
     record = SimpleNamespace(asked=[], runs=defaultdict(_run))
 
@@ -82,7 +82,7 @@ def synced(folder):
 
 
 def _run():
-    return SimpleNamespace(upserts=[], history=[], summary={}, artifacts=[], files={})
+    return SimpleNamespace(upserts=[], history=[], summary={}, artifacts=[], files={}, exit_code=None)
 
 
 def _graphql(record, handler, request, accepts):
@@ -120,6 +120,7 @@ def _graphql(record, handler, request, accepts):
 
 
 def _stream(run, body):
+    run.exit_code = body.get("exitcode", run.exit_code)
     for name, file in (body.get("files") or {}).items():
         lines = [json.loads(line) for line in file["content"]]
         if name == "wandb-history.jsonl":

@@ -21,8 +21,8 @@ from torch import nn
 
 from segquant import methods, models
 from segquant.base.config import BASELINE, Method, Params
-from segquant.base.errors import ConfigError, DataError, SegquantError
-from segquant.base.failures import failure
+from segquant.base.errors import ConfigError, DataError, SegquantError, UnavailableError
+from segquant.base.failures import failure, missing
 from segquant.base.files import read_json
 from segquant.base.ranks import ranks
 from segquant.methods import Job, kind
@@ -99,12 +99,15 @@ def quantize(
     it; a killed training continues from `checkpoint`; `recording` gives a training its record. Raises DataError and
     ModelError for what a method is built from, ConfigError for a recipe that does not fit. Any other failure of a build
     leaves an artifact that says why, and the result is {"failed": the reason}; unless it `may_fail`, and for float32,
-    it raises too (see `failures.failure`).
+    it raises too (see `failures.failure`). What this machine cannot run leaves such an artifact too, or raises
+    UnavailableError unless it `may_fail`.
     """
     recipe, split = params.quant.choose([method])[method], cache(split)
     device = models.device(params.eval.device)
     reason = kind(recipe).unavailable(recipe, device) or kind(recipe).refused(params.protocol, None)
     if reason:
+        if not may_fail:
+            raise UnavailableError(f"{method} cannot be made here: {reason}")
         if not ranks()[0]:
             save_missing(recipe, {"unavailable": reason}, folder)
         return {"unavailable": reason}
@@ -130,6 +133,8 @@ def quantize(
         times = failure(method, error, needed=method == BASELINE)
         save_missing(recipe, times, folder)
         return times
+    if not may_fail and (reasons := missing(times)):
+        raise UnavailableError(f"{method} cannot be made here: {', '.join(reasons.values())}")
     if not ranks()[0]:
         checkpoint.unlink(missing_ok=True)
     return times
@@ -166,7 +171,8 @@ def benchmark(artifact: Path, float32: Path, exports: Path, target: Path, params
         os.close(writer)
     if done.returncode:
         log.debug("timing %s:\n%s", artifact.name, done.stderr)
-        lines = done.stderr.strip().splitlines() or ["it said nothing; was it out of memory?"]
-        error = SegquantError(f"timing ended with code {done.returncode}: {lines[-1].removeprefix('error: ')}")
-        return failure(artifact.name, error)
+        *_, last = ["", *done.stderr.strip().splitlines()]
+        known = last.startswith("error: ")  # a process that is killed has only logged
+        reason = last.removeprefix("error: ") if known else "it gave no reason; was it out of memory?"
+        return failure(artifact.name, SegquantError(f"timing ended with code {done.returncode}: {reason}"))
     return read_json(target)

@@ -32,7 +32,8 @@ def lineage(params: Params, baseline: str | Path, manifest: dict[str, Any], lock
     stages = yaml.safe_load(Path(lock).read_text())["stages"] if Path(lock).is_file() else {}
     for name in ("report", "complete"):  # which runs now, and what follows: their entries are the last run's
         stages.pop(name, None)
-    sources = ("src", "stages", "params.yaml", "dvc.yaml", "data/label_maps")  # what a run does not write itself
+    # what a run does not write itself
+    sources = ("src", "stages", ":(exclude)stages/dvc.lock", "params.yaml", "dvc.yaml", "data/label_maps")
     return {
         "model": {
             "source": shown_url(params.model.source),

@@ -146,12 +146,14 @@ def _run(wandb: Wandb, name: str, kind: str, config: dict[str, Any]) -> Iterator
                 job_type={"evaluation": "evaluate", "training": "train", "report": "report"}[kind],
                 settings=client.Settings(console="off", x_disable_stats=True),
             )
+    code = 1  # unless the work ends, W&B shows the run as failed
     try:
         yield client, run
+        code = 0
     finally:
         if run:
             with _tolerated(kind):
-                run.finish()
+                run.finish(exit_code=code)
                 client.teardown()  # finish() may return before W&B's service has written an offline run's file
                 log.log(logging.INFO if mode == "online" else logging.DEBUG, "W&B run %s (%s)", run.id, mode)
 

@@ -1,5 +1,6 @@
 """Methods of quant.packed: the codes of another method's artifact, run as a graph."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from segquant import models
 from segquant.base.classes import CAMVID
-from segquant.base.config import Calibration, Finetune, Override, Packed, Recipe
+from segquant.base.config import Calibration, Finetune, Override, Packed, Qat, Recipe
 from segquant.base.errors import ConfigError, DataError, ModelError
 from segquant.data.calibration import calibration_batch
 from segquant.data.rows import rows
@@ -27,7 +28,7 @@ from segquant.deploy.packed_int8 import _scale, pack_int8
 from segquant.engines.load import load, load_graph
 from segquant.engines.openvino import core
 from segquant.methods import Job, kind
-from segquant.quant.artifacts import describe_artifact, load_artifact, save_missing
+from segquant.quant.artifacts import describe_artifact, load_artifact, save_missing, seal
 from segquant.quant.build import build
 from segquant.training.losses import distillation
 from segquant.training.material import Material
@@ -223,6 +224,20 @@ def test_an_artifact_of_another_recipe_is_refused(work, tmp_path):
     with pytest.raises(ModelError, match="codes is not of the recipe of codes in params.yaml: quantize it again"):
         build_packed(work / "codes", replace(SOURCE, group_size=16), STATIC, tmp_path / "out", images())
     assert not list(tmp_path.iterdir())
+
+
+def test_the_upkeep_of_its_sources_training_changes_nothing(work, tmp_path):
+    """quant.build.take takes an artifact of such a recipe too."""
+    source = replace(SOURCE, train=Qat(steps=1, workers=1))
+    shutil.copytree(work / "codes", tmp_path / "codes", ignore=shutil.ignore_patterns("quantization.json"))
+    info = describe_artifact(work / "codes")
+    seal(tmp_path / "codes", source, {key: info[key] for key in info.keys() - {"format", "recipe", "files"}})
+    upkeep = {"workers": 0, "validate_every": 7, "checkpoint_every": 7, "validation_images": 7}
+    same = replace(source, train=Qat(steps=1, **upkeep))
+    assert "seconds" in build_packed(tmp_path / "codes", same, FLOAT, tmp_path / "out")
+    for other in (SOURCE, replace(source, train=Qat(steps=2)), replace(source, ranges="float16")):
+        with pytest.raises(ModelError, match="codes is not of the recipe of codes in params.yaml: quantize it again"):
+            build_packed(tmp_path / "codes", other, FLOAT, tmp_path / "other")
 
 
 def test_int8_activations_need_images(work, tmp_path):

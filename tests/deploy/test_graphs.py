@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -19,7 +20,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from segquant import models
-from segquant.base.config import Calibration, Graph, Recipe, Speed
+from segquant.base.config import Calibration, Eval, Graph, Recipe, Speed
 from segquant.base.errors import ConfigError, DataError, ModelError, UnavailableError
 from segquant.data.preprocessing import Preprocessing, read_preprocessing
 from segquant.deploy.build import build_graph
@@ -32,7 +33,9 @@ from segquant.engines import extras
 from segquant.engines import load as engines
 from segquant.engines.extras import refused_protocol, refused_size, unavailable
 from segquant.engines.load import load, load_graph
+from segquant.evaluation.score import try_score
 from segquant.evaluation.speed import measure
+from segquant.quant.artifacts import describe_artifact, seal
 from segquant.quant.build import build
 
 MEAN, STD = [0.5, 0.25, 0.375], [0.5, 0.125, 0.75]  # which no other model has
@@ -351,6 +354,22 @@ def test_bfloat16_needs_a_processor_that_has_it(monkeypatch):
     assert "compute bfloat16 needs a processor that has it" in unavailable(RECIPES["openvino_bfloat16"])
     monkeypatch.setattr(extras, "instructions", lambda: ["avx2", "amx_bf16"])
     assert unavailable(RECIPES["openvino_bfloat16"]) is None
+
+
+def test_an_artifact_in_bfloat16_runs_on_no_other_processor(work, artifact, tmp_path, monkeypatch):
+    """Made on a processor that has it, elsewhere it was scored and timed all the same."""
+    shutil.copytree(artifact("openvino_float32"), tmp_path / "a", ignore=shutil.ignore_patterns("quantization.json"))
+    info = describe_artifact(artifact("openvino_float32"))
+    counts = {key: info[key] for key in ("parameters", "float32_bytes", "quantized_fraction")}
+    seal(tmp_path / "a", RECIPES["openvino_bfloat16"], counts)
+    monkeypatch.setattr(extras, "instructions", lambda: ["avx2"])
+    with pytest.raises(UnavailableError, match="^compute bfloat16 needs a processor that has it"):
+        load(tmp_path / "a")
+    options = Speed(input_size=(64, 64), batch_sizes=(1,), runs=2, warmup=1)
+    speed = measure(tmp_path / "a", work / "float32", options, torch.device("cpu"), work / "onnx")
+    scores = {"protocol": "fixed-64x64-v1", "reference": "", "label_map": None, "settings": Eval(), "partial": tmp_path}
+    metrics, result = try_score(tmp_path / "a", [], [], **scores)
+    assert list(speed) == list(metrics) == ["unavailable"] and result is None
 
 
 def test_sizes_that_graphs_cannot_take_are_refused_beforehand():

@@ -94,7 +94,9 @@ def test_reduce_labels_reads_raw_ade20k_annotations():
     assert got["overall_accuracy"] == 0.75
     assert np.isnan(got["per_category_iou"][20])
     filled = MeanIoU().compute(predictions=[[[1]]], references=[[[5]]], num_labels=3, nan_to_num=0.0, label_map={5: 1})
-    assert filled["per_category_iou"].tolist() == [0.0, 1.0, 0.0] and filled["mean_iou"] == pytest.approx(1 / 3)
+    assert filled["per_category_iou"].tolist() == [0.0, 1.0, 0.0] and filled["mean_iou"] == 1.0
+    ignored = MeanIoU().compute(predictions=[[[1]]], references=[[[255]]], num_labels=3, nan_to_num=0.5)
+    assert {float(np.mean(value)) for value in ignored.values()} == {0.5}  # no pixel counts
     assert got["per_category_iou"][149] == 1.0
 
 

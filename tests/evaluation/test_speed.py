@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -115,6 +116,44 @@ def test_an_engine_that_fails_is_told_and_the_others_are_timed(artifacts, monkey
     assert result["engine"] == "eager"
     alone = measure(artifacts / "int8", artifacts / "float32", replace(BOTH, engines=("compile",)), CPU)
     assert alone == {"unavailable": "torch.compile failed: no working C++ compiler"}
+
+
+class Tiny(torch.nn.Module):
+    def __init__(self, bias):  # dynamo has another graph for models of another kind only
+        super().__init__()
+        self.layer = torch.nn.Conv2d(3, 4, 1, bias=bias)
+
+    def forward(self, inputs):
+        return SimpleNamespace(logits=self.layer(inputs))
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The inputs' sizes of each graph that dynamo compiles, for a backend that takes no time."""
+    graphs, compile_model = [], torch.compile
+
+    def backend(graph, inputs):
+        graphs.append(len(inputs[-1]))
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda model, **options: compile_model(model, backend=backend, **options))
+    return graphs
+
+
+def test_each_of_many_batch_sizes_is_compiled(compiled):
+    """Dynamo keeps eight graphs of one `forward`, and ran what came later eagerly with a warning."""
+    model, beside, sizes = Tiny(True), {"float32": Tiny(False)}, range(1, 7)
+    for size in sizes:
+        lane = speed._lane(model, beside, "compile", torch.ones(size, 3, 8, 8), SPEED)
+        assert lane["latency_ms"]["n"] == 5
+    assert compiled == [size for size in sizes for _ in ("model", "float32")]
+
+
+def test_a_model_that_dynamo_would_run_eagerly_is_not_timed_as_compiled(compiled):
+    with torch._dynamo.config.patch(recompile_limit=1):
+        lane = speed._lane(Tiny(True), {"float32": Tiny(False)}, "compile", torch.ones(1, 3, 8, 8), SPEED)
+    assert "torch.compile failed: " in lane["unavailable"] and "recompile_limit" in lane["unavailable"]
+    assert "latency_ms" not in lane
 
 
 @pytest.mark.slow

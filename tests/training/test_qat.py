@@ -14,11 +14,12 @@ from torch.nn.utils import parametrize
 from segquant import lanes, models
 from segquant.base.classes import ADE20K, CAMVID
 from segquant.base.config import Auto, Calibration, Data, Override, Qat, Recipe, load
-from segquant.base.errors import ConfigError, DataError, ModelError, SegquantError
+from segquant.base.errors import ConfigError, DataError, ModelError, SegquantError, UnavailableError
 from segquant.data.preprocessing import read_preprocessing
 from segquant.data.rows import rows
 from segquant.data.shards import write_shards
 from segquant.data.sources import open_source
+from segquant.engines import extras
 from segquant.quant import recipes as methods
 from segquant.quant.artifacts import describe_artifact, load_quantized
 from segquant.quant.build import build
@@ -308,6 +309,22 @@ def test_what_the_very_same_training_made_is_taken_and_nothing_else_is(pipeline,
         pipeline(tmp_path / "out")
 
 
+def test_a_training_that_cannot_run_here_stops_and_leaves_what_is_there(pipeline, tmp_path, monkeypatch):
+    """A committed artifact became one that says "unavailable", with exit code 0."""
+    committed = tmp_path / "committed"
+    committed.mkdir()
+    (committed / "model.onnx").touch()
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    with pytest.raises(UnavailableError, match="^mine cannot be made here: onnx.* not installed: pip install"):
+        pipeline(committed, load(ROOT / "params.yaml").quant.methods["int8_static_qat"])
+    assert [path.name for path in committed.iterdir()] == ["model.onnx"]
+    monkeypatch.setattr(qat, "build_trained", lambda *_: {"unavailable": "no such kernel"})
+    (tmp_path / "mine.pt").touch()
+    with pytest.raises(UnavailableError, match="^mine cannot be made here: no such kernel$"):
+        pipeline(tmp_path / "out")
+    assert (tmp_path / "mine.pt").exists()
+
+
 def test_the_repositorys_own_artifacts_are_those_of_its_parameters(tmp_path, monkeypatch):
     """Or `make repro` would train them anew."""
     monkeypatch.setattr(material, "train", lambda *_, **__: 1 / 0)
@@ -398,6 +415,16 @@ def test_validation_sees_what_will_be_stored(baseline, tmp_path):
     assert len(seen) == 2
     again = score(load_quantized(tmp_path / "out"))
     assert again.scores.mean_iou == pytest.approx(seen[-1].scores.mean_iou, abs=2e-4)
+
+
+def test_budgets_and_validation_are_scored_without_autocast(baseline):
+    """eval.dtype is of evaluations alone: no quantize stage depends on it, and no model card names it."""
+    params, source, types = load(ROOT / "params.yaml"), open_source("scenes", "validation", 1), set()
+    params = replace(params, protocol="fixed-64x64-v1", eval=replace(params.eval, dtype="bfloat16"))
+    model = models.load(baseline)
+    model.decode_head.classifier.register_forward_hook(lambda _module, _inputs, logits: types.add(logits.dtype))
+    scorer(params, source, source.classes, read_preprocessing(baseline), None)(model)
+    assert types == {torch.float32}
 
 
 def test_a_crop_is_of_the_models_input_unless_it_is_said(baseline, tmp_path, monkeypatch):

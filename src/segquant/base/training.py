@@ -86,6 +86,8 @@ class Distill(Training):
     def __post_init__(self) -> None:
         _no_url("teacher", self.teacher)
         _no_url("student", self.student)
+        if self.scale[0] > self.scale[1]:
+            raise wrong("scale", f"has the smaller factor last, {list(self.scale)}: give it first")
 
 
 @dataclass(frozen=True, kw_only=True)

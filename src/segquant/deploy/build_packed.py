@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from segquant import models
-from segquant.base.config import Packed, Recipe, as_mapping
+from segquant.base.config import Auto, Method, Packed, Recipe, build
 from segquant.base.errors import ModelError
 from segquant.base.failures import missing
 from segquant.base.files import replacing, write_bytes
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 def build_packed(
     artifact: str | Path,
-    source: Recipe,
+    source: Recipe | Auto,
     recipe: Packed,
     folder: str | Path,
     images: torch.Tensor | None = None,
@@ -47,7 +47,7 @@ def build_packed(
     Raises ModelError for an artifact of another recipe, or a graph that is another model on the engine.
     """
     info = describe_artifact(artifact)
-    if info["recipe"] != json.loads(json.dumps(as_mapping(source))):
+    if _deciding(build(Method, info["recipe"])) != _deciding(source):
         raise ModelError(f"{artifact} is not of the recipe of {recipe.source} in params.yaml: quantize it again")
     reason = {"unavailable": words} if (words := unavailable(recipe)) else {}
     reason = reason or {kind: f"{recipe.source} {kind}: {words}" for kind, words in missing(info).items()}
@@ -78,6 +78,11 @@ def build_packed(
         seal(part, recipe, {**({"run": run} if run else {}), "algorithm": algorithm, **counts})
         probe(part, (1, 3, 64, 96) if images is None else images[:1].shape)
     return {"seconds": round(seconds, 3), "calibration_images": 0 if images is None else len(images)}
+
+
+def _deciding(recipe: Method) -> list[Any]:
+    """What an artifact of the recipe depends on: all but its training's upkeep."""
+    return [replace(recipe, train=None), recipe.train and recipe.train.result()]
 
 
 def _write_int8(path: Path, int8: nn.Module, model: nn.Module, twin: nn.Module, preprocessing: Preprocessing) -> None:

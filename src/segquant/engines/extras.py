@@ -52,7 +52,12 @@ def unavailable(recipe: Graph | Packed) -> str | None:
         needs(*packages, *(["nncf"] if recipe.algorithm == "nncf" else []))
     except UnavailableError as error:
         return str(error)
-    if recipe.compute == "bfloat16" and BFLOAT16.isdisjoint(instructions()):
+    return refused_compute(recipe.compute)
+
+
+def refused_compute(compute: str) -> str | None:
+    """Why this processor does not compute in a type of floats, or None when it does."""
+    if compute == "bfloat16" and BFLOAT16.isdisjoint(instructions()):
         return "compute bfloat16 needs a processor that has it (avx512_bf16, amx_bf16 or bf16)"
     return None
 

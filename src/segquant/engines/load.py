@@ -17,7 +17,7 @@ from torch import nn
 from segquant.base.errors import ModelError, UnavailableError, one_line
 from segquant.base.files import is_lfs_pointer, read_json
 from segquant.base.recipes import COMPUTES, ENGINES
-from segquant.engines.extras import needs
+from segquant.engines.extras import needs, refused_compute
 from segquant.engines.runtime import CLASSES, End, Runtime, read_metadata
 from segquant.models import MAX_CLASSES, check_names
 from segquant.quant import artifacts
@@ -31,7 +31,8 @@ GRAPHS = ("model.onnx", "model.xml")  # of an artifact, whichever is there
 def load(source: str | Path, device: torch.device | str = "cpu") -> Artifact:
     """Load an artifact of any engine; PyTorch's go to `device`, graphs run on the CPU.
 
-    Raises as `quant.artifacts.load_artifact`, and UnavailableError where the engine is not installed.
+    Raises as `quant.artifacts.load_artifact`, and UnavailableError where the engine is not installed or the processor
+    lacks the recipe's `compute`.
     """
     info = describe_artifact(source)
     recipe = info["recipe"]
@@ -44,6 +45,8 @@ def load(source: str | Path, device: torch.device | str = "cpu") -> Artifact:
         raise ModelError(f"{source} has no graph for an engine of {', '.join(ENGINES)}: quantize again")
     engine = importlib.import_module(f"segquant.engines.{recipe['engine']}")
     needs(engine.PACKAGES[-1])  # its import is no part of the load time: PyTorch is imported too
+    if words := refused_compute(recipe["compute"]):
+        raise UnavailableError(words)
     start = time.perf_counter()
     paths = [Path(source) / name for name in info["files"] if name.startswith("model.")]
     model = load_graph(Path(source) / files[0], recipe["engine"], recipe["compute"])

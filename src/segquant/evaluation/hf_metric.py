@@ -20,7 +20,7 @@ _INPUTS = """
     references (list of (H, W) integer arrays): labelled class ids.
     num_labels (int): the number of classes.
     ignore_index (int): the label of ignored pixels, after label_map and reduce_labels.
-    nan_to_num (float, optional): the value that replaces NaN for absent classes, before the means.
+    nan_to_num (float, optional): the value that replaces NaN in the results; means are of the classes that are there.
     label_map (dict, optional): old label to new label, applied first.
     reduce_labels (bool): subtract 1 from every label, 0 becoming 255 (raw ADE20K annotations).
 """
@@ -68,16 +68,16 @@ class MeanIoU(evaluate.Metric):
             label = np.where(label == ignore_index, IGNORE, label)
             update(confusion, torch.from_numpy(prediction), torch.from_numpy(label))
         scores = compute(confusion)
-        iou, accuracy = scores.iou, scores.accuracy
-        if nan_to_num is not None:
-            iou, accuracy = np.nan_to_num(iou, nan=nan_to_num), np.nan_to_num(accuracy, nan=nan_to_num)
-        return {
-            "mean_iou": float(np.nanmean(iou)),
-            "mean_accuracy": float(np.nanmean(accuracy)),
+        results = {
+            "mean_iou": scores.mean_iou,
+            "mean_accuracy": scores.mean_accuracy,
             "overall_accuracy": scores.overall_accuracy,
-            "per_category_iou": iou,
-            "per_category_accuracy": accuracy,
+            "per_category_iou": scores.iou,
+            "per_category_accuracy": scores.accuracy,
         }
+        if nan_to_num is not None:
+            results = {key: np.nan_to_num(value, nan=nan_to_num) for key, value in results.items()}
+        return results
 
 
 def _check(label: np.ndarray, prediction: np.ndarray, num_labels: int, ignore_index: int) -> None:

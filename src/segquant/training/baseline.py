@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +26,9 @@ from segquant.training.loop import Record, decayed, train
 from segquant.training.losses import cross_entropy
 
 TEXT = """A SegFormer-B0 (the configuration of `nvidia/segformer-b0-finetuned-ade-512-512`) trained from random
-weights on the data below and on nothing else, so that the benchmark runs where there is no model hub. Of its {classes}
-classes it has seen {known}. (`scenes` are the procedural pictures of `src/segquant/scenes`: it knows nothing of
-photographs.)"""
+weights on the data below and on nothing else, so that the benchmark runs where there is no model hub. {known} of its
+{classes} classes occur in the images that it was scored on. (`scenes` are the procedural pictures of
+`src/segquant/scenes`: it knows nothing of photographs.)"""
 CARD = """---
 license: {license}
 library_name: transformers
@@ -126,7 +126,7 @@ def scorer(
             len(validation),
             num_classes=len(classes),
             protocol=params.protocol,
-            settings=params.eval,
+            settings=replace(params.eval, dtype="float32"),  # autocast is for methods' scores, which name it
             preprocessing=preprocessing,
             label_map=label_map,
             pictures=params.eval.pictures,
