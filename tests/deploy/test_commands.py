@@ -7,7 +7,7 @@ import pytest
 import yaml
 from conftest import ade20k_folder, small_segformer
 from PIL import Image
-from test_cli import quick, segquant  # noqa: F401
+from test_cli import errors, quick, segquant  # noqa: F401
 
 from segquant import models
 from segquant.base.errors import UnavailableError
@@ -19,10 +19,6 @@ from segquant.commands import pt2e
 def tiny_folder(tmp_path):
     models.save(small_segformer(stages=2), tmp_path / "tiny")
     return tmp_path / "tiny"
-
-
-def errors(done):
-    return [line for line in done.stderr.splitlines() if not line.startswith("INFO")]
 
 
 @pytest.mark.slow

@@ -84,7 +84,7 @@ def replacing(path: str | Path, fresh: bool = False) -> Iterator[Path]:
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """By `replacing`."""
+    """Write the file `path`, by `replacing`."""
     with replacing(path) as part:
         part.write_bytes(data)
 
