@@ -210,8 +210,8 @@ def test_an_error_of_the_training_itself_goes_on_and_its_run_has_failed(error, m
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error), tracking.training(Wandb(), "int2_qat", Qat(steps=1)):
         raise error
-    (found,) = synced(tmp_path)
-    assert found.exit_code == 1
+    (run,) = synced(tmp_path)
+    assert run.exit_code == 1
 
 
 def test_a_training_logs_its_curves_and_pictures(monkeypatch, tmp_path):

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 SECONDS = Path("stages/seconds.json")  # {stage: seconds}, in the order in which DVC runs them
-ASSUMED = 60.0  # seconds of work at the noted pace that count with what was seen: a slow first stage says little
+ASSUMED = 60.0  # seconds of work that count as done at the noted pace: one slow stage at first says little
 FASTEST = 0.5  # a pace below it comes from a stage that went on where it was killed
 
 

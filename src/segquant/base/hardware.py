@@ -33,8 +33,7 @@ def probe() -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """What accuracy depends on besides code and data: the GPU and the versions of the numerical libraries."""
-    names = ("numpy", "pillow", "safetensors", "scipy", "torch", "torchao", "transformers")
-    names += ("onnx", "onnxscript", "nncf")
+    names = "numpy pillow safetensors scipy torch torchao transformers onnx onnxscript nncf".split()
     return {"gpu": (_gpu() or "").split(",")[0] or None, **_versions(*names, *_ENGINES)}
 
 

@@ -79,8 +79,8 @@ def recognise(tree: Folder | Archive, split: str) -> tuple[Folder | Archive, Lay
     for name in names_of(split):
         if first := next(_layouts(tree, name), None):
             return first
-        found = {folder: next(_layouts(tree.below(folder), name), None) for folder in tree.folders()}
-        below = {tree.where(folder): match for folder, match in found.items() if match}
+        matches = {folder: next(_layouts(tree.below(folder), name), None) for folder in tree.folders()}
+        below = {tree.where(folder): match for folder, match in matches.items() if match}
         if len(below) > 1:
             raise DataError(
                 f"{len(below)} folders have a split '{name}' in a known layout ({', '.join(list(below)[:9])}): give "

@@ -46,8 +46,8 @@ def sensitivity(
 
     Returns a dict of COLUMNS for each number of bits and each layer, in the model's order: the loss in points of mIoU
     (0 to 100) and the signal-to-noise ratio of the logits in dB (None if they did not change). The images and the
-    float32 logits stay in memory. Raises DataError when no pixel has a label, ConfigError for a
-    group size that divides no layer's inputs.
+    float32 logits stay in memory. Raises DataError when no pixel has a label, ConfigError for a group size
+    that divides no layer's inputs.
     """
     if not rows:
         raise DataError("there is no readable image to score on: see the images that were skipped")
