@@ -23,18 +23,20 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 SOCKET = "SEGQUANT_WARM"
 FRESH = "stages.benchmark"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-PRELOADED = (
+PRELOADED = (  # not wandb, which makes a temporary folder that the first fork would remove
     "torch._dynamo",
     "torchao.quantization",
     "transformers.models.segformer.modeling_segformer",
-    "pyarrow.parquet",
+    "pyarrow.dataset",
     "pydantic.dataclasses",
+    "torchao.quantization.pt2e.quantizer.x86_inductor_quantizer",
+    "onnxscript.function_libs.torch_lib.ops",
 )
 # Variables that these imports do not read. With any other that differs, a stage stays plain Python.
 UNREAD = ("DVC_", "GIT_", "MAKE", "MFLAGS", "NETRC", "OLDPWD", "PATH", "PWD", "PYTEST_", "SEGQUANT_", "SHLVL", "WANDB_")
@@ -134,12 +136,13 @@ def _serve(listener: socket.socket) -> None:
     environment = _relevant(os.environ)  # before imports add to it
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a stage passes on what it does not ignore
     gc.disable()  # as in every stage, until segquant.base.entry.run
-    for name in PRELOADED:
-        importlib.import_module(name)
     import torch
 
     if torch.version.cuda:  # a fork cannot use a device that an import has looked for
         return
+    for name in PRELOADED:
+        with suppress(ModuleNotFoundError):  # of an extra that is not installed
+            importlib.import_module(name)
     gc.freeze()
     request = _stage(listener, environment)
     if request is None:
@@ -177,7 +180,10 @@ def forks(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
                 pass_fds=[listener.fileno()],
             )
         with server:
-            yield {**environment, SOCKET: address}
+            try:
+                yield {**environment, SOCKET: address}
+            finally:
+                server.kill()  # it may be importing still
 
 
 def main() -> None:

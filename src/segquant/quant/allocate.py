@@ -74,8 +74,7 @@ def _errors(weight: torch.Tensor, grids: Sequence[Grid]) -> torch.Tensor:
 
 def _within(known: Candidates, costs: Mapping[str, np.ndarray], budget: float) -> Choice:
     """The choice of least cost whose file has at most `budget` bytes, which is enough for the smallest candidates."""
-    fixed = file_size(known, {})
-    space = budget - fixed
+    space = budget - file_size(known, {})
     while True:
         picks = solve([*costs.values()], [*known.bytes.values()], space)
         if picks is None:
@@ -84,7 +83,8 @@ def _within(known: Candidates, costs: Mapping[str, np.ndarray], budget: float) -
         excess = file_size(known, choice) - budget
         if excess <= 0:
             return choice
-        space -= excess  # the header of the whole file is not quite the sum of its parts'
+        taken = sum(sizes[k] for sizes, k in zip(known.bytes.values(), picks, strict=True))
+        space = min(space, taken) - excess  # the header of the whole file is not quite the sum of its parts'
 
 
 def solve(costs: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]], space: float) -> list[int] | None:
