@@ -25,7 +25,7 @@ from segquant.warm import SOCKET, forks  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))  # whose parts tests use
 REAL = ROOT.parent / "shared" / "real"
-LONGEST = ("test_pipeline.py", "test_qat.py", "test_graphs.py", "test_auto.py", "test_resume.py", "test_loop.py")
+LONGEST = ("test_pipeline.py", "test_qat.py", "test_graphs.py", "test_auto.py", "test_families.py", "test_build_packed.py")
 
 
 def pytest_collection_modifyitems(items):
@@ -52,7 +52,7 @@ def real() -> Path:
     return REAL
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def warm():
     """The environment in which stages are forks, as in `make repro`; `clones.sh` runs them there."""
     from clones import ENV
@@ -74,8 +74,8 @@ def ade20k_folder(root: Path, split: str, count: int) -> Path:
     return root
 
 
-def small_segformer(classes: int = 150, stages: int = 4):
-    """A small random SegFormer in eval mode. With two stages, torch.export takes half the time."""
+def small_segformer(classes: int = 150, stages: int = 2):
+    """A small random SegFormer in eval mode. With each stage more, torch.export takes 3 s longer."""
     import torch  # not for the process that only hands tests to workers
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
@@ -85,7 +85,7 @@ def small_segformer(classes: int = 150, stages: int = 4):
         depths=[1] * stages,
         hidden_sizes=[32] * stages,
         num_attention_heads=[1] * stages,
-        sr_ratios=[8, 4, 2, 1][-stages:],
+        sr_ratios=[4, 2, 2, 1][-stages:],
         decoder_hidden_size=32,
         num_labels=classes,
     )

@@ -28,11 +28,12 @@ from segquant.evaluation import speed
 from segquant.quant import artifacts
 from segquant.quant.build import build
 from segquant.quant.recipes import unavailable
+from segquant.warm import PRELOADED
 
 # Each command runs in a process forked from one that has imported torch and transformers, which takes four seconds.
 # With a GPU the processes are spawned: importing torchao starts CUDA, and no fork can use it then.
 SERVER = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
-SERVER.set_forkserver_preload(["segquant.cli", "segquant.runs", "segquant.report.layers"])
+SERVER.set_forkserver_preload(["segquant.cli", "segquant.runs", "segquant.report.layers", *PRELOADED])
 
 
 def segquant(*arguments):
@@ -405,9 +406,9 @@ def test_sensitivity_writes_a_table_and_a_plot(tiny_folder, tmp_path):
     done = segquant("sensitivity", *options, "--bits", "2", "--protocol", "fixed-64x64-v1")
     assert done.returncode == 0, done.stderr
     lines = (tmp_path / "o" / "sensitivity.csv").read_text().splitlines()
-    assert lines[0] == "module,parameters,bits,mean_iou_loss,snr_db" and len(lines) == 38
+    assert lines[0] == "module,parameters,bits,mean_iou_loss,snr_db" and len(lines) == 20
     assert (tmp_path / "o" / "sensitivity.svg").read_text().startswith("<svg")
-    assert "The ten worst of 37" in done.stdout
+    assert "The ten worst of 19" in done.stdout
     assert "bits / group size" not in (tmp_path / "o" / "sensitivity.svg").read_text()
     for bits, message in (
         ("2,5", "sensitivity.bits[1] '5' is unknown"),

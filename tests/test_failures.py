@@ -51,7 +51,7 @@ def is_int8(*arguments):
 def place(tmp_path_factory):
     """A folder with a small model, `m`, and params.yaml with three methods and a short timing."""
     folder = tmp_path_factory.mktemp("place")
-    models.save(small_segformer(), folder / "m")
+    models.save(small_segformer(stages=1), folder / "m")
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params |= {"protocol": "fixed-64x64-v1", "model": {"source": str(folder / "m")}}
     params["data"]["limit"] = 2

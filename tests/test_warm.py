@@ -125,6 +125,12 @@ def test_a_command_that_is_none_is_one_line(command, line):
     assert done.returncode == 2 and done.stderr.startswith(f"error: {line}") and done.stderr.count("\n") == 1
 
 
+def test_a_command_that_ends_at_once_waits_for_no_import():
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-m", "segquant.warm", "true"], env=ENV, check=True)
+    assert time.monotonic() - start < 2  # 0.1 on a quiet machine, where the imports take 5
+
+
 @forked
 def test_nothing_is_left_of_a_command_that_ends_or_is_killed(folder):
     script = f"{sys.executable} -m stages.sleeper stop; echo $SEGQUANT_WARM; exit 5"

@@ -95,8 +95,8 @@ class Place:
         shutil.copytree(self.model, self.clone / "models/tiny")
 
 
-def tiny_model(folder: Path) -> None:
-    """Write a SegFormer of two stages and 150,000 random weights, with the classes of the built-in model."""
+def tiny_model(folder: Path, stages: int = 2) -> None:
+    """Write a SegFormer of two stages and 150,000 random weights, or one, with the classes of the built-in model."""
     import torch
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
@@ -105,14 +105,14 @@ def tiny_model(folder: Path) -> None:
     torch.manual_seed(0)
     config = SegformerConfig.from_pretrained(
         ROOT / "models/scenes-b0",
-        num_encoder_blocks=2,
-        depths=[1] * 2,
-        hidden_sizes=[32] * 2,
-        num_attention_heads=[1] * 2,
-        patch_sizes=[7, 3],
-        strides=[4, 2],
-        sr_ratios=[8, 4],
-        mlp_ratios=[4, 4],
+        num_encoder_blocks=stages,
+        depths=[1] * stages,
+        hidden_sizes=[32] * stages,
+        num_attention_heads=[1] * stages,
+        patch_sizes=[7, 3][:stages],
+        strides=[4, 2][:stages],
+        sr_ratios=[8, 4][:stages],
+        mlp_ratios=[4, 4][:stages],
         decoder_hidden_size=64,
     )
     model = SegformerForSemanticSegmentation(config)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import tracemalloc
 import zipfile
 from functools import partial
@@ -64,10 +65,16 @@ def test_a_file_whose_name_is_no_utf8_is_one_line(tmp_path):
     assert not (tmp_path / "shards").exists()
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("written") / "shards"
+    shards.write_shards({"validation": open_source("scenes", "validation", 2)}, folder)
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path):
-    shards.write_shards({"validation": open_source("scenes", "validation", 2)}, tmp_path / "shards")
-    return tmp_path / "shards"
+def folder(written, tmp_path):
+    return shutil.copytree(written, tmp_path / "shards")
 
 
 def rewritten(folder, **columns):

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import datasets
 import numpy as np
@@ -14,11 +15,17 @@ from segquant.data.rows import rows
 from segquant.data.sources import open_source
 
 
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("written") / "shards"
     sources = {"train": open_source("scenes", "train", 3), "validation": open_source("scenes", "validation", 7)}
-    shards.write_shards(sources, tmp_path / "shards", shard_bytes=60_000)
-    return tmp_path / "shards"
+    shards.write_shards(sources, folder, shard_bytes=60_000)
+    return folder
+
+
+@pytest.fixture
+def folder(written, tmp_path):
+    return shutil.copytree(written, tmp_path / "shards")
 
 
 def test_a_split_in_a_split_is_written_beside_the_others(tmp_path):

@@ -46,14 +46,17 @@ FLOAT = Packed(source="codes", engine="openvino")
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """A folder with `codes`, the artifact of SOURCE, `int8.onnx`, the graph that PT2E made of it, and `static`."""
+    """A folder with `codes`, the artifact of SOURCE, `int8.onnx`, the graph that PT2E made of it, and `static`; `float`
+    has the codes and computes in float32."""
     folder = tmp_path_factory.mktemp("packed")
     models.save(float_model(stages=2), folder / "model")
     build(folder / "model", SOURCE, folder / "codes", torch.device("cpu"), images())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "to_onnx", lambda *a: kept(folder, to_onnx(*a)))
-        times = build_packed(folder / "codes", SOURCE, STATIC, folder / "static", images())
+        times = build_packed(folder / "codes", SOURCE, STATIC, folder / "static", scenes())
     assert times["seconds"] > 0 and times["calibration_images"] == 4
+    times = build_packed(folder / "codes", SOURCE, FLOAT, folder / "float")
+    assert times["calibration_images"] == 0
     return folder
 
 
@@ -187,15 +190,13 @@ def test_the_artifact_says_what_it_is_and_loads_as_one_of_the_engine(work):
 
 
 def test_the_same_codes_and_images_give_the_same_bytes(work, made_before, tmp_path):
-    build_packed(work / "codes", SOURCE, STATIC, tmp_path / "again", images())
+    build_packed(work / "codes", SOURCE, STATIC, tmp_path / "again", scenes())
     for path in (work / "static").iterdir():
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_float_activations_give_the_artifacts_logits_on_the_recipes_engine(work, tmp_path):
-    times = build_packed(work / "codes", SOURCE, FLOAT, tmp_path / "float")
-    assert times["calibration_images"] == 0
-    artifact = load(tmp_path / "float")
+def test_float_activations_give_the_artifacts_logits_on_the_recipes_engine(work):
+    artifact = load(work / "float")
     assert (artifact.model.engine, artifact.info["algorithm"]) == ("openvino", "gptq")
     expected = load_artifact(work / "codes").model(images()).logits
     torch.testing.assert_close(artifact.model(images()).logits, expected, rtol=0, atol=2e-5)
@@ -226,8 +227,9 @@ def test_an_artifact_of_another_recipe_is_refused(work, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_upkeep_of_its_sources_training_changes_nothing(work, tmp_path):
+def test_the_upkeep_of_its_sources_training_changes_nothing(work, tmp_path, monkeypatch):
     """quant.build.take takes an artifact of such a recipe too."""
+    monkeypatch.setattr(module, "packed_graph", lambda *_: onnx.load(work / "float/model.onnx"))
     source = replace(SOURCE, train=Qat(steps=1, workers=1))
     shutil.copytree(work / "codes", tmp_path / "codes", ignore=shutil.ignore_patterns("quantization.json"))
     info = describe_artifact(work / "codes")
@@ -275,17 +277,16 @@ def scenes():
 
 @pytest.fixture(scope="module")
 def trained(work):
-    """The artifact `trained`: STATIC after some training, from the same codes. Beside it lies `calibrated`, before."""
+    """The artifact `trained`: `static` after some training, from the same codes."""
     recipe = replace(STATIC, train=Finetune(epochs=48, batch_size=4, crop=96, lr=1e-4, warmup=1, workers=0))
     material = Material(SCENES, CAMVID, "four scenes", "fixed-96x96-v1")
-    build_packed(work / "codes", SOURCE, STATIC, work / "calibrated", scenes())
     inputs = (work / "model", recipe, work / "trained", torch.device("cpu"), scenes(), None, {"codes": SOURCE})
     kind(recipe).build(Job(*inputs, material=material, checkpoint=work / "training.pt"))
     return work / "trained"
 
 
 def test_training_moves_no_code(trained, work):
-    before, after = (onnx.load(folder / "model.onnx") for folder in (work / "calibrated", trained))
+    before, after = (onnx.load(folder / "model.onnx") for folder in (work / "static", trained))
     weights = []
     for model in (before, after):
         session = onnxruntime.InferenceSession(decoded_weights(model.graph), providers=["CPUExecutionProvider"])
@@ -303,7 +304,7 @@ def test_training_moves_no_code(trained, work):
 def test_training_brings_it_nearer_to_float32(trained, work):
     teacher = models.load(work / "model")
     with torch.inference_mode():
-        logits = [load(folder).model(scenes()).logits for folder in (work / "calibrated", trained)]
+        logits = [load(folder).model(scenes()).logits for folder in (work / "static", trained)]
         distances = [float(distillation(student, teacher(scenes()).logits)) for student in logits]
     assert distances[1] < 0.8 * distances[0]
 

@@ -17,7 +17,7 @@ from segquant.commands import pt2e
 
 @pytest.fixture
 def tiny_folder(tmp_path):
-    models.save(small_segformer(stages=2), tmp_path / "tiny")
+    models.save(small_segformer(stages=1), tmp_path / "tiny")
     return tmp_path / "tiny"
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
+from conftest import ROOT, small_segformer
 from torch import nn
 
 from segquant import models
@@ -25,6 +25,11 @@ METHODS = {
     if isinstance(recipe, Recipe) and recipe.activations != "float8"  # needs a GPU
 }
 WEIGHT_ONLY = {n: recipe for n, recipe in METHODS.items() if recipe.weights != "bfloat16" and not recipe.activations}
+
+
+@pytest.fixture
+def tiny():
+    return small_segformer(stages=4)
 
 
 def randomized(model):

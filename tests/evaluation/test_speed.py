@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -6,7 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import small_segformer
 
+from segquant import models
 from segquant.base.config import Recipe, Speed
 from segquant.evaluation import speed
 from segquant.evaluation.speed import measure
@@ -16,11 +19,18 @@ CPU = torch.device("cpu")
 SPEED = Speed(input_size=(64, 96), batch_sizes=(2, 3), runs=5, warmup=1)
 
 
-@pytest.fixture
-def artifacts(tiny_folder, tmp_path):
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("built")
+    models.save(small_segformer(), folder / "tiny")
     for name, recipe in {"float32": Recipe("float32"), "int8": Recipe("int8")}.items():
-        build(tiny_folder, recipe, tmp_path / name, CPU)
-    return tmp_path
+        build(folder / "tiny", recipe, folder / name, CPU)
+    return folder
+
+
+@pytest.fixture
+def artifacts(built, tmp_path):
+    return shutil.copytree(built, tmp_path, dirs_exist_ok=True)
 
 
 def test_what_is_measured(artifacts):

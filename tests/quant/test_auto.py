@@ -103,6 +103,19 @@ def test_the_allocation_is_the_best_of_all_on_a_small_model(tiny, images):
         assert chosen.info["divergence"] == pytest.approx(best, rel=1e-6)
 
 
+def test_a_file_that_is_too_large_by_a_part_of_a_byte_takes_few_solutions(tiny, monkeypatch):
+    """Each solution took that part from the space, again and again, until a smaller file fitted."""
+    known = candidates(tiny, IN_POINTS)
+    costs = {name: np.arange(len(grids), 0, -1.0) for name, grids in known.grids.items()}
+    calls = []
+    monkeypatch.setattr(allocation, "solve", lambda *arguments: calls.append(solve(*arguments)) or calls[-1])
+    low, high = bounds(tiny, IN_POINTS)
+    budget = file_size(known, allocation._within(known, costs, (low + high) / 2)) - 0.03
+    calls.clear()
+    assert file_size(known, allocation._within(known, costs, budget)) <= budget
+    assert 1 < len(calls) < 5
+
+
 def test_influence_is_the_divergence_of_small_errors(tiny, images, monkeypatch):
     """Held against the divergence itself, with errors too small for more than the second order."""
     monkeypatch.setattr(influences, "SAMPLES", 400)
@@ -233,7 +246,7 @@ def test_points_of_noise_stop_no_search(tiny, images, share):
 def test_agreement_is_the_share_of_places_with_the_class_of_the_exact_model(tiny, images):
     points = agreement(tiny, lambda: images.split(1))
     assert points.score(tiny) == 100
-    changed = small_segformer()
+    changed = small_segformer(stages=4)
     changed.load_state_dict(tiny.state_dict())
     with torch.no_grad():
         first, second = tiny(images).logits.topk(2, 1).values.unbind(1)

@@ -32,8 +32,8 @@ OPTIONS = Distill(
 def workspace(tmp_path, monkeypatch):
     """The current folder, with a teacher, a student and labelled pictures."""
     monkeypatch.chdir(tmp_path)
-    models.save(small_segformer(), tmp_path / "student")
-    teacher = small_segformer()
+    models.save(small_segformer(stages=4), tmp_path / "student")
+    teacher = small_segformer(stages=4)
     teacher.decode_head.classifier.bias.data += 5 * torch.randn(150)
     models.save(teacher, tmp_path / "teacher")
     for split in ("training", "validation"):
