@@ -25,7 +25,7 @@ from segquant.warm import SOCKET, forks  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))  # whose parts tests use
 REAL = ROOT.parent / "shared" / "real"
-LONGEST = ("test_pipeline.py", "test_qat.py", "test_graphs.py", "test_auto.py", "test_families.py", "test_build_packed.py")
+LONGEST = ("test_pipeline.py", "test_qat.py", "test_graphs.py", "test_auto.py", "test_families.py")
 
 
 def pytest_collection_modifyitems(items):
