@@ -32,15 +32,6 @@ def ran(output):
     return set(re.findall(r"Running stage '(.*)'", output))
 
 
-def fails_in_one_line(folder, change, message):
-    """Check that `dvc exp run -S change` prints `message` once, without a traceback, and undo the change."""
-    output = sh(folder, f"dvc exp run -S '{change}'", code=None)
-    assert output.count(message) == 1
-    assert "Traceback" not in output
-    assert "exited with 2" in output
-    sh(folder, "git reset -q --hard")
-
-
 def copied(folder, methods):
     """Clone the working tree to `folder` with these methods, four images of each split, and no results.
 

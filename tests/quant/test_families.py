@@ -170,6 +170,15 @@ def family(request, tmp_path_factory):
     return folder / "m"
 
 
+@pytest.fixture(scope="module")
+def reference(family, shards, tmp_path_factory):
+    """What float32 predicts."""
+    folder = tmp_path_factory.mktemp("reference")
+    options = {"protocol": PROTOCOL, "settings": Eval(pictures=0), "partial": folder / "partial"}
+    write_reference(family, shards, folder / "reference", **options)
+    return folder / "reference"
+
+
 def scenes(count=2):
     """Model inputs (count, 3, 64, 64)."""
     return torch.stack(
@@ -221,7 +230,7 @@ def test_float32s_class_maps_equal_those_of_plain_transformers(family, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["int8", "int4", "int2", pytest.param("gptq", marks=pytest.mark.slow)])
-def test_other_families_are_quantized_reload_and_are_evaluated(family, name, shards, tmp_path):
+def test_other_families_are_quantized_reload_and_are_evaluated(family, name, shards, reference, tmp_path):
     images = scenes()
     build(family, RECIPES[name], tmp_path / "a", CPU, images)  # checks that the artifact reloads bit for bit
     assert describe_artifact(tmp_path / "a")["quantized_fraction"] > 0.75
@@ -231,10 +240,8 @@ def test_other_families_are_quantized_reload_and_are_evaluated(family, name, sha
             load_quantized(tmp_path / "a")(images).logits,
         )
     assert ((expected - actual).norm() / (expected - expected.mean()).norm()).item() < 1e-3
-    options = {"protocol": PROTOCOL, "settings": Eval(pictures=0), "partial": tmp_path / "partial"}
-    write_reference(family, shards, tmp_path / "reference", **options)
-    options |= {"reference": tmp_path / "reference", "label_map": None}
-    metrics, _ = score(tmp_path / "a", shards, ADE20K, **options)
+    options = {"reference": reference, "label_map": None, "partial": tmp_path / "partial"}
+    metrics, _ = score(tmp_path / "a", shards, ADE20K, protocol=PROTOCOL, settings=Eval(pictures=0), **options)
     assert metrics["n_images"] == 2 and 0 <= metrics["agreement"] <= 1 and 0 <= metrics["mean_iou"] <= 1
 
 

@@ -37,6 +37,12 @@ def _textbook(weight, hessian, scale, zero, low, high):
     return codes
 
 
+def test_a_weight_that_requires_gradients_gets_the_codes_of_one_that_does_not():
+    weight, hessian = _problem(4, 16)
+    expected, codes = (quantize_weight(w, hessian, Grid(2, 8)) for w in (weight, weight.clone().requires_grad_()))
+    assert all(torch.equal(one, other) for one, other in zip(codes, expected, strict=True))
+
+
 @pytest.mark.parametrize(("rows", "columns", "group_size", "bits"), [(5, 12, 4, 2), (3, 200, 20, 3), (2, 7, 7, 4)])
 def test_columns_are_rounded_as_in_the_textbook(rows, columns, group_size, bits):
     weight, hessian = _problem(rows, columns)

@@ -21,6 +21,7 @@ from segquant.quant.codes import Codes, Grid, bounds, dequantize, errors
 BLOCK = 128  # columns whose errors are propagated together
 
 
+@torch.no_grad()
 def quantize_weight(
     weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, *, damping: float = 0.01, rounds: int = 3
 ) -> Codes:
