@@ -75,7 +75,7 @@ def ade20k_folder(root: Path, split: str, count: int) -> Path:
 
 
 def small_segformer(classes: int = 150, stages: int = 2):
-    """A small random SegFormer in eval mode. With each stage more, torch.export takes 3 s longer."""
+    """A small random SegFormer in eval mode. With each stage more, an export to ONNX takes 3 s longer."""
     import torch  # not for the process that only hands tests to workers
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 

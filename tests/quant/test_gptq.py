@@ -40,7 +40,7 @@ def _textbook(weight, hessian, scale, zero, low, high):
 def test_a_weight_that_requires_gradients_gets_the_codes_of_one_that_does_not():
     weight, hessian = _problem(4, 16)
     expected, codes = (quantize_weight(w, hessian, Grid(2, 8)) for w in (weight, weight.clone().requires_grad_()))
-    assert all(torch.equal(one, other) for one, other in zip(codes, expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(codes, expected, strict=True))
 
 
 @pytest.mark.parametrize(("rows", "columns", "group_size", "bits"), [(5, 12, 4, 2), (3, 200, 20, 3), (2, 7, 7, 4)])
