@@ -54,7 +54,8 @@ def real() -> Path:
 
 @pytest.fixture(scope="session")
 def warm():
-    """The environment in which stages are forks, as in `make repro`; `clones.sh` runs them there."""
+    """The environment in which stages are forks, as in `make repro`. From the first test that asks for it to the last
+    one, `clones.sh` runs them there."""
     from clones import ENV
 
     with forks(ENV) as environment:

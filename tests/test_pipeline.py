@@ -288,17 +288,17 @@ def test_a_recipe_changed_and_one_added_rebuild_their_own_lanes_only_and_a_revie
         f"{lane}@{method}" for lane in ("quantize", "evaluate", "benchmark") for method in ("int4", "int2_g8")
     } | {f"{lane}@int4_static" for lane in ("pack", "evaluate_packed", "benchmark_packed")} | {"select", "report"}
     assert "int2_g8" in (clone / "metrics/results.csv").read_text()
-    told, lines = (clone / "review.md").read_text(), []
+    review, lines = (clone / "review.md").read_text(), []
     for method in ("int4", "int4_static"):
         path = f"metrics/accuracy/{method}.json"
         old, new = (json.loads(text) for text in (sh(clone, f"git show main:{path}"), (clone / path).read_text()))
         change = round(100 * (new["mean_iou"] - old["mean_iou"]), 2)  # on four images it may be nothing
         lines += [f"- {method}: mean IoU {change:+.2f} points"] if change else []
-    assert lines == [line for line in told.splitlines() if "mean IoU +" in line or "mean IoU -" in line]
-    assert "- int2_g8 is new.\n" in told
-    assert re.search(r"\| params.yaml \| quant.methods.int4.group_size +\| 32 +\| 16 +\|", told)
-    assert "| metrics/accuracy/int4.json" in told and "| metrics/accuracy/int2.json" not in told
-    assert told.count("```mermaid") == 2 and all(told.count(f'"{name}": [') == 2 for name in done_methods())
+    assert lines == [line for line in review.splitlines() if "mean IoU +" in line or "mean IoU -" in line]
+    assert "- int2_g8 is new.\n" in review
+    assert re.search(r"\| params.yaml \| quant.methods.int4.group_size +\| 32 +\| 16 +\|", review)
+    assert "| metrics/accuracy/int4.json" in review and "| metrics/accuracy/int2.json" not in review
+    assert review.count("```mermaid") == 2 and all(review.count(f'"{name}": [') == 2 for name in done_methods())
     sh(clone, "git checkout -q -b better && git checkout -q main -- metrics")
     path = clone / "metrics/accuracy/int4.json"
     new = json.loads(path.read_text())

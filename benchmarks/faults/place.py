@@ -96,7 +96,7 @@ class Place:
 
 
 def tiny_model(folder: Path, stages: int = 2) -> None:
-    """Write a SegFormer of two stages and 150,000 random weights, or one, with the classes of the built-in model."""
+    """Write a SegFormer of random weights, 150,000 in two stages, with the classes of the built-in model."""
     import torch
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 

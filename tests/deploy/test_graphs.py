@@ -1,13 +1,12 @@
 """Compare graphs with PyTorch: export, quantize, run and time them on their engines."""
 
-import itertools
 import json
 import logging
 import os
 import shutil
 import subprocess
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,13 +128,11 @@ def test_class_maps_of_the_graph_are_those_of_interpolation_and_argmax(tmp_path)
         load_graph(tmp_path / "onnx" / "float32.onnx")
 
 
-def layers(model):
-    """The Linear and Conv2d layers of a model's graph, by the type of their node."""
-    types, product = {nn.Linear: "MatMul", nn.Conv2d: "Conv"}, defaultdict(list)
-    for module in Pixels(model).modules():
-        if type(module) in types:
-            product[types[type(module)]].append(module)
-    return product
+def quantized_layers(stages):
+    """The Linear and Conv2d layers of the model's graph, but for the first convolution, which stays float."""
+    first, *others = (m for m in Pixels(float_model(stages)).modules() if type(m) in (nn.Linear, nn.Conv2d))
+    assert isinstance(first, nn.Conv2d)
+    return others
 
 
 def quantized_tensors(name, stages):
@@ -151,14 +148,14 @@ def quantized_tensors(name, stages):
 
 def check_every_layer_is_int8(folder, name, stages):
     path = folder / "model.onnx"
-    count, _, *quantized = nodes(path), *itertools.chain(*layers(float_model(stages)).values())
+    count, quantized = nodes(path), quantized_layers(stages)
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
     assert sorted(entry.key for entry in model.metadata_props) == ["labels", "preprocessing"]
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node) and model.doc_string == ""
     graph = model.graph
     int8 = [tensor for tensor in graph.initializer if tensor.data_type == TensorProto.INT8 and len(tensor.dims) > 1]
-    assert len(int8) == len(quantized)  # the first convolution stays float
+    assert len(int8) == len(quantized)
     assert count["QuantizeLinear"] == quantized_tensors(name, stages)
     assert count["DequantizeLinear"] >= count["QuantizeLinear"] + len(int8)
     info = json.loads((folder / "quantization.json").read_text())
@@ -225,7 +222,7 @@ def test_the_search_leaves_the_fewest_of_the_most_sensitive_nodes_in_float(work,
     ranked = [row["node"] for row in strict["sensitivity"]]
     float_nodes = strict["float_nodes"]
     assert float_nodes == ranked[: len(float_nodes)]
-    assert 0 < len(float_nodes) < len(ranked) == sum(map(len, layers(float_model(STAGES)).values())) - 1
+    assert 0 < len(float_nodes) < len(ranked) == len(quantized_layers(STAGES))
     snr = [row["snr_db"] for row in strict["sensitivity"]]
     assert snr == sorted(snr)
     assert strict["drop"] <= full_drop / 2

@@ -85,7 +85,7 @@ def exported(pixels: nn.Module, named: bool = True) -> ExportedProgram:
     """
     sizes = {0: Dim("batch", max=256), 2: STEP * Dim("rows", max=128), 3: STEP * Dim("columns", max=128)}
     dynamic = sizes if named else dict.fromkeys(sizes, Dim.AUTO)
-    # The cache of fake tensors takes a third of the time and saves none, but quantized values have their names from it.
+    # The cache of fake tensors costs a third of the time and saves none, but it changes the names in quantized graphs.
     cached = named and isinstance(pixels, GraphModule)
     try:
         with _within(_LONGEST), torch._dynamo.config.patch(fake_tensor_cache_enabled=cached):

@@ -84,7 +84,8 @@ def _within(known: Candidates, costs: Mapping[str, np.ndarray], budget: float) -
         if excess <= 0:
             return choice
         taken = sum(sizes[k] for sizes, k in zip(known.bytes.values(), picks, strict=True))
-        space = min(space, taken) - excess  # the header of the whole file is not quite the sum of its parts'
+        # The file's header is not quite the sum of its parts'. From `space` alone, the same choice would come again.
+        space = min(space, taken) - excess
 
 
 def solve(costs: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]], space: float) -> list[int] | None:
