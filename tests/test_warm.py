@@ -33,6 +33,20 @@ except KeyboardInterrupt:
     sys.exit(130)
 """
 
+ENDING = """
+import atexit, ctypes, sys, threading, time
+class Freed:
+    def __del__(self):
+        print("freed")
+kept = Freed()
+atexit.register(print, "registered")
+threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
+ctypes.CDLL(None).puts(b"C")
+print("last")
+if sys.argv[1:]:
+    sys.exit(*map(int, sys.argv[1:]))
+"""
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -69,6 +83,17 @@ def test_a_stage_is_a_fork_with_its_own_arguments_output_and_exit_code(folder, w
     assert failed.returncode == 1 and errors.startswith("Traceback") and errors.endswith("ValueError: wrong\n")
     (folder / "stages/sleeper.py").write_text("print(2)")  # the code is read by each
     assert start(folder, warm).communicate() == ("2\n", "")
+
+
+@forked
+@pytest.mark.parametrize("code", [[], ["0"], ["3"]])
+def test_a_fork_ends_as_python_does_but_frees_no_memory(folder, warm, code):
+    (folder / "stages/sleeper.py").write_text(ENDING)
+    plain, fork = (start(folder, environment, *code) for environment in ({**warm, SOCKET: ""}, warm))
+    lines, last = plain.communicate()[0].splitlines(), fork.communicate()[0].splitlines()
+    assert sorted(lines) == ["C", "freed", "last", "registered", "thread"], lines
+    assert last == [line for line in lines if line != "freed"]
+    assert plain.returncode == fork.returncode == int(*code or [0])
 
 
 @pytest.mark.parametrize("changed", [{"OMP_NUM_THREADS": "7"}, {SOCKET: "nowhere"}, {SOCKET: ""}])
