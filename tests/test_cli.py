@@ -157,13 +157,27 @@ def test_a_word_that_is_empty_as_of_an_unset_variable_is_one_line(words, name):
     assert done.stderr.splitlines() == [f"error: {name} is empty: give a value, or leave it out"]
 
 
+def imported(code, *arguments):
+    """What a fresh Python that runs `code` prints, and the modules that it has imported in the end."""
+    listing = "import atexit, sys; atexit.register(lambda: print(*sys.modules)); "
+    command = [sys.executable, "-c", listing + code, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    printed, modules = done.stdout.rstrip().rsplit("\n", 1)
+    return printed, set(modules.split())
+
+
 def test_help_imports_nothing_heavy():
     """No command does: they all have added their options when any help is printed."""
-    code = "import atexit, sys; from segquant.cli import cli; atexit.register(lambda: print(*sys.modules)); cli()"
     for arguments in (("--help",), ("methods", "--help"), ("export", "onnx", "--help")):
-        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
-        assert done.returncode == 0 and "--help" in done.stdout
-        assert {"torch", "transformers", "numpy", "pyarrow", "PIL"}.isdisjoint(done.stdout.split())
+        printed, modules = imported("from segquant.cli import cli; cli()", *arguments)
+        assert "--help" in printed and modules.isdisjoint({"torch", "transformers", "numpy", "pyarrow", "PIL"})
+
+
+def test_a_report_is_made_without_torch():
+    printed, modules = imported("from segquant.cli import cli; cli()", "report")
+    assert "int4" in printed and "segquant.report.results" in modules and "torch" not in modules
+    printed, modules = imported("import stages.complete, stages.report, stages.select; print('imported')")
+    assert printed == "imported" and "stages.report" in modules and "torch" not in modules
 
 
 def test_methods_lists_every_method_and_says_what_cannot_run():
