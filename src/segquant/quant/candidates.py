@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -102,7 +103,14 @@ def _check_budget(known: Candidates, recipe: Auto, float32: int) -> None:
 
 
 def _fullest(key: str, shape: torch.Size, grid: Grid) -> dict[str, torch.Tensor]:
-    """What a file holds of a weight (rows, columns) whose ranges need all the bits that they may have."""
+    """Zeros in place of what a file holds of a weight whose ranges need all the bits that they may have."""
+    module = key.removesuffix(".weight")
+    return {f"{module}{part}": torch.zeros(size, dtype=dtype) for part, (size, dtype) in _parts(shape, grid).items()}
+
+
+@cache
+def _parts(shape: torch.Size, grid: Grid) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Sizes and types of what a file holds of such a weight (rows, columns), by what follows its module's name."""
     rows, columns = shape
     scale, zero = (
         torch.full((rows, columns // grid.group_size), 0.7),
@@ -113,4 +121,5 @@ def _fullest(key: str, shape: torch.Size, grid: Grid) -> dict[str, torch.Tensor]
         zero.fill_(-(2.0 ** (grid.bits + 1 - grid.ranges.zero)))
     scale[:, 0] = 1
     codes = Codes(torch.zeros(shape, dtype=torch.int8), scale.half().float(), zero.half().float())
-    return stored({key: as_tensor(codes, grid, torch.float32)}, cast=False).tensors
+    tensors = stored({"layer.weight": as_tensor(codes, grid, torch.float32)}, cast=False).tensors
+    return {name.removeprefix("layer"): (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}

@@ -41,13 +41,15 @@ def _search(
     smallest = (grouped.abs().amax(2) / farthest).clamp_min(SMALLEST)
     best_error = torch.full_like(least, torch.inf)
     best_scale, best_zero = torch.ones_like(least), torch.zeros_like(least)
+    span, middle = most - least, (least + most) / 2
     for shrink in torch.linspace(1, 0.3, SHRINKS).tolist():
-        scale = rounded(torch.maximum((most - least) * shrink / (high - low), smallest))
-        zero = (low + high) / 2 - (least + most) / 2 * shrink / scale
-        zero = round_zero(zero, grid.bits, grid.ranges)
-        codes = (grouped / scale[..., None] + zero[..., None]).round().clamp(low, high)
-        difference = (codes - zero[..., None]) * scale[..., None] - grouped
-        error = (difference.square() * weights).sum(2)
+        scale = rounded(torch.maximum(span * shrink / (high - low), smallest))
+        zero = round_zero((low + high) / 2 - middle * shrink / scale, grid.bits, grid.ranges)
+        scales, zeros = scale[..., None], zero[..., None]
+        # In place: the largest tensors here are as large as the weight.
+        codes = (grouped / scales).add_(zeros).round_().clamp_(low, high)
+        difference = codes.sub_(zeros).mul_(scales).sub_(grouped)
+        error = difference.square_().mul_(weights).sum(2)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
