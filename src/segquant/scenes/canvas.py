@@ -172,9 +172,7 @@ class Canvas:
             tone += material.pattern_strength * material.pattern(y, x)
         if material.shade:
             tone -= np.float32(material.shade) * (y - y[0]) / len(y)
-        color = tone[..., None] + material.color
-        if mask is None:
-            self.rgb[box], self.labels[box] = color, ADE20K_IDS[name]
-        else:
-            np.copyto(self.rgb[box], color, where=mask[..., None])
-            np.copyto(self.labels[box], np.uint8(ADE20K_IDS[name]), where=mask)
+        where = True if mask is None else mask
+        for channel, value in enumerate(material.color):
+            np.add(tone, value, out=self.rgb[(*box, channel)], where=where)
+        np.copyto(self.labels[box], np.uint8(ADE20K_IDS[name]), where=where)
