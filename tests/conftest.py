@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
@@ -25,7 +27,19 @@ from segquant.warm import SOCKET, forks  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))  # whose parts tests use
 REAL = ROOT.parent / "shared" / "real"
-LONGEST = ("test_pipeline.py", "test_qat.py", "test_graphs.py", "test_auto.py", "test_families.py")
+LONGEST = (
+    "test_pipeline.py",
+    "test_graphs.py",
+    "test_qat.py",
+    "test_families.py",
+    "test_auto.py",
+    "test_cli.py",
+    "test_build_packed.py",
+    "test_artifacts.py",
+    "test_commands.py",
+    "test_failures.py",
+    "test_resume.py",
+)
 
 
 def pytest_collection_modifyitems(items):
@@ -42,6 +56,18 @@ def pytest_collection_finish():
 def another_process():
     """What a process knows of the hub, the next test's does not."""
     open_repository.cache_clear()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def scenes_drawn_once():
+    """A scene is drawn once, for all tests that read it: tests/data/test_scenes.py shows that it would be the same."""
+    from segquant.data import sources
+
+    drawn = cache(sources.scenes.sample)
+    again = SimpleNamespace(SIZES=sources.scenes.SIZES, sample=lambda *which: dict(drawn(*which)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "scenes", again)
+        yield
 
 
 @pytest.fixture(scope="session")

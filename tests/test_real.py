@@ -84,7 +84,7 @@ def test_float32_matches_plain_pytorch_and_int8_comes_close(real, limit, tmp_pat
 
 
 def test_the_metric_on_ade20k_matches_an_independent_computation(real, tiny):
-    """All 135 pairs and a random model of 150 classes, computed class by class from the PNG files."""
+    """All 135 pairs and a random model of 150 classes, counted from the PNG files without a confusion matrix."""
     root = real / "ADEChallengeData2016"
     sources = [open_source(str(root), split) for split in ("training", "validation")]
     pairs = chain(*map(rows, sources))
@@ -93,11 +93,9 @@ def test_the_metric_on_ade20k_matches_an_independent_computation(real, tiny):
     intersection, predicted, labelled = np.zeros((3, 150))
     for path in root.glob("annotations/*/*.png"):
         label, prediction = np.array(Image.open(path)), result.pictures[path.stem]
-        for c in np.union1d(label[label > 0].astype(int) - 1, prediction):
-            is_c, says_c = label == c + 1, (label > 0) & (prediction == c)
-            intersection[c] += (is_c & says_c).sum()
-            labelled[c] += is_c.sum()
-            predicted[c] += says_c.sum()
+        truth, said = label[label > 0].astype(int) - 1, prediction[label > 0]
+        for counts, classes in ((intersection, truth[truth == said]), (labelled, truth), (predicted, said)):
+            counts += np.bincount(classes, minlength=150)
     with np.errstate(invalid="ignore"):
         iou, accuracy = intersection / (labelled + predicted - intersection), intersection / labelled
     print(f"mIoU {result.scores.mean_iou:.12f}, independent {np.nanmean(iou):.12f}")

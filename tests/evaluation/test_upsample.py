@@ -62,7 +62,7 @@ def test_ties_and_flat_regions(classes, h, w, height, width, levels, seed):
     assert_same_except_ties(torch.randint(-levels, levels, (classes, h, w), generator=generator).float(), height, width)
 
 
-@pytest.mark.parametrize("size", [(512, 683), (97, 1), (31, 64), (2000, 1500)])
+@pytest.mark.parametrize("size", [(512, 683), (97, 1), (31, 64), (1500, 1000)])
 def test_many_cells_that_hold_many_classes(size):
     """More than one chunk, and noise that lets every class win anywhere."""
     logits = torch.randn(150, 64, 64, generator=torch.Generator().manual_seed(0))
