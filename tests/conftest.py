@@ -101,21 +101,25 @@ def ade20k_folder(root: Path, split: str, count: int) -> Path:
     return root
 
 
-def small_segformer(classes: int = 150, stages: int = 2):
-    """A small random SegFormer in eval mode. With each stage more, an export to ONNX takes 3 s longer."""
+def small_segformer(classes: int = 150, stages: int = 2, **others):
+    """A small random SegFormer in eval mode. With each stage more, an export to ONNX takes 3 s longer.
+
+    `others` are further keys of its configuration.
+    """
     import torch  # not for the process that only hands tests to workers
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
     torch.manual_seed(0)
-    config = SegformerConfig(
-        num_encoder_blocks=stages,
-        depths=[1] * stages,
-        hidden_sizes=[32] * stages,
-        num_attention_heads=[1] * stages,
-        sr_ratios=[4, 2, 2, 1][-stages:],
-        decoder_hidden_size=32,
-        num_labels=classes,
-    )
+    options = {
+        "num_encoder_blocks": stages,
+        "depths": [1] * stages,
+        "hidden_sizes": [32] * stages,
+        "num_attention_heads": [1] * stages,
+        "sr_ratios": [4, 2, 2, 1][-stages:],
+        "decoder_hidden_size": 32,
+        "num_labels": classes,
+    }
+    config = SegformerConfig(**options | others)
     return SegformerForSemanticSegmentation(config).eval()
 
 

@@ -2,7 +2,6 @@
 
 import torch
 from conftest import small_segformer
-from torch import nn
 
 from segquant.base.config import Calibration, Graph
 
@@ -25,14 +24,25 @@ def images(count=4):
     return torch.randn(count, 3, 64, 96, generator=torch.Generator().manual_seed(2)).cumsum(2) / 4
 
 
-def float_model(stages=4):
-    """A small SegFormer with random statistics in its batch normalization, as after training, and varied classes."""
-    model = small_segformer(11, stages)
+# Of an image of 32x32, each stage has a single key, and the last one a single pixel, as in the models that people use.
+GEOMETRY = {
+    2: {"strides": [8, 4], "sr_ratios": [4, 1]},
+    4: {"strides": [4, 2, 2, 2], "sr_ratios": [8, 4, 2, 1]},
+}
+
+
+def float_model(stages=2):
+    """A small SegFormer with statistics in its batch normalization, as after training, which gives many classes."""
+    model = small_segformer(11, stages, **GEOMETRY[stages])
     generator = torch.Generator().manual_seed(1)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.running_mean, module.weight.data, module.bias.data):
-                tensor.normal_(generator=generator)
-            module.running_var.uniform_(0.1, 4, generator=generator)
-    model.decode_head.classifier.weight.data.normal_(generator=generator)
+    norm = model.decode_head.batch_norm
+    norm.train().momentum = 1.0  # its statistics become those of one batch
+    with torch.no_grad():
+        model(images())
+    norm.eval()
+    classifier = model.decode_head.classifier
+    for parameter in (norm.weight, norm.bias, classifier.weight):
+        parameter.data.normal_(generator=generator)
+    with torch.no_grad():
+        classifier.bias -= model(images()).logits.mean((0, 2, 3))  # no class is everywhere
     return model.requires_grad_(False)

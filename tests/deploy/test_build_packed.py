@@ -49,7 +49,7 @@ def work(tmp_path_factory):
     """A folder with `codes`, the artifact of SOURCE, `int8.onnx`, the graph that PT2E made of it, and `static`; `float`
     has the codes and computes in float32."""
     folder = tmp_path_factory.mktemp("packed")
-    models.save(float_model(stages=2), folder / "model")
+    models.save(float_model(), folder / "model")
     build(folder / "model", SOURCE, folder / "codes", torch.device("cpu"), images())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "to_onnx", lambda *a: kept(folder, to_onnx(*a)))
@@ -278,7 +278,7 @@ def scenes():
 @pytest.fixture(scope="module")
 def trained(work):
     """The artifact `trained`: `static` after some training, from the same codes."""
-    recipe = replace(STATIC, train=Finetune(epochs=48, batch_size=4, crop=96, lr=1e-4, warmup=1, workers=0))
+    recipe = replace(STATIC, train=Finetune(epochs=48, batch_size=4, crop=96, lr=3e-4, warmup=1, workers=0))
     material = Material(SCENES, CAMVID, "four scenes", "fixed-96x96-v1")
     inputs = (work / "model", recipe, work / "trained", torch.device("cpu"), scenes(), None, {"codes": SOURCE})
     kind(recipe).build(Job(*inputs, material=material, checkpoint=work / "training.pt"))

@@ -34,7 +34,7 @@ MATERIAL = Material(ROWS, CAMVID, "four scenes", "fixed-96x96-v1")
 @pytest.fixture(scope="module")
 def baseline(tmp_path_factory):
     folder = tmp_path_factory.mktemp("baseline")
-    models.save(float_model(stages=2), folder)
+    models.save(float_model(), folder)
     return folder
 
 
@@ -46,15 +46,15 @@ def made(baseline, folder, recipe=RECIPE, material=MATERIAL):
 
 @pytest.fixture(scope="module")
 def graph():
-    return prepared(float_model(stages=2), images(), trained=True)
+    return prepared(float_model(), images(), trained=True)
 
 
 def test_training_brings_the_graph_nearer_and_the_converted_one_is_the_trained_one(graph):
     """Fake-quantized and converted predictions agree on at least 99.9 % of pixels, as the converted graph is meant to."""
-    teacher, pictures = float_model(stages=2), images(8)
+    teacher, pictures = float_model(), images(8)
     model = Trainable(graph)
     weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(weights, lr=3e-4)
+    optimizer = torch.optim.Adam(weights, lr=1e-4)
 
     def loss():
         return distillation(model(pictures).logits, teacher(pictures).logits)
@@ -78,7 +78,7 @@ def ranges(model):
 
 
 def test_ranges_of_activations_stay_those_of_calibration():
-    model = Trainable(prepared(float_model(stages=2), images(), trained=True))
+    model = Trainable(prepared(float_model(), images(), trained=True))
     start = ranges(model)
     for _ in range(2):
         model(3 * images()).logits.sum().backward()
@@ -86,7 +86,7 @@ def test_ranges_of_activations_stay_those_of_calibration():
 
 
 def test_ranges_of_weights_follow_the_weights_to_the_end():
-    model = Trainable(prepared(float_model(stages=2), images(), trained=True))
+    model = Trainable(prepared(float_model(), images(), trained=True))
     start = ranges(model)
     with torch.no_grad():
         for weight in model.parameters():

@@ -92,7 +92,7 @@ def test_codes_of_every_width_decode_on_every_engine(width, rows, groups, size, 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     """A folder with `model`, no two of whose parameters are equal, and its export."""
-    folder, model = tmp_path_factory.mktemp("packed"), float_model(stages=2)
+    folder, model = tmp_path_factory.mktemp("packed"), float_model()
     generator = torch.Generator().manual_seed(4)
     for parameter in model.parameters():
         parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
