@@ -82,7 +82,8 @@ def write_counts(
 def read_counts(path: str | Path) -> Counts:
     """Read a file of `write_counts`. Raises DataError when it is missing or is some other file."""
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:  # pq.read_table imports pandas
+            table = file.read()
         metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         ids = parse_json(metadata["images"])
         index = {name: i for i, name in enumerate(ids)}

@@ -76,7 +76,8 @@ def read_reference(folder: str | Path, shard: Shard) -> list[tuple[str, bytes | 
     """Read (id, class map as PNG) of each row of a shard, in the shard's order. Raises SegquantError if it cannot."""
     path = Path(folder) / shard.path.name
     try:
-        return [(row["id"], row["prediction"]) for row in pq.read_table(path).to_pylist()]
+        with pq.ParquetFile(path) as file:  # pq.read_table imports pandas
+            return [(row["id"], row["prediction"]) for row in file.read().to_pylist()]
     except (OSError, pa.ArrowException) as error:
         reason = one_line(error)
         raise SegquantError(f"reference {path} cannot be read ({reason}): remove it and run again") from error
