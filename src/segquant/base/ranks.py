@@ -34,12 +34,13 @@ def from_first(make: Callable[[], T]) -> T:
     """Call `make` on rank 0 and return its result on every rank."""
     rank, world = ranks()
     result = [make() if rank == 0 else None]
-    if world > 1:
-        import torch
-        from torch import distributed
+    if world == 1:
+        return result[0]
+    import torch
+    from torch import distributed
 
-        join()
-        distributed.broadcast_object_list(result, 0, device=torch.device("cpu"))
+    join()
+    distributed.broadcast_object_list(result, 0, device=torch.device("cpu"))
     return result[0]
 
 
