@@ -3,7 +3,7 @@
 import json
 
 import numpy as np
-from test_cli import segquant
+from test_cli import imported, segquant
 
 from segquant.evaluation.counts import write_counts
 
@@ -29,6 +29,14 @@ def test_two_methods_are_compared(tmp_path):
     assert comparison["mean_iou"]["high"] < 0 and f"{100 * comparison['mean_iou']['difference']:+.2f}" in line
     same = segquant("compare", "int2", tmp_path / "predictions" / "int2" / "confusion.parquet", "--metrics", tmp_path)
     assert same.stdout.count("no clear difference") == 3
+
+
+def test_methods_are_compared_without_torch_and_pandas(tmp_path):
+    _write(tmp_path, "float32", 0.9)
+    _write(tmp_path, "int2", 0.6)
+    code = "from segquant.cli import cli; cli()"
+    printed, modules = imported(code, "compare", "float32", "int2", "--metrics", str(tmp_path))
+    assert "mIoU" in printed and "pyarrow.parquet" in modules and modules.isdisjoint({"torch", "pandas"})
 
 
 def test_a_method_without_results_is_one_line(tmp_path):

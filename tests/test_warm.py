@@ -90,9 +90,9 @@ def test_a_stage_is_a_fork_with_its_own_arguments_output_and_exit_code(folder, w
 def test_a_fork_ends_as_python_does_but_frees_no_memory(folder, warm, code):
     (folder / "stages/sleeper.py").write_text(ENDING)
     plain, fork = (start(folder, environment, *code) for environment in ({**warm, SOCKET: ""}, warm))
-    lines, last = plain.communicate()[0].splitlines(), fork.communicate()[0].splitlines()
-    assert sorted(lines) == ["C", "freed", "last", "registered", "thread"], lines
-    assert last == [line for line in lines if line != "freed"]
+    of_plain, of_fork = (process.communicate()[0].splitlines() for process in (plain, fork))
+    assert sorted(of_plain) == ["C", "freed", "last", "registered", "thread"], of_plain
+    assert of_fork == [line for line in of_plain if line != "freed"]
     assert plain.returncode == fork.returncode == int(*code or [0])
 
 

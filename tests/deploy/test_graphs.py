@@ -84,6 +84,16 @@ def test_the_float32_graph_gives_pytorchs_logits_at_any_size(work, engine, shape
     assert (runtime.engine, runtime.threads, runtime.config.num_labels) == (engine, torch.get_num_threads(), 11)
 
 
+@torch.inference_mode()
+def test_of_the_smallest_image_each_stage_has_one_key_and_the_last_one_pixel():
+    """As in SegFormers of all sizes: engines have gone wrong there, and the tests of sizes need it."""
+    model, keys = float_model(), []
+    for stage in model.segformer.stages:
+        stage.blocks[0].attention.k_proj.register_forward_hook(lambda *hook: keys.append(hook[2].shape[1]))
+    last = model(torch.zeros(1, 3, 32, 32), output_hidden_states=True).hidden_states[-1]
+    assert keys == [1, 1] and last.shape[2:] == (1, 1)
+
+
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_a_smallest_image_first_changes_no_larger_one(work, engine):
     """OpenVINO gave other logits for all larger images: its first one had a single key in attention."""

@@ -87,7 +87,8 @@ def read_counts(path: str | Path) -> Counts:
         metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         ids = parse_json(metadata["images"])
         index = {name: i for i, name in enumerate(ids)}
-        columns = (table[name].to_numpy().astype(np.int64) for name in ("label", "prediction", "pixels"))
+        parts = (table[name].combine_chunks() for name in ("label", "prediction", "pixels"))
+        columns = (np.from_dlpack(part).astype(np.int64) for part in parts)  # to_numpy imports pandas too
         image = np.array([index[name] for name in table["image"].to_pylist()], np.int64)
         return Counts(parse_json(metadata["classes"]), metadata["protocol"], ids, image, *columns)
     except FileNotFoundError as error:
