@@ -27,24 +27,52 @@ from segquant.warm import SOCKET, forks  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))  # whose parts tests use
 REAL = ROOT.parent / "shared" / "real"
-LONGEST = (
+LONGEST = (  # with those that run TOGETHER with them
     "test_pipeline.py",
+    "test_cli.py",
     "test_graphs.py",
     "test_qat.py",
     "test_families.py",
     "test_auto.py",
-    "test_cli.py",
     "test_build_packed.py",
     "test_artifacts.py",
-    "test_commands.py",
-    "test_failures.py",
     "test_resume.py",
 )
+
+# Files that run on one worker after another, as they share a process of 5 s of imports: `warm`, and that of `forked`.
+TOGETHER = {
+    "test_mistakes.py": "test_pipeline.py",
+    "test_warm.py": "test_pipeline.py",
+    "test_commands.py": "test_cli.py",
+    "test_compare.py": "test_cli.py",
+    "test_failures.py": "test_cli.py",
+    "test_hostile_text.py": "test_cli.py",
+    "test_output.py": "test_cli.py",
+    "test_predict_command.py": "test_cli.py",
+}
 
 
 def pytest_collection_modifyitems(items):
     """Run the longest files first, so that two workers finish at the same time."""
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+    def place(item):
+        file = TOGETHER.get(item.path.name, item.path.name)
+        return LONGEST.index(file) if file in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """As --dist loadfile, with the files that are TOGETHER in one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            path = super()._split_scope(nodeid)
+            return TOGETHER.get(Path(path).name, path)
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_finish():
@@ -151,3 +179,15 @@ def tiny_folder(tiny, tmp_path) -> Path:
 
     models.save(tiny, tmp_path / "tiny")
     return tmp_path / "tiny"
+
+
+@pytest.fixture
+def quick(tmp_path) -> Path:
+    """The repository's params.yaml with a short measurement of speed."""
+    import yaml
+
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["speed"] = {"input_size": [64, 64], "batch_sizes": [1], "runs": 2, "warmup": 1}
+    path = tmp_path / "quick.yaml"
+    path.write_text(yaml.safe_dump(params, sort_keys=False))
+    return path

@@ -3,7 +3,8 @@
 import json
 
 import numpy as np
-from test_cli import imported, segquant
+from forked import segquant
+from test_cli import imported
 
 from segquant.evaluation.counts import write_counts
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, ade20k_folder
-from test_cli import quick, segquant  # noqa: F401
+from forked import segquant
 
 from segquant import runs
 from segquant.base import config
@@ -116,7 +116,7 @@ def test_a_new_folder_is_gone_where_nothing_was_written(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_run_leaves_nothing_of_the_one_before(tiny_folder, quick, tmp_path):  # noqa: F811
+def test_a_run_leaves_nothing_of_the_one_before(tiny_folder, quick, tmp_path):
     """`compare` took a method of the earlier run, of another model, for one of this."""
     for name in ("a", "b"):
         ade20k_folder(tmp_path / name, "validation", 2)
@@ -148,7 +148,7 @@ def test_a_run_leaves_nothing_of_the_one_before(tiny_folder, quick, tmp_path):  
     assert after["notes.txt"] == b"mine"
 
 
-def test_a_forced_run_removes_nothing_of_the_users(tiny_folder, quick, tmp_path):  # noqa: F811
+def test_a_forced_run_removes_nothing_of_the_users(tiny_folder, quick, tmp_path):
     mine = tmp_path / "out/accuracy/mine.json"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
@@ -308,7 +308,7 @@ def test_a_folder_mounted_a_second_time_is_the_same(tmp_path):
     assert "contain one another" in done.stderr
 
 
-def test_a_run_is_refused_before_it_replaces_what_the_user_added(tiny_folder, quick, tmp_path):  # noqa: F811
+def test_a_run_is_refused_before_it_replaces_what_the_user_added(tiny_folder, quick, tmp_path):
     options = ["--data", "scenes", "--split", "validation", "--limit", "1", "--protocol", "fixed-64x64-v1"]
     options += ["--params", quick, "--methods", "float32", "--output", tmp_path / "out"]
     assert segquant("run", "--model", tiny_folder, *options).returncode == 0

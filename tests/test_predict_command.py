@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from forked import segquant
 from PIL import Image
-from test_cli import segquant
 from transformers import SegformerImageProcessorPil
 
 import segquant as package

@@ -85,6 +85,12 @@ def test_a_stage_is_a_fork_with_its_own_arguments_output_and_exit_code(folder, w
     assert start(folder, warm).communicate() == ("2\n", "")
 
 
+def test_a_benchmark_is_a_process_of_its_own(folder, warm):
+    (folder / "stages/benchmark.py").write_text("import sys; print('torch' in sys.modules)")
+    command = [sys.executable, "-m", "stages.benchmark"]
+    assert subprocess.check_output(command, cwd=folder, env=warm, text=True) == "False\n"
+
+
 @forked
 @pytest.mark.parametrize("code", [[], ["0"], ["3"]])
 def test_a_fork_ends_as_python_does_but_frees_no_memory(folder, warm, code):

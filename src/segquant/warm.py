@@ -34,7 +34,10 @@ PRELOADED = (  # not wandb, which makes a temporary folder that the first fork w
     "torch._dynamo",
     "torchao.quantization",
     "transformers.models.segformer.modeling_segformer",
+    "pyarrow.compute",
     "pyarrow.parquet",
+    "pandas",  # of any array that pyarrow makes
+    "rich.progress",
     "pydantic.dataclasses",
     "torchao.quantization.pt2e.quantizer.x86_inductor_quantizer",
     "onnxscript.function_libs.torch_lib.ops",

@@ -6,8 +6,8 @@ import onnx
 import pytest
 import yaml
 from conftest import ade20k_folder, small_segformer
+from forked import errors, segquant
 from PIL import Image
-from test_cli import errors, quick, segquant  # noqa: F401
 
 from segquant import models
 from segquant.base.errors import UnavailableError
@@ -22,7 +22,7 @@ def tiny_folder(tmp_path):
 
 
 @pytest.mark.slow
-def test_pt2e_makes_scores_and_times_an_int8_onnx_file(tiny_folder, quick, tmp_path):  # noqa: F811
+def test_pt2e_makes_scores_and_times_an_int8_onnx_file(tiny_folder, quick, tmp_path):
     for name in ("one", "two"):
         ade20k_folder(tmp_path / name, "validation", 2)
     done = segquant(
@@ -165,7 +165,7 @@ def test_pt2e_without_the_extra_is_one_line(monkeypatch, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_run_applies_max_drop_to_the_calibration_images(tiny_folder, quick, tmp_path):  # noqa: F811
+def test_run_applies_max_drop_to_the_calibration_images(tiny_folder, quick, tmp_path):
     params = yaml.safe_load(quick.read_text())
     params["quant"]["methods"]["onnx_int8"] = {
         "engine": "onnxruntime",
@@ -229,7 +229,7 @@ def test_evaluate_on_no_image_is_refused(tmp_path):
     assert done.returncode == 2 and errors(done) == ["error: --limit must be at least 1, not 0"]
 
 
-def test_run_builds_the_artifact_whose_codes_a_packed_method_takes(tiny_folder, quick, tmp_path):  # noqa: F811
+def test_run_builds_the_artifact_whose_codes_a_packed_method_takes(tiny_folder, quick, tmp_path):
     params = yaml.safe_load(quick.read_text())
     codes = {"weights": "int4", "group_size": 8}
     params["quant"] |= {"methods": {"float32": {"weights": "float32"}, "codes": codes}, "method": "codes"}

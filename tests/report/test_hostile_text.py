@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, ade20k_folder, small_segformer
+from forked import segquant
 from PIL import Image
 from samples import HARDWARE, SPEED, metrics
-from test_cli import segquant
 
 from segquant import models
 from segquant.base.files import csv_rows, write_json
