@@ -27,7 +27,7 @@ from segquant.warm import SOCKET, forks  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))  # whose parts tests use
 REAL = ROOT.parent / "shared" / "real"
-LONGEST = (  # with those that run TOGETHER with them
+LONGEST = (  # each with those that run TOGETHER with it
     "test_pipeline.py",
     "test_cli.py",
     "test_graphs.py",
@@ -39,7 +39,7 @@ LONGEST = (  # with those that run TOGETHER with them
     "test_resume.py",
 )
 
-# Files that run on one worker after another, as they share a process of 5 s of imports: `warm`, and that of `forked`.
+# Files and the one on whose worker they run: they fork one process of 5 s of imports, that of `warm` or of `forked`.
 TOGETHER = {
     "test_mistakes.py": "test_pipeline.py",
     "test_warm.py": "test_pipeline.py",
@@ -64,7 +64,9 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """As --dist loadfile, with the files that are TOGETHER in one."""
+    """--dist loadfile, which runs a file on one worker, for the files that are TOGETHER too."""
+    if config.getoption("dist") != "loadfile":
+        return None
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
