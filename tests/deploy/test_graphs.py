@@ -216,6 +216,18 @@ def test_nncfs_default_preset_gives_each_position_its_own_range(artifact):
     assert {(1, 8 * 12, 1), (1, 2 * 3, 1)} < shapes("nncf_default")  # of the two stages
 
 
+def test_a_graph_with_a_range_for_each_position_takes_images_of_its_size_alone(work, artifact):
+    """It took 64x96 for 96x64, which has as many positions; other sizes left OpenVINO unable to start a graph."""
+    graph, turned = load(artifact("nncf_default")).model, images(1).mT
+    assert graph(images(5)).logits.shape == (5, 11, 8, 12)
+    with pytest.raises(ModelError, match="^the graph takes 64x96 alone, not 1x3x96x64: choose fixed-64x96-v1$"):
+        graph(turned)
+    speed = Speed(input_size=(96, 64))
+    timed = measure(artifact("nncf_default"), work, speed, torch.device("cpu"), work / "onnx")
+    assert timed == {"unavailable": "the graph takes 64x96 alone, not speed.input_size 96x64"}
+    assert load(artifact("nncf")).model(turned).logits.shape == (1, 11, 12, 8)
+
+
 def test_the_same_images_give_the_same_bytes(work, artifact, tmp_path):
     """tests/deploy/test_finetune.py and tests/test_pipeline.py show the same for pt2e."""
     build_graph(work / "baseline", RECIPES["qdq"], tmp_path / "again", work / "onnx", images())

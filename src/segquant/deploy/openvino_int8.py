@@ -19,9 +19,9 @@ def quantize_nncf(source: str | Path, folder: Path, images: torch.Tensor, recipe
     """Quantize the float32 ONNX model `source` to model.xml and model.bin in `folder`.
 
     `images` (N, 3, H, W) give the ranges. Without `recipe.ignored_types` this is NNCF's default preset. That preset
-    destroys a SegFormer and fits the images' size only, as it gives the inputs of depthwise convolutions a range per
-    position instead of per channel. With ignored types, nodes of these types stay float and activations may have a zero
-    point (NNCF's preset `mixed`).
+    destroys a SegFormer, as it gives the inputs of depthwise convolutions a range per position instead of per channel.
+    Such a graph takes images of HxW alone. With ignored types, nodes of these types stay float and activations may have
+    a zero point (NNCF's preset `mixed`).
 
     Returns the number of `quantizers` in the graph. Raises ModelError for an ignored type that the model lacks: only
     the graph shows it.
@@ -40,5 +40,14 @@ def quantize_nncf(source: str | Path, folder: Path, images: torch.Tensor, recipe
         options = {"preset": nncf.QuantizationPreset.MIXED, "ignored_scope": scope}
     data = nncf.Dataset(list(images[:, None].numpy()))
     quantized = nncf.quantize(model, data, subset_size=len(images), **options)
+    quantizers = [op for op in quantized.get_ops() if op.get_type_name() == "FakeQuantize"]
+    if any(map(_by_position, quantizers)):  # OpenVINO would take 64x96 for 96x64, which has as many positions
+        quantized.reshape([-1, *images.shape[1:]])
     openvino.save_model(quantized, folder / "model.xml", compress_to_fp16=False)
-    return {"quantizers": sum(op.get_type_name() == "FakeQuantize" for op in quantized.get_ops())}
+    return {"quantizers": len(quantizers)}
+
+
+def _by_position(quantizer: Any) -> bool:
+    """Whether an axis of its ranges, of more than one value, is one whose size the image gives."""
+    ranges, values = quantizer.input(1).get_shape(), quantizer.input(0).get_partial_shape()
+    return any(size > 1 and axis.is_dynamic for size, axis in zip(reversed(ranges), reversed(list(values))))

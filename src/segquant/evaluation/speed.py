@@ -70,6 +70,9 @@ def measure(
         loaded = load(artifact, device)
     except UnavailableError as error:
         return {"unavailable": str(error)}
+    if graph_engine and loaded.model.size not in (None, tuple(speed.input_size)):
+        only, other = ("x".join(map(str, size)) for size in (loaded.model.size, speed.input_size))
+        return {"unavailable": f"the graph takes {only} alone, not speed.input_size {other}"}
     _timed(loaded.model, inputs[speed.batch_sizes[0]])
     peak = _peak_memory(device) - before
 
