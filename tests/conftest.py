@@ -36,16 +36,16 @@ LONGEST = (  # each with those that run TOGETHER with it
     "test_auto.py",
     "test_build_packed.py",
     "test_artifacts.py",
+    "test_failures.py",
     "test_resume.py",
 )
 
-# Files and the one on whose worker they run: they fork one process of 5 s of imports, that of `warm` or of `forked`.
+# Each file, and the one on whose worker it runs: both fork one process, whose imports take 5 s, of `warm` or `forked`.
 TOGETHER = {
     "test_mistakes.py": "test_pipeline.py",
     "test_warm.py": "test_pipeline.py",
     "test_commands.py": "test_cli.py",
     "test_compare.py": "test_cli.py",
-    "test_failures.py": "test_cli.py",
     "test_hostile_text.py": "test_cli.py",
     "test_output.py": "test_cli.py",
     "test_predict_command.py": "test_cli.py",
@@ -56,10 +56,16 @@ def pytest_collection_modifyitems(items):
     """Run the longest files first, so that two workers finish at the same time."""
 
     def place(item):
-        file = TOGETHER.get(item.path.name, item.path.name)
+        file = first_of(item.nodeid)
         return LONGEST.index(file) if file in LONGEST else len(LONGEST)
 
     items.sort(key=place)
+
+
+def first_of(nodeid: str) -> str:
+    """The name of a test's file, or of the one that it runs TOGETHER with."""
+    name = Path(nodeid.split("::")[0]).name
+    return TOGETHER.get(name, name)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -70,9 +76,7 @@ def pytest_xdist_make_scheduler(config, log):
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
-        def _split_scope(self, nodeid):
-            path = super()._split_scope(nodeid)
-            return TOGETHER.get(Path(path).name, path)
+        _split_scope = staticmethod(first_of)
 
     return Scheduling(config, log)
 

@@ -1,4 +1,4 @@
-"""segquant's commands as forks of a process that has imported torch and transformers, which takes four seconds.
+"""segquant's commands as forks of a process that has imported torch and transformers, which takes five seconds.
 
 With a GPU they are spawned: importing torchao starts CUDA, and no fork can use it then. Each imports this file, which
 is why it imports no pytest.
@@ -48,7 +48,6 @@ def _called(arguments, folder):
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT), number)
     sys.argv = ["segquant", *arguments]
-    sys.orig_argv = [sys.executable, "-m", *sys.argv]
     if not torch.cuda.is_available():
         lanes.subprocess = SimpleNamespace(run=_timer())
     cli()

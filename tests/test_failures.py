@@ -12,7 +12,6 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, ade20k_folder, small_segformer
-from forked import segquant
 
 from segquant import cli, lanes, models
 from segquant.base import entry
@@ -201,14 +200,16 @@ def test_a_storage_error_inside_another_and_a_process_of_torchrun_stop_all(monke
 
 
 def test_the_log_of_a_run_has_the_traceback_and_the_terminal_one_line(place, tmp_path):
-    """A one-layer MobileNetV2, whose sizes torch.export takes for constants."""
+    """The command as a user runs it; a one-layer MobileNetV2, whose sizes torch.export takes for constants."""
     from transformers import AutoModelForSemanticSegmentation, MobileNetV2Config
 
     config = MobileNetV2Config(depth_multiplier=0.25, image_size=64, num_labels=150)
     models.save(AutoModelForSemanticSegmentation.from_config(config).eval(), tmp_path / "m")
-    options = ["run", "--params", place / "params.yaml", "--model", tmp_path / "m", "--output", tmp_path / "out"]
-    options += ["--data", "scenes", "--split", "validation", "--limit", 2, "--methods", "float32,onnx_float32"]
-    done = segquant(*options)
+    command = [sys.executable, "-m", "segquant", "run", "--params", place / "params.yaml", "--model", tmp_path / "m"]
+    command += ["--data", "scenes", "--split", "validation", "--limit", "2", "--output", tmp_path / "out"]
+    done = subprocess.run(
+        [*map(str, command), "--methods", "float32,onnx_float32"], capture_output=True, text=True, cwd=ROOT
+    )
     assert done.returncode == 4, done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: onnx_float32 failed, as the results say")
     assert "Traceback" not in done.stdout + done.stderr

@@ -1,12 +1,24 @@
 """The environment that every make target needs."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import LONGEST, ROOT, TOGETHER, first_of
+
+
+def test_files_that_fork_one_process_run_on_one_worker():
+    """`make test` starts each such process once; conftest.py names the files."""
+    files = {path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    for forks in (r"^from forked import", r"^def \w+\(.*\bwarm\):$"):
+        group = [name for name, text in files.items() if re.search(forks, text, re.MULTILINE)]
+        assert len(group) > 2 and len({first_of(f"tests/{name}::test") for name in group}) == 1, group
+    assert len(files) == len(list((ROOT / "tests").rglob("test_*.py")))  # names are no other file's
+    assert {*LONGEST, *TOGETHER, *TOGETHER.values()} <= files.keys()
+    assert first_of("tests/deploy/test_graphs.py::test[a/b.py::c]") == "test_graphs.py"
 
 
 @pytest.mark.slow

@@ -85,6 +85,7 @@ def test_a_stage_is_a_fork_with_its_own_arguments_output_and_exit_code(folder, w
     assert start(folder, warm).communicate() == ("2\n", "")
 
 
+@forked
 def test_a_benchmark_is_a_process_of_its_own(folder, warm):
     (folder / "stages/benchmark.py").write_text("import sys; print('torch' in sys.modules)")
     command = [sys.executable, "-m", "stages.benchmark"]

@@ -36,7 +36,7 @@ PRELOADED = (  # not wandb, which makes a temporary folder that the first fork w
     "transformers.models.segformer.modeling_segformer",
     "pyarrow.compute",
     "pyarrow.parquet",
-    "pandas",  # of any array that pyarrow makes
+    "pandas",  # which pyarrow imports as it makes its first array
     "rich.progress",
     "pydantic.dataclasses",
     "torchao.quantization.pt2e.quantizer.x86_inductor_quantizer",

@@ -66,4 +66,4 @@ def test_a_scene_takes_well_under_a_tenth_of_a_second():
         scenes.sample(0, "train", i)
         return time.process_time() - start
 
-    assert np.mean([min(seconds(i) for _ in range(3)) for i in range(10)]) < 0.1  # 0.02 to 0.03 on a quiet machine
+    assert np.mean([min(seconds(i) for _ in range(3)) for i in range(30)]) < 0.1  # 0.02 to 0.03 on a quiet machine

@@ -33,7 +33,8 @@ from segquant.engines import extras
 from segquant.engines import load as engines
 from segquant.engines.extras import refused_protocol, refused_size, unavailable
 from segquant.engines.load import load, load_graph
-from segquant.engines.openvino import core
+from segquant.engines.openvino import by_position, core
+from segquant.engines.runtime import Runtime
 from segquant.evaluation.score import try_score
 from segquant.evaluation.speed import measure
 from segquant.quant.artifacts import describe_artifact, seal
@@ -217,15 +218,44 @@ def test_nncfs_default_preset_gives_each_position_its_own_range(artifact):
 
 
 def test_a_graph_with_a_range_for_each_position_takes_images_of_its_size_alone(work, artifact):
-    """It took 64x96 for 96x64, which has as many positions; other sizes left OpenVINO unable to start a graph."""
+    """OpenVINO ran it on 96x64, which has as many positions; for 96x128 it gave the logits of the images before."""
     graph, turned = load(artifact("nncf_default")).model, images(1).mT
-    assert graph(images(5)).logits.shape == (5, 11, 8, 12)
+    torch.testing.assert_close(graph(images(5)).logits[:1], graph(images(1)).logits, rtol=0, atol=1e-4)
     with pytest.raises(ModelError, match="^the graph takes 64x96 alone, not 1x3x96x64: choose fixed-64x96-v1$"):
         graph(turned)
     speed = Speed(input_size=(96, 64))
     timed = measure(artifact("nncf_default"), work, speed, torch.device("cpu"), work / "onnx")
-    assert timed == {"unavailable": "the graph takes 64x96 alone, not speed.input_size 96x64"}
+    assert timed == {"unavailable": "the graph takes 64x96 alone, not speed.input_size 96x64: choose 64x96"}
     assert load(artifact("nncf")).model(turned).logits.shape == (1, 11, 12, 8)
+
+
+@pytest.mark.parametrize("ranges", [(1, 1, 64, 1), (64, 1), (1, 1, 1, 96)])
+def test_ranges_along_an_open_axis_are_refused(ranges, tmp_path):
+    """Artifacts of earlier versions have them, in a graph of any size."""
+
+    def loaded(axes, ranges):
+        pixels = opset.parameter(axes, np.float32, "pixel_values")
+        least, most = np.zeros(ranges, np.float32), np.ones(ranges, np.float32)
+        quantized = opset.fake_quantize(pixels, least, most, least, most, 256)
+        openvino.save_model(openvino.Model([quantized], [pixels]), tmp_path / "model.xml")
+        return load_graph(tmp_path / "model.xml", "openvino")
+
+    openvino = pytest.importorskip("openvino")
+    opset = openvino.opset13
+    with pytest.raises(ModelError, match="model.xml has ranges for the positions of one image size, and takes any: qu"):
+        loaded((-1, 3, -1, -1), ranges)
+    assert loaded((-1, 3, -1, -1), (1, 3, 1, 1)).size is loaded((-1, 3, -1, -1), ()).size is None
+    assert not by_position(core().read_model(tmp_path / "model.xml"))
+
+
+def test_logits_of_another_size_are_none():
+    """Of the images before, as OpenVINO has given them."""
+    graph = Runtime(lambda pixels: np.zeros((1, 2, *kept), np.float32), "openvino", "1", 1)
+    for kept, size in (((8, 12), (64, 96)), ((4, 4), (32, 32))):
+        assert graph.logits(torch.zeros(1, 3, *size)).shape[2:] == kept
+    for size in ((64, 96), (64, 32), (32, 64)):
+        with pytest.raises(ModelError, match="cannot run the graph on pixels .*: it gives logits 1x2x4x4 for 1 images"):
+            graph.logits(torch.zeros(1, 3, *size))
 
 
 def test_the_same_images_give_the_same_bytes(work, artifact, tmp_path):

@@ -12,7 +12,7 @@ import torch
 from segquant.base.config import Graph
 from segquant.base.errors import ModelError
 from segquant.engines.extras import needs
-from segquant.engines.openvino import core
+from segquant.engines.openvino import by_position, core
 
 
 def quantize_nncf(source: str | Path, folder: Path, images: torch.Tensor, recipe: Graph) -> dict[str, Any]:
@@ -40,14 +40,7 @@ def quantize_nncf(source: str | Path, folder: Path, images: torch.Tensor, recipe
         options = {"preset": nncf.QuantizationPreset.MIXED, "ignored_scope": scope}
     data = nncf.Dataset(list(images[:, None].numpy()))
     quantized = nncf.quantize(model, data, subset_size=len(images), **options)
-    quantizers = [op for op in quantized.get_ops() if op.get_type_name() == "FakeQuantize"]
-    if any(map(_by_position, quantizers)):  # OpenVINO would take 64x96 for 96x64, which has as many positions
+    if by_position(quantized):
         quantized.reshape([-1, *images.shape[1:]])
     openvino.save_model(quantized, folder / "model.xml", compress_to_fp16=False)
-    return {"quantizers": len(quantizers)}
-
-
-def _by_position(quantizer: Any) -> bool:
-    """Whether an axis of its ranges, of more than one value, is one whose size the image gives."""
-    ranges, values = quantizer.input(1).get_shape(), quantizer.input(0).get_partial_shape()
-    return any(size > 1 and axis.is_dynamic for size, axis in zip(reversed(ranges), reversed(list(values))))
+    return {"quantizers": sum(op.get_type_name() == "FakeQuantize" for op in quantized.get_ops())}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from segquant.base.errors import ModelError
 from segquant.engines.extras import needs
 from segquant.engines.runtime import End, Runtime
 
@@ -37,6 +38,8 @@ def start(path: Path, compute: str) -> tuple[Runtime, list[End], list[End]]:
         stored = {entry.key: entry.value for entry in needs("onnx").load(path).metadata_props}
     graph = core().read_model(path)
     inputs, outputs = ([_end(end) for end in ends] for ends in (graph.inputs, graph.outputs))
+    if any("any" in end.shape[2:] for end in inputs) and by_position(graph):
+        raise ModelError(f"{path} has ranges for the positions of one image size, and takes any: quantize again")
     options = {
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
@@ -48,6 +51,20 @@ def start(path: Path, compute: str) -> tuple[Runtime, list[End], list[End]]:
     model = Runtime(lambda pixels: compiled([pixels])[0], "openvino", version, threads)
     model.metadata = stored
     return model, inputs, outputs
+
+
+def by_position(graph: Any) -> bool:
+    """Whether a quantizer's ranges differ along an axis whose size is open, such as that of an image's positions.
+
+    OpenVINO 2026.4.1 runs such a graph on images of any size. The ranges are then those of other positions (96x64 for
+    64x96), or the logits are still those of the images before.
+    """
+    for quantizer in graph.get_ops():
+        if quantizer.get_type_name() == "FakeQuantize":
+            ranges, values = quantizer.input(1).get_shape(), quantizer.input(0).get_partial_shape()
+            if any(size > 1 and axis.is_dynamic for size, axis in zip(reversed(ranges), reversed(list(values)))):
+                return True
+    return False
 
 
 def _begin(compiled: Any, inputs: list[End]) -> None:

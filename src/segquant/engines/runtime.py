@@ -46,6 +46,7 @@ class Runtime(nn.Module):
         self.size: tuple[int, int] | None = None
         self.dtype = torch.float32
         self.config = SimpleNamespace(num_labels=None, id2label={})
+        self._scale: tuple[float, ...] | None = None  # pixels a place of the logits, down and across
         self._place = nn.Parameter(torch.zeros(1), requires_grad=False)  # says: float32 on the CPU
 
     def logits(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -67,7 +68,12 @@ class Runtime(nn.Module):
 
     def _run(self, inputs: torch.Tensor) -> torch.Tensor:
         logits = torch.from_numpy(self.call(inputs.to(self.dtype).numpy())).float()
-        if logits.ndim != 4 or len(logits) != len(inputs) or not logits.numel():
+        fits = logits.ndim == 4 and len(logits) == len(inputs) and logits.numel() > 0
+        if fits:
+            scale = tuple(pixels / places for pixels, places in zip(inputs.shape[2:], logits.shape[2:]))
+            self._scale = self._scale or scale
+            fits = scale == self._scale  # OpenVINO has given the logits of the images before
+        if not fits:
             raise ValueError(f"it gives logits {'x'.join(map(str, logits.shape))} for {len(inputs)} images")
         return logits
 
