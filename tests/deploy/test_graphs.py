@@ -248,8 +248,8 @@ def test_ranges_along_an_open_axis_are_refused(ranges, tmp_path):
     assert not by_position(core().read_model(tmp_path / "model.xml"))
 
 
-def test_logits_of_another_size_are_none():
-    """Of the images before, as OpenVINO has given them."""
+def test_logits_that_do_not_fit_the_images_are_refused():
+    """OpenVINO has given those of the images before."""
     graph = Runtime(lambda pixels: np.zeros((1, 2, *kept), np.float32), "openvino", "1", 1)
     for kept, size in (((8, 12), (64, 96)), ((4, 4), (32, 32))):
         assert graph.logits(torch.zeros(1, 3, *size)).shape[2:] == kept
