@@ -36,7 +36,6 @@ METHODS = {
     "int8_static_qat": {**ORT_INT8, "algorithm": "pt2e", "calibration": MANY, "train": {"epochs": 4}},
     "openvino_float32": {"engine": "openvino", "weights": "float32"},
     "openvino_bfloat16": {"engine": "openvino", "weights": "float32", "compute": "bfloat16"},
-    "openvino_int8_default": OPENVINO_INT8,
     "openvino_int8": {**OPENVINO_INT8, "compute": "bfloat16", "ignored_types": FLOAT_TYPES},
     "int4_qat": {"weights": "int4", **GPTQ, "train": TRAIN},
     "int2_qat": {

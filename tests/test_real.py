@@ -156,7 +156,7 @@ GRAPH_LIMITS = {
 
 
 @pytest.mark.slow
-def test_int8_graphs_lose_little_and_nncfs_default_preset_destroys_the_model(real, tmp_path):
+def test_int8_graphs_lose_little(real, tmp_path):
     """About 9 minutes on two cores, of which 4 train 4 epochs on photographs without labels."""
     model, train = real / "segformer-b0-cityscapes", open_source(str(real / "camvid"), "train")
     label_map = match_classes(CITYSCAPES, train.classes, MAP)
@@ -169,7 +169,7 @@ def test_int8_graphs_lose_little_and_nncfs_default_preset_destroys_the_model(rea
         result = evaluate(runtime, rows_, len(rows_), num_classes=11, protocol=PROTOCOL, label_map=label_map)
         return 100 * result.scores.mean_iou
 
-    for name, (max_loss, max_size) in {**GRAPH_LIMITS, "openvino_int8_default": (100, 5.0)}.items():
+    for name, (max_loss, max_size) in GRAPH_LIMITS.items():
         recipe = methods[name]
         calibration_rows = [train[i] for i in spread(len(train), recipe.calibration_images)]
         images = calibration_batch(calibration_rows, PROTOCOL) if calibration_rows else None
@@ -185,5 +185,4 @@ def test_int8_graphs_lose_little_and_nncfs_default_preset_destroys_the_model(rea
         loss = losses[name] = 100 * float32 - miou(loaded.model, list(rows(source)))
         print(f"{name}: {loss:.2f} points lost, {loaded.size_bytes / 1e6:.2f} MB")
         assert loss <= max_loss and loaded.size_bytes <= 1e6 * max_size
-    assert losses["openvino_int8_default"] > 50
     assert losses["int8_static_qat"] <= losses["int8_static"]

@@ -13,7 +13,6 @@ RECIPES = {
     "qdq": Graph(engine="onnxruntime", weights="int8", algorithm="qdq", calibration=FEW),
     "openvino_float32": Graph(engine="openvino", weights="float32"),
     "openvino_bfloat16": Graph(engine="openvino", weights="float32", compute="bfloat16"),
-    "nncf_default": Graph(engine="openvino", weights="int8", algorithm="nncf", calibration=FEW),
     "nncf": Graph(
         engine="openvino", weights="int8", algorithm="nncf", calibration=FEW, ignored_types=("GroupConvolution", "Add")
     ),

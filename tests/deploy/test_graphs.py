@@ -23,6 +23,7 @@ from segquant import models
 from segquant.base.config import Calibration, Eval, Graph, Recipe, Speed
 from segquant.base.errors import ConfigError, DataError, ModelError, UnavailableError
 from segquant.data.preprocessing import Preprocessing, read_preprocessing
+from segquant.deploy import openvino_int8
 from segquant.deploy.build import build_graph
 from segquant.deploy.describe import describe
 from segquant.deploy.graph import Pixels
@@ -189,7 +190,7 @@ def test_an_int8_graph_of_four_stages_quantizes_every_layer(tmp_path):
     check_every_layer_is_int8(tmp_path / "pt2e", "pt2e", 4)
 
 
-@pytest.mark.parametrize("name", [n for n in RECIPES if n != "nncf_default"])
+@pytest.mark.parametrize("name", RECIPES)
 def test_every_engine_gives_nearly_pytorchs_classes(artifact, name):
     if reason := unavailable(RECIPES[name]):
         pytest.skip(reason)
@@ -203,36 +204,24 @@ def test_every_engine_gives_nearly_pytorchs_classes(artifact, name):
     assert loaded.size_bytes == sum(p.stat().st_size for p in paths)
 
 
-def test_nncfs_default_preset_gives_each_position_its_own_range(artifact):
-    """Before a depthwise convolution: photographs of another size have other positions."""
-
-    def shapes(name):
-        """Those of the ranges of activations."""
-        graph = core().read_model(artifact(name) / "model.xml")
-        quantizers = [node for node in graph.get_ops() if node.get_type_name() == "FakeQuantize"]
-        assert len(quantizers) > 10
-        return {tuple(node.input(1).get_shape()) for node in quantizers}
-
-    assert shapes("nncf") == {()}
-    assert {(1, 8 * 12, 1), (1, 2 * 3, 1)} < shapes("nncf_default")  # of the two stages
-
-
-def test_a_graph_with_a_range_for_each_position_takes_images_of_its_size_alone(work, artifact):
-    """OpenVINO ran it on 96x64, which has as many positions; for 96x128 it gave the logits of the images before."""
-    graph, turned = load(artifact("nncf_default")).model, images(1).mT
-    torch.testing.assert_close(graph(images(5)).logits[:1], graph(images(1)).logits, rtol=0, atol=1e-4)
-    with pytest.raises(ModelError, match="^the graph takes 64x96 alone, not 1x3x96x64: choose fixed-64x96-v1$"):
-        graph(turned)
-    speed = Speed(input_size=(96, 64))
-    timed = measure(artifact("nncf_default"), work, speed, torch.device("cpu"), work / "onnx")
-    assert timed == {"unavailable": "the graph takes 64x96 alone, not speed.input_size 96x64: choose 64x96"}
-    assert load(artifact("nncf")).model(turned).logits.shape == (1, 11, 12, 8)
+def test_a_range_for_each_position_is_refused(work, artifact, tmp_path, monkeypatch):
+    """By NNCF's default preset, before a depthwise convolution. Artifacts of earlier versions have such ranges."""
+    graph, default = work / "onnx" / "float32.onnx", replace(RECIPES["nncf"], ignored_types=())
+    with pytest.raises(
+        ModelError, match="^NNCF gives each position of an image a range of its own, .* GroupConvolution"
+    ):
+        quantize_nncf(graph, tmp_path, images(), default)
+    assert not list(tmp_path.iterdir()) and load(artifact("nncf")).model(images(1).mT).logits.shape == (1, 11, 12, 8)
+    monkeypatch.setattr(openvino_int8, "by_position", lambda graph: False)
+    quantize_nncf(graph, tmp_path, images(), default)
+    with pytest.raises(
+        ModelError, match="model.xml has ranges for each position of an image, which OpenVINO computes wr"
+    ):
+        load_graph(tmp_path / "model.xml", "openvino")
 
 
 @pytest.mark.parametrize("ranges", [(1, 1, 64, 1), (64, 1), (1, 1, 1, 96)])
 def test_ranges_along_an_open_axis_are_refused(ranges, tmp_path):
-    """Artifacts of earlier versions have them, in a graph of any size."""
-
     def loaded(axes, ranges):
         pixels = opset.parameter(axes, np.float32, "pixel_values")
         least, most = np.zeros(ranges, np.float32), np.ones(ranges, np.float32)
@@ -242,7 +231,7 @@ def test_ranges_along_an_open_axis_are_refused(ranges, tmp_path):
 
     openvino = pytest.importorskip("openvino")
     opset = openvino.opset13
-    with pytest.raises(ModelError, match="model.xml has ranges for the positions of one image size, and takes any: qu"):
+    with pytest.raises(ModelError, match="model.xml has ranges for each position of an image, which OpenVINO comp"):
         loaded((-1, 3, -1, -1), ranges)
     assert loaded((-1, 3, -1, -1), (1, 3, 1, 1)).size is loaded((-1, 3, -1, -1), ()).size is None
     assert not by_position(core().read_model(tmp_path / "model.xml"))

@@ -18,13 +18,11 @@ from segquant.engines.openvino import by_position, core
 def quantize_nncf(source: str | Path, folder: Path, images: torch.Tensor, recipe: Graph) -> dict[str, Any]:
     """Quantize the float32 ONNX model `source` to model.xml and model.bin in `folder`.
 
-    `images` (N, 3, H, W) give the ranges. Without `recipe.ignored_types` this is NNCF's default preset. That preset
-    destroys a SegFormer, as it gives the inputs of depthwise convolutions a range per position instead of per channel.
-    Such a graph takes images of HxW alone. With ignored types, nodes of these types stay float and activations may have
-    a zero point (NNCF's preset `mixed`).
+    `images` (N, 3, H, W) give the ranges. Without `recipe.ignored_types` this is NNCF's default preset. With ignored
+    types, nodes of these types stay float and activations may have a zero point (NNCF's preset `mixed`).
 
-    Returns the number of `quantizers` in the graph. Raises ModelError for an ignored type that the model lacks: only
-    the graph shows it.
+    Returns the number of `quantizers` in the graph. Raises ModelError for what only the graph shows: an ignored type
+    that the model lacks, and ranges by position, which NNCF gives the inputs of a SegFormer's depthwise convolutions.
     """
     os.environ.setdefault("NNCF_CI", "1")  # turns NNCF's telemetry off
     nncf, openvino = needs("nncf", "openvino", "onnx"), needs("openvino")
@@ -41,6 +39,9 @@ def quantize_nncf(source: str | Path, folder: Path, images: torch.Tensor, recipe
     data = nncf.Dataset(list(images[:, None].numpy()))
     quantized = nncf.quantize(model, data, subset_size=len(images), **options)
     if by_position(quantized):
-        quantized.reshape([-1, *images.shape[1:]])
+        raise ModelError(
+            "NNCF gives each position of an image a range of its own, which OpenVINO computes wrongly: set "
+            "ignored_types, with GroupConvolution for a SegFormer"
+        )
     openvino.save_model(quantized, folder / "model.xml", compress_to_fp16=False)
     return {"quantizers": sum(op.get_type_name() == "FakeQuantize" for op in quantized.get_ops())}

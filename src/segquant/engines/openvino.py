@@ -38,8 +38,10 @@ def start(path: Path, compute: str) -> tuple[Runtime, list[End], list[End]]:
         stored = {entry.key: entry.value for entry in needs("onnx").load(path).metadata_props}
     graph = core().read_model(path)
     inputs, outputs = ([_end(end) for end in ends] for ends in (graph.inputs, graph.outputs))
-    if any("any" in end.shape[2:] for end in inputs) and by_position(graph):
-        raise ModelError(f"{path} has ranges for the positions of one image size, and takes any: quantize again")
+    if by_position(graph):
+        raise ModelError(
+            f"{path} has ranges for each position of an image, which OpenVINO computes wrongly: quantize again"
+        )
     options = {
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
@@ -56,8 +58,8 @@ def start(path: Path, compute: str) -> tuple[Runtime, list[End], list[End]]:
 def by_position(graph: Any) -> bool:
     """Whether a quantizer's ranges differ along an axis whose size is open, such as that of an image's positions.
 
-    OpenVINO 2026.4.1 runs such a graph on images of any size. The ranges are then those of other positions (96x64 for
-    64x96), or the logits are still those of the images before.
+    OpenVINO 2026.4.1 gives other logits each time that such a graph runs on the same image. It also runs it on another
+    size, with the ranges of other positions (96x64 for 64x96), or gives the logits of the images before.
     """
     for quantizer in graph.get_ops():
         if quantizer.get_type_name() == "FakeQuantize":

@@ -51,8 +51,8 @@ def measure(
     `peak_memory_bytes` is what loading and one eager run add to the process (on CUDA: to what is allocated).
 
     A graph runs on its own engine alone, in turn with float32.onnx of the folder `exports` on that engine and with
-    PyTorch's eager float32, for `relative_to_eager`. At a size that graphs, or this one, refuse it is unavailable.
-    Without an artifact, or without such a graph, its reason (`failures.missing`) is all.
+    PyTorch's eager float32, for `relative_to_eager`. At a size that graphs refuse it is unavailable. Without an
+    artifact, or without such a graph, its reason (`failures.missing`) is all.
     """
     info = describe_artifact(artifact)
     graph_engine = info["recipe"].get("engine")
@@ -70,9 +70,6 @@ def measure(
         loaded = load(artifact, device)
     except UnavailableError as error:
         return {"unavailable": str(error)}
-    if graph_engine and loaded.model.size not in (None, tuple(speed.input_size)):
-        fixed, asked = ("x".join(map(str, size)) for size in (loaded.model.size, speed.input_size))
-        return {"unavailable": f"the graph takes {fixed} alone, not speed.input_size {asked}: choose {fixed}"}
     _timed(loaded.model, inputs[speed.batch_sizes[0]])
     peak = _peak_memory(device) - before
 
