@@ -22,7 +22,6 @@ FEW, MANY = {"images": 32}, {"images": 100}
 # Depthwise convolutions in int8 destroy OpenVINO's accuracy. The other types cost less, but int8 gains little there.
 FLOAT_TYPES = ["GroupConvolution", "Add", "Multiply", "Interpolate", "MVN"]
 ORT_INT8 = {"engine": "onnxruntime", "weights": "int8"}
-OPENVINO_INT8 = {"engine": "openvino", "weights": "int8", "algorithm": "nncf", "calibration": FEW}
 GPTQ = {"group_size": 32, "algorithm": "gptq", "calibration": FEW}
 TRAIN = {"steps": 1500, "batch_size": 2}
 METHODS = {
@@ -36,7 +35,14 @@ METHODS = {
     "int8_static_qat": {**ORT_INT8, "algorithm": "pt2e", "calibration": MANY, "train": {"epochs": 4}},
     "openvino_float32": {"engine": "openvino", "weights": "float32"},
     "openvino_bfloat16": {"engine": "openvino", "weights": "float32", "compute": "bfloat16"},
-    "openvino_int8": {**OPENVINO_INT8, "compute": "bfloat16", "ignored_types": FLOAT_TYPES},
+    "openvino_int8": {
+        "engine": "openvino",
+        "weights": "int8",
+        "algorithm": "nncf",
+        "calibration": FEW,
+        "compute": "bfloat16",
+        "ignored_types": FLOAT_TYPES,
+    },
     "int4_qat": {"weights": "int4", **GPTQ, "train": TRAIN},
     "int2_qat": {
         "weights": "int2",

@@ -18,6 +18,7 @@ gc.disable()  # until all is imported: a collection would look through what impo
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+import yaml  # noqa: E402
 from filelock import FileLock  # noqa: E402
 from PIL import Image  # noqa: E402
 
@@ -190,8 +191,6 @@ def tiny_folder(tiny, tmp_path) -> Path:
 @pytest.fixture
 def quick(tmp_path) -> Path:
     """The repository's params.yaml with a short measurement of speed."""
-    import yaml
-
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["speed"] = {"input_size": [64, 64], "batch_sizes": [1], "runs": 2, "warmup": 1}
     path = tmp_path / "quick.yaml"

@@ -1,4 +1,4 @@
-"""The environment that every make target needs."""
+"""The environment that every make target needs, and the workers of `make test`."""
 
 import os
 import re

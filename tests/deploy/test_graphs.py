@@ -243,7 +243,9 @@ def test_logits_that_do_not_fit_the_images_are_refused():
     for kept, size in (((8, 12), (64, 96)), ((4, 4), (32, 32))):
         assert graph.logits(torch.zeros(1, 3, *size)).shape[2:] == kept
     for size in ((64, 96), (64, 32), (32, 64)):
-        with pytest.raises(ModelError, match="cannot run the graph on pixels .*: it gives logits 1x2x4x4 for 1 images"):
+        with pytest.raises(
+            ModelError, match="cannot run the graph on pixels .*: it gives logits 1x2x4x4, which fit images of an"
+        ):
             graph.logits(torch.zeros(1, 3, *size))
 
 

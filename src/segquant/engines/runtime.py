@@ -68,13 +68,13 @@ class Runtime(nn.Module):
 
     def _run(self, inputs: torch.Tensor) -> torch.Tensor:
         logits = torch.from_numpy(self.call(inputs.to(self.dtype).numpy())).float()
-        fits = logits.ndim == 4 and len(logits) == len(inputs) and logits.numel() > 0
-        if fits:
-            scale = tuple(pixels / places for pixels, places in zip(inputs.shape[2:], logits.shape[2:]))
-            self._scale = self._scale or scale
-            fits = scale == self._scale  # OpenVINO has given the logits of the images before
-        if not fits:
-            raise ValueError(f"it gives logits {'x'.join(map(str, logits.shape))} for {len(inputs)} images")
+        shape = "x".join(map(str, logits.shape))
+        if logits.ndim != 4 or len(logits) != len(inputs) or not logits.numel():
+            raise ValueError(f"it gives logits {shape} for {len(inputs)} images")
+        scale = tuple(pixels / places for pixels, places in zip(inputs.shape[2:], logits.shape[2:]))
+        if self._scale not in (None, scale):  # OpenVINO has given the logits of the images before
+            raise ValueError(f"it gives logits {shape}, which fit images of another size")
+        self._scale = scale
         return logits
 
     def _filled(self, inputs: torch.Tensor) -> torch.Tensor:
